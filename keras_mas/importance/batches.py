@@ -1,0 +1,80 @@
+"""Unlabelled batches out of whatever `model.fit` takes."""
+
+import keras
+import tensorflow as tf
+
+
+def batches(inputs, batch_size):
+    """Yield the inputs of one batch after the other, without labels.
+
+    Args:
+        inputs: One of
+            an array `[N, ...]`, or a list or dict of such arrays for a model of several inputs;
+            a `tf.data.Dataset`, `keras.utils.PyDataset` or iterable of batches `x`, `(x, y)` or
+            `(x, y, sample_weight)`, as for `fit`: y and the sample weights are dropped.
+        batch_size: Examples per batch of arrays; batched data keep their own.
+
+    Yields:
+        The model's input structure, of tensors `[n, ...]` with n ≥ 1; the last may be shorter.
+
+    Raises:
+        ValueError: If there is no example, or arrays differ in length.
+    """
+    count = 0
+    for batch in _batches(inputs, batch_size):
+        batch = tf.nest.map_structure(tf.convert_to_tensor, batch)
+        if count_examples(batch):
+            count += 1
+            yield batch
+    if not count:
+        raise ValueError(
+            "Expected at least one example to measure importance on. Received: none. "
+            "Pass the inputs of the task that was just learned."
+        )
+
+
+def count_examples(batch):
+    """Return n of a batch whose tensors are `[n, ...]`; ValueError if they disagree."""
+    lengths = {int(array.shape[0]) for array in tf.nest.flatten(batch)}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"Expected inputs with the same number of examples. Received: {sorted(lengths)}. "
+            "Pass one row of every input per example."
+        )
+    return lengths.pop()
+
+
+def _batches(inputs, batch_size):
+    if isinstance(inputs, keras.utils.PyDataset):
+        return _without_labels(inputs[i] for i in range(len(inputs)))
+    if _is_arrays(inputs):
+        return _slices(inputs, batch_size)
+    return _without_labels(inputs)
+
+
+def _is_arrays(inputs):
+    return isinstance(inputs, dict | list) or _is_array(inputs)
+
+
+def _is_array(value):
+    return hasattr(value, "shape") and hasattr(value, "__getitem__")
+
+
+def _slices(arrays, batch_size):
+    if batch_size < 1:
+        raise ValueError(f"Expected a batch size of at least 1. Received: {batch_size}.")
+    columns = tf.nest.flatten(arrays)
+    if not columns or not all(map(_is_array, columns)):
+        raise ValueError(
+            "Expected an array, a list or dict of arrays, or a dataset. Received: "
+            f"{type(arrays).__name__} of {sorted({type(column).__name__ for column in columns})}. "
+            "Convert the examples with `numpy.asarray`."
+        )
+    for start in range(0, count_examples(arrays), batch_size):
+        rows = slice(start, start + batch_size)
+        yield tf.nest.map_structure(lambda array, rows=rows: array[rows], arrays)
+
+
+def _without_labels(dataset):
+    for batch in dataset:
+        yield keras.utils.unpack_x_y_sample_weight(batch)[0]

@@ -1,0 +1,126 @@
+"""MASModel: a Keras model whose own train_step protects what it has learned."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .memory import SynapticMemory
+
+_MEMORY = "memory:"  # what the keys of λ, Ω and θ* begin with among a model's own variables
+
+
+@keras.saving.register_keras_serializable("keras_mas")
+class MASModel(keras.Model):
+    """A `keras.Model` that adds λ Σ Ω (θ − θ*)² to its loss, with the gradient in closed form.
+
+    The same mathematics as `SynapticMemory.protect` on a stock model, and the same weights to
+    float32 rounding; here Ω, θ* and λ are part of the model and come back with `model.save`. The
+    reported `loss` holds the penalty, `val_loss` is the task's loss alone.
+
+        model = MASModel(inputs, outputs, strength=1.0)
+        model.compile(...)
+        model.fit(a, ...)
+        model.consolidate(inputs_of_a)
+        model.fit(b, ...)
+
+    A network that defines its own `call` is protected as one layer of it,
+    `MASModel(inputs, network(inputs))`.
+
+    Args:
+        inputs: As for a functional `keras.Model`.
+        outputs: As for a functional `keras.Model`.
+        name: Name of the model.
+        strength: λ ≥ 0, the weight of the penalty beside the loss. 0 is plain fine-tuning.
+        **kwargs: Passed to `keras.Model`.
+
+    Attributes:
+        memory: The `SynapticMemory` that holds λ, Ω and θ*.
+
+    Raises:
+        ValueError: If `strength` is negative or not finite.
+    """
+
+    def __init__(self, inputs, outputs, name=None, *, strength=1.0, **kwargs):
+        super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
+        self.memory = SynapticMemory(strength)
+
+    @property
+    def strength(self):
+        """λ, a float. Setting it acts in the next training step."""
+        return self.memory.strength
+
+    @strength.setter
+    def strength(self, value):
+        self.memory.strength = value
+
+    def consolidate(self, inputs, *, batch_size=256):
+        """Make what the model knows now the thing to protect; see `SynapticMemory.consolidate`."""
+        self.memory.attend(self)
+        self.memory.consolidate(self, inputs, batch_size=batch_size)
+
+    def make_train_function(self, force=False):
+        """Attend to every trainable weight before the training step is traced."""
+        new = self.memory.attend(self)
+        return super().make_train_function(force=force or bool(new))
+
+    def train_step(self, data):
+        """Take one step on the task's loss and the penalty; `data` as `fit` passes it."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        weights = self.trainable_weights
+        gradients = tape.gradient(scaled_loss, weights)
+        self._track(loss * _replicas() + tf.cast(self.memory.penalty(self), loss.dtype), x)
+        self.optimizer.apply_gradients(
+            (self._with_penalty(gradient, weight), weight)
+            for gradient, weight in zip(gradients, weights, strict=True)
+        )
+        return self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def save_own_variables(self, store):
+        """Write λ, Ω and θ* beside the model's own variables (called by `save`)."""
+        super().save_own_variables(store)
+        for key, array in self.memory.state().items():
+            store[_to_store(key)] = array
+
+    def load_own_variables(self, store):
+        """Read λ, Ω and θ* back (called when a model or its weights are loaded)."""
+        arrays = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118 (HDF5)
+        remembered = {key: arrays.pop(key) for key in list(arrays) if key.startswith(_MEMORY)}
+        super().load_own_variables(arrays)
+        if remembered:  # a stock model's weights file has none
+            self.memory.restore({_from_store(key): array for key, array in remembered.items()})
+
+    def get_config(self):
+        """Return the model's config with λ; Ω and θ* travel with the variables."""
+        return {**super().get_config(), "strength": self.strength}
+
+    def _with_penalty(self, gradient, weight):
+        """Return the gradient of the scaled loss with the penalty's share of this replica added."""
+        pull = self.memory.gradient(weight)
+        if pull is None:
+            return gradient
+        pull = self.optimizer.scale_loss(pull / _replicas())
+        return pull if gradient is None else tf.convert_to_tensor(gradient) + pull
+
+    def _track(self, loss, x):
+        examples = tf.shape(tf.nest.flatten(x)[0])[0]
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss, sample_weight=examples)
+
+
+def _replicas():
+    """Return among how many replicas a batch is split: Keras adds their gradients up."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _to_store(key):
+    # HDF5 would take "/" for a folder.
+    return _MEMORY + key.replace("/", "|")
+
+
+def _from_store(key):
+    return key.removeprefix(_MEMORY).replace("|", "/")

@@ -1,0 +1,65 @@
+"""The penalty on one weight, as a Keras regularizer."""
+
+import keras
+import tensorflow as tf
+
+
+def drift_penalty(weight, importance, anchor, strength):
+    """Return λ Σ_ij Ω_ij (θ_ij − θ*_ij)², without a ½ (Eq. 3 of arXiv:1711.09601).
+
+    Args:
+        weight: θ, tensor or variable of any shape.
+        importance: Ω, of the same shape.
+        anchor: θ*, of the same shape.
+        strength: λ, scalar.
+
+    Returns:
+        Scalar tensor of Ω's dtype, in units of the loss.
+    """
+    strength, drift = _strength_and_drift(weight, importance, anchor, strength)
+    return strength * tf.reduce_sum(importance * tf.square(drift))
+
+
+def drift_gradient(weight, importance, anchor, strength):
+    """Return the gradient of `drift_penalty` by the weight, 2 λ Ω (θ − θ*); arguments as there."""
+    strength, drift = _strength_and_drift(weight, importance, anchor, strength)
+    return 2.0 * strength * importance * drift
+
+
+def _strength_and_drift(weight, importance, anchor, strength):
+    dtype = tf.as_dtype(importance.dtype)
+    drift = tf.cast(weight, dtype) - tf.convert_to_tensor(anchor)
+    return tf.cast(strength, dtype), drift
+
+
+class MASRegularizer(keras.regularizers.Regularizer):
+    """Pull one weight towards its anchor, as strongly as it is important.
+
+    `SynapticMemory.protect` sets it on every weight it protects. It reads λ, Ω and θ* from
+    variables, so that a change of any of them acts in the next step without a new trace. The arrays
+    travel in the memory's own file; a layer's config does not hold them.
+
+    Args:
+        importance: Ω, variable or tensor of the weight's shape.
+        anchor: θ*, variable or tensor of the weight's shape.
+        strength: λ, scalar variable or tensor.
+        also: The regularizer that the weight had before, added to the penalty; or None.
+
+    Example:
+        >>> regularizer = MASRegularizer(tf.constant([1.0, 0.0]), tf.zeros(2), tf.constant(0.5))
+        >>> float(regularizer(tf.constant([2.0, 9.0])))  # 0.5 · (1 · 2² + 0 · 9²)
+        2.0
+    """
+
+    def __init__(self, importance, anchor, strength, also=None):
+        self.importance = importance
+        self.anchor = anchor
+        self.strength = strength
+        self.also = also
+        self.is_traced = False
+
+    def __call__(self, weight):
+        """Return the penalty on `weight`, a scalar tensor."""
+        self.is_traced = self.is_traced or tf.inside_function()
+        penalty = drift_penalty(weight, self.importance, self.anchor, self.strength)
+        return penalty if self.also is None else penalty + self.also(weight)

@@ -1,0 +1,320 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+from reference import importance_by_differences
+
+from keras_mas import compute_importance, importance_one_by_one
+from keras_mas.importance.rules import rule
+
+WAYS = pytest.mark.parametrize("measure", [compute_importance, importance_one_by_one])
+
+
+def set_weights(model, *weights):
+    model.set_weights([np.array(values, "float32") for values in weights])
+
+
+def line(w, b):
+    model = keras.Sequential([keras.Input([1]), layers.Dense(1, name="line")])
+    set_weights(model, [[w]], [b])
+    return model
+
+
+def column(*values):
+    return np.array(values, "float32")[:, None]
+
+
+def assert_close(omega, **expected):
+    found = {path.rsplit("/")[-1]: values for path, values in omega.items()}
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+
+
+def assert_same(fast, slow, rtol=1e-4):
+    assert fast.keys() == slow.keys()
+    for path in slow:
+        scale = np.abs(slow[path]).max()
+        np.testing.assert_allclose(fast[path], slow[path], rtol, rtol * scale, err_msg=path)
+
+
+@WAYS
+def test_importance_of_a_line(measure):
+    # F = wx + b, so |∂F²/∂w| = |2xF| and |∂F²/∂b| = |2F|.
+    # w = 1, b = 0, x = ±1: F = ±1, both means are 2. The signed bias gradients
+    # are +2 and −2: averaging before the absolute value would answer 0.
+    assert_close(measure(line(1.0, 0.0), column(1, -1)), kernel=[[2.0]], bias=[2.0])
+
+
+def test_a_ragged_last_batch_weighs_by_its_length():
+    # x = 1, 2, 3: |2xF| = 2, 8, 18 and |2F| = 2, 4, 6. The mean over examples is 28/3 and 4;
+    # the mean of the means of batches (1, 2) and (3) would be 11.5 and 4.5.
+    omega = compute_importance(line(1.0, 0.0), column(1, 2, 3), batch_size=2)
+    assert_close(omega, kernel=[[28 / 3]], bias=[4.0])
+
+
+@WAYS
+def test_importance_of_two_relu_layers(measure):
+    # W = [[1, −1], [0, 2]], V = [2, 1]ᵀ, no offsets; z = xW, F = relu(z)V, δ_F = 2F.
+    # x = (1,  1): z = (1,  1), F = 3, δ_F = 6, ∂V = (6, 6), δ_z = (12, 6), ∂W = x ⊗ δ_z
+    # x = (1, −1): z = (1, −3), F = 2, δ_F = 4, ∂V = (4, 0), δ_z = ( 8, 0)
+    # Second row of ∂W: (12, 6) and (−8, 0). Its mean magnitude is (10, 3); the magnitude of its
+    # mean would be (2, 3).
+    model = keras.Sequential(
+        [
+            keras.Input([2]),
+            layers.Dense(2, activation="relu", name="in"),
+            layers.Dense(1, name="out"),
+        ],
+        name="net",
+    )
+    set_weights(model, [[1, -1], [0, 2]], [0, 0], [[2], [1]], [0])
+    omega = measure(model, np.array([[1.0, 1.0], [1.0, -1.0]], "float32"))
+    np.testing.assert_allclose(omega["net/in/kernel"], [[10, 3], [10, 3]])
+    np.testing.assert_allclose(omega["net/in/bias"], [10, 3])
+    np.testing.assert_allclose(omega["net/out/kernel"], [[5], [3]])
+    np.testing.assert_allclose(omega["net/out/bias"], [5])
+
+
+def test_a_weight_used_at_two_positions_adds_before_the_absolute_value():
+    # The line at positions x = (1, −1) of one example: F = (1, −1), ‖F‖² = (w+b)² + (−w+b)², so
+    # ∂b = 2(1) + 2(−1) = 0 and ∂w = 2 + 2 = 4. Absolute values per position would give b 4.
+    model = keras.Sequential([keras.Input([2, 1]), layers.Dense(1, name="line")])
+    set_weights(model, [[1.0]], [0.0])
+    assert_close(compute_importance(model, np.array([[[1.0], [-1.0]]])), kernel=[[4.0]], bias=[0.0])
+
+
+def test_the_definition_agrees_with_central_differences():
+    keras.backend.set_floatx("float64")
+    inputs = keras.Input([4])
+    hidden = layers.Dense(3, activation="tanh")(inputs)
+    model = keras.Model(inputs, [layers.Dense(2)(hidden), layers.Dense(1)(hidden)])
+    x = np.random.default_rng(0).normal(size=(5, 4))
+    assert_same(importance_one_by_one(model, x), importance_by_differences(model, x), rtol=1e-7)
+
+
+def mlp(inputs):
+    return layers.Dense(3)(layers.Dense(4, activation="relu")(inputs))
+
+
+def convolutional(inputs):
+    x = layers.Reshape([4, 4, 1])(inputs)
+    x = layers.Conv2D(2, 3, activation="relu")(x)
+    x = layers.BatchNormalization()(x)
+    return layers.Dense(3)(layers.Dropout(0.5)(layers.Flatten()(x)))
+
+
+def called_twice(inputs):
+    shared = layers.Dense(16, activation="relu")
+    return layers.Dense(2)(shared(shared(inputs)))
+
+
+def sequence(inputs):
+    x = layers.Reshape([4, 4])(inputs)
+    x = layers.Dense(3, activation="gelu")(x)
+    return layers.Dense(2)(layers.LSTM(3)(x))
+
+
+def two_outputs(inputs):
+    trunk = layers.Dense(5, activation="tanh", use_bias=False)(inputs)
+    return {"a": layers.Dense(2, activation="softplus")(trunk), "b": layers.Dense(1)(trunk)}
+
+
+class TransposedReuse(layers.Layer):
+    """Uses the kernel of a Dense layer behind that layer's back."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        return keras.ops.matmul(self.dense(inputs), keras.ops.transpose(self.dense.kernel))
+
+
+def reused_outside(inputs):
+    return TransposedReuse()(inputs)
+
+
+class Doubled(layers.Dense):
+    """A subclass of a class with a rule that computes something else."""
+
+    def call(self, inputs):
+        return super().call(inputs) + super().call(-2 * inputs)
+
+
+def subclassed(inputs):
+    return Doubled(3)(inputs)
+
+
+NETWORKS = [
+    mlp,
+    convolutional,
+    called_twice,
+    sequence,
+    two_outputs,
+    reused_outside,
+    subclassed,
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+def test_every_network_agrees_with_the_definition(network):
+    inputs = keras.Input([16])
+    model = keras.Model(inputs, network(inputs))
+    x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
+    assert_same(compute_importance(model, x, batch_size=3), importance_one_by_one(model, x))
+
+
+@settings(deadline=None, max_examples=10)
+@given(n=st.integers(1, 7), batch_size=st.integers(1, 8), seed=st.integers(0, 999))
+def test_batches_equal_one_by_one(n, batch_size, seed):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input([3])
+    model = keras.Model(inputs, mlp(inputs))
+    x = np.random.default_rng(seed).normal(size=(n, 3)).astype("float32")
+    fast = compute_importance(model, x, batch_size=batch_size)
+    assert_same(fast, importance_one_by_one(model, x))
+
+
+def test_two_data_sets_together_are_their_weighted_mean():
+    model = line(0.5, 1.0)
+    a, b = column(1, 2, 3), column(-4)
+    together = compute_importance(model, column(1, 2, 3, -4))
+    first, second = compute_importance(model, a), compute_importance(model, b)
+    for path in together:
+        np.testing.assert_allclose(together[path], (3 * first[path] + second[path]) / 4, rtol=1e-6)
+
+
+class Halves(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        return column(1, 2, 3, 4)[2 * i : 2 * i + 2], column(0, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: tf.constant(column(1, 2, 3, 4)),
+        lambda: tf.data.Dataset.from_tensor_slices(column(1, 2, 3, 4)).batch(3),
+        lambda: tf.data.Dataset.from_tensor_slices((column(1, 2, 3, 4), [9] * 4)).batch(3),
+        lambda: Halves(),
+        lambda: (batch for batch in (column(1, 2, 3), column(4))),
+        lambda: ((batch, batch * 0) for batch in (column(1), column(2, 3, 4))),
+    ],
+    ids=["tensor", "dataset", "labelled_dataset", "pydataset", "generator", "labelled_generator"],
+)
+def test_any_data_gives_the_same(data):
+    # |2x²| over x = 1 … 4 is 2 (1 + 4 + 9 + 16) / 4 = 15.
+    assert_close(compute_importance(line(1.0, 0.0), data()), kernel=[[15.0]], bias=[5.0])
+
+
+def test_several_inputs_by_name():
+    a, b = keras.Input([1], name="a"), keras.Input([1], name="b")
+    total = layers.Dense(1, name="line")(layers.Add()([a, b]))
+    model = keras.Model({"a": a, "b": b}, total)
+    set_weights(model, [[1.0]], [0.0])
+    omega = compute_importance(model, {"a": column(1, 0), "b": column(0, -1)})
+    assert_close(omega, kernel=[[2.0]], bias=[2.0])
+
+
+def test_the_model_is_left_as_it_was():
+    inputs = keras.Input([16])
+    model = keras.Model(inputs, convolutional(inputs))
+    x = np.random.default_rng(0).normal(3.0, size=(6, 16)).astype("float32")
+    attributes = [dict(vars(layer)) for layer in model.layers]
+    weights, losses = model.get_weights(), list(model.losses)
+    compute_importance(model, x)
+    assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
+    for layer, before in zip(model.layers, attributes, strict=True):
+        assert vars(layer).keys() == before.keys()
+        assert vars(layer).get("activation") is before.get("activation")
+    assert model.losses == losses
+
+
+def test_frozen_weights_are_left_out():
+    inputs = keras.Input([3])
+    hidden = layers.Dense(4, name="frozen", trainable=False)(inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="free")(hidden))
+    assert set(compute_importance(model, np.ones([2, 3]))) == {"free/kernel", "free/bias"}
+
+
+def test_a_rule_for_an_own_layer():
+    class Shift(layers.Layer):
+        def build(self, shape):
+            self.offset = self.add_weight(shape=(shape[-1],), name="offset")
+
+        def call(self, inputs):
+            return inputs + self.offset
+
+    calls = []
+
+    @rule(Shift)
+    def shift(layer, inputs, delta):
+        calls.append(layer)
+        return {"offset": tf.reduce_sum(tf.abs(delta), axis=0)}
+
+    model = keras.Sequential([keras.Input([2]), Shift()])
+    x = np.array([[1.0, 0.0], [-1.0, 4.0]])
+    assert_same(compute_importance(model, x), importance_one_by_one(model, x))
+    assert calls == model.layers
+
+    @rule(Shift)
+    def misshapen(layer, inputs, delta):
+        return {"offset": tf.abs(delta)}
+
+    with pytest.raises(ValueError, match=r"rule of Shift to return shape \(2,\).*Received: shape"):
+        compute_importance(model, x)
+    assert "call" not in vars(model.layers[0])
+
+
+@WAYS
+def test_bad_input_is_named(measure):
+    with pytest.raises(ValueError, match="Expected at least one example.*Received: none"):
+        measure(line(1, 0), np.zeros([0, 1]))
+    with pytest.raises(ValueError, match=r"same number of examples\. Received: \[2, 3\]"):
+        measure(line(1, 0), {"a": np.zeros([2, 1]), "b": np.zeros([3, 1])})
+    with pytest.raises(ValueError, match="Expected an array.*list of"):
+        measure(line(1, 0), [[1.0], [2.0]])
+    unbuilt = keras.Sequential([layers.Dense(1)], name="blank")
+    with pytest.raises(ValueError, match="Expected a built model. Received: 'blank'"):
+        measure(unbuilt, column(1))
+    frozen = line(1, 0)
+    frozen.trainable = False
+    with pytest.raises(ValueError, match="trainable weights.*with none"):
+        measure(frozen, column(1))
+
+
+@WAYS
+def test_infinite_outputs_are_named_by_batch(measure):
+    with pytest.raises(
+        ValueError, match=r"outputs.*'sequential'.*batch 1 \(counted from 0\)"
+    ):
+        measure(line(1, 0), iter([column(1), column(np.nan)]))
+    # A ReLU that answers 0 for NaN hides it from the output, but not from the importance.
+    inputs = keras.Input([1])
+    hiding = keras.Model(inputs, layers.Dense(1)(layers.Dense(2, activation="relu")(inputs)))
+    with pytest.raises(ValueError, match="batch 0"):
+        measure(hiding, column(np.nan))
+
+
+def test_two_weights_of_one_name_are_refused():
+    inner = [keras.Sequential([keras.Input([1]), layers.Dense(1, name="d")], name="n")]
+    inner.append(keras.Sequential([keras.Input([1]), layers.Dense(1, name="d")], name="n"))
+    inputs = keras.Input([1])
+
+    class Both(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = inner
+
+        def call(self, x):
+            return self.first(x) + self.second(x)
+
+    model = keras.Model(inputs, Both()(inputs))
+    with pytest.raises(ValueError, match="two weights named 'n/d/kernel'"):
+        compute_importance(model, column(1))

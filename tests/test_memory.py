@@ -1,0 +1,322 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_mas import Consolidate, MASModel, SynapticMemory, compute_importance
+from keras_mas.regularizer import MASRegularizer, drift_gradient
+
+RNG = np.random.default_rng(0)
+A, B = RNG.normal(size=(2, 48, 5)).astype("float32")
+LABELS_A, LABELS_B = RNG.integers(0, 3, size=(2, 48))
+
+
+class CountedLoss(keras.losses.SparseCategoricalCrossentropy):
+    """Counts how often Python runs it, which is once per trace."""
+
+    traces = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(from_logits=True)
+
+    def call(self, y_true, y_pred):
+        CountedLoss.traces += 1
+        return super().call(y_true, y_pred)
+
+
+def network(kind=keras.Model, regularizer=None, **kwargs):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input([5])
+    hidden = layers.Dense(6, "relu", kernel_regularizer=regularizer, name="hidden")(inputs)
+    return kind(inputs, layers.Dense(3, name="out")(hidden), **kwargs)
+
+
+def compiled(model, optimizer="sgd"):
+    optimizers = {
+        "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9),
+        "adam": lambda: keras.optimizers.Adam(0.01, clipnorm=0.5),
+    }
+    model.compile(optimizers[optimizer](), CountedLoss())
+    return model
+
+
+def fit(model, inputs, labels, **kwargs):
+    history = model.fit(inputs, labels, epochs=2, batch_size=16, verbose=0, shuffle=False, **kwargs)
+    return history.history
+
+
+def protected(strength=1.0):
+    model = compiled(network())
+    return model, SynapticMemory(strength).protect(model)
+
+
+def one_weight(values):
+    """A model of one weight vector, and its variable."""
+    model = keras.Sequential([keras.Input([2]), layers.Dense(1, use_bias=False)], name="one")
+    model.set_weights([np.array(values, "float32")[:, None]])
+    return model, model.weights[0]
+
+
+def test_the_penalty_and_its_gradient_by_hand():
+    # λ Σ Ω (θ − θ*)² = 0.5 · (1 · 2² + 0 · 9²) = 2; 2 λ Ω (θ − θ*) = (2, 0). No ½ anywhere.
+    importance, anchor, theta = tf.constant([1.0, 0.0]), tf.constant([1.0, 1.0]), [3.0, 10.0]
+    weight = tf.Variable(theta)
+    with tf.GradientTape() as tape:
+        penalty = MASRegularizer(importance, anchor, tf.constant(0.5))(weight)
+    assert float(penalty) == 2.0
+    np.testing.assert_array_equal(tape.gradient(penalty, weight), [2.0, 0.0])
+    np.testing.assert_array_equal(drift_gradient(weight, importance, anchor, 0.5), [2.0, 0.0])
+
+
+def test_consolidate_adds_importance_and_moves_the_anchor():
+    model, weight = one_weight([1.0, 0.0])
+    memory = SynapticMemory().protect(model)
+    assert memory.importance["one/dense/kernel"].tolist() == [[0.0], [0.0]]
+    # F = w·x: |2 x F| for x = (1, 2) is (2, 4); at w = (2, 0) it is (4, 8). Sum: (6, 12).
+    x = np.array([[1.0, 2.0]])
+    memory.consolidate(model, x)
+    weight.assign([[2.0], [0.0]])
+    # θ* is a copy: the drift of 1 costs λ · 2 · 1². A live θ* would make it 0.
+    assert float(memory.penalty(model)) == 2.0
+    memory.consolidate(model, x)
+    assert memory.importance["one/dense/kernel"].tolist() == [[6.0], [12.0]]
+    assert memory.anchor["one/dense/kernel"].tolist() == [[2.0], [0.0]]
+    assert float(memory.penalty(model)) == 0.0
+
+
+def test_twice_the_drift_is_four_times_the_penalty():
+    model, weight = one_weight([1.0, 1.0])
+    memory = SynapticMemory(0.3).protect(model)
+    memory.consolidate(model, np.ones([1, 2]))
+    weight.assign([[1.5], [1.0]])
+    once = float(memory.penalty(model))
+    weight.assign([[2.0], [1.0]])
+    assert float(memory.penalty(model)) == pytest.approx(4 * once)
+    assert once > 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("regularizer", [None, keras.regularizers.L2(0.01)], ids=["", "l2"])
+def test_both_doors_give_the_same_weights(optimizer, regularizer):
+    outside = compiled(network(regularizer=regularizer), optimizer)
+    memory = SynapticMemory(2.0).protect(outside)
+    inside = compiled(network(MASModel, regularizer, strength=2.0), optimizer)
+    for inputs, labels in [(A, LABELS_A), (B, LABELS_B)]:
+        losses_outside, losses_inside = fit(outside, inputs, labels), fit(inside, inputs, labels)
+        np.testing.assert_allclose(losses_outside["loss"], losses_inside["loss"], rtol=1e-5)
+        memory.consolidate(outside, inputs)
+        inside.consolidate(inputs)
+    assert max(values.max() for values in memory.importance.values()) > 0.1
+    for one, other in zip(outside.weights, inside.weights, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-6, err_msg=one.path)
+
+
+def test_strength_zero_is_plain_fit():
+    plain, free = compiled(network()), compiled(network(MASModel, strength=0.0))
+    fit(plain, A, LABELS_A)
+    fit(free, A, LABELS_A, callbacks=[Consolidate(A)])
+    fit(plain, B, LABELS_B)
+    fit(free, B, LABELS_B)
+    for one, other in zip(plain.weights, free.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+@pytest.mark.parametrize("kind", [keras.Model, MASModel])
+def test_nothing_is_traced_again(kind):
+    model = compiled(network(kind))
+    memory = SynapticMemory().protect(model) if kind is keras.Model else model.memory
+    fit(model, A, LABELS_A)
+    model.evaluate(A, LABELS_A, verbose=0)
+    traces = CountedLoss.traces
+    memory.consolidate(model, A)
+    held = fit(model, B, LABELS_B)
+    memory.strength = 1e-6
+    free = fit(model, B, LABELS_B)
+    model.evaluate(A, LABELS_A, verbose=0)
+    assert CountedLoss.traces == traces
+    assert free["loss"][-1] < held["loss"][0]
+
+
+def drift(memory, model):
+    anchor = memory.anchor
+    return sum(np.abs(w.numpy() - anchor[w.path]).sum() for w in model.weights)
+
+
+@pytest.mark.parametrize("kind", [keras.Model, MASModel])
+def test_a_new_strength_acts_in_the_next_fit(kind):
+    drifts = {}
+    for strength in (0.0, 1.0):
+        model = compiled(network(kind))
+        memory = SynapticMemory(5.0).protect(model) if kind is keras.Model else model.memory
+        fit(model, A, LABELS_A)
+        memory.consolidate(model, A)
+        memory.strength = strength
+        fit(model, B, LABELS_B)
+        drifts[strength] = drift(memory, model)
+    assert drifts[1.0] < 0.9 * drifts[0.0]
+
+
+def test_protecting_a_model_that_has_been_fitted_already():
+    late, early = compiled(network()), compiled(network())
+    early_memory = SynapticMemory().protect(early)
+    fit(early, A, LABELS_A)
+    fit(late, A, LABELS_A)  # traced without a penalty
+    memory = SynapticMemory().protect(late)
+    for model, kept in [(late, memory), (early, early_memory)]:
+        kept.consolidate(model, A)
+        fit(model, B, LABELS_B)
+    for one, other in zip(late.weights, early.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_trunk_is_held_and_its_head_is_free():
+    model = compiled(network())
+    trunk = keras.Model(model.input, model.get_layer("hidden").output)
+    memory = SynapticMemory().protect(trunk)
+    fit(model, A, LABELS_A)
+    memory.consolidate(model, A)
+    assert set(memory.importance) == {"hidden/kernel", "hidden/bias"}
+    assert memory.importance["hidden/kernel"].max() > 0
+    assert model.get_layer("out").kernel.regularizer is None
+
+
+def test_release_lets_go_and_gives_the_old_regularizer_back():
+    l2 = keras.regularizers.L2(0.01)
+    model = network(regularizer=l2)
+    memory = SynapticMemory().protect(model)
+    kernel, bias = model.get_layer("hidden").weights
+    assert kernel.regularizer.also is l2
+    memory.release(model)
+    assert kernel.regularizer is l2
+    assert bias.regularizer is None
+    SynapticMemory().protect(model)
+
+
+def test_a_saved_memory_protects_a_new_process_alike(tmp_path):
+    model, memory = protected(3.0)
+    fit(model, A, LABELS_A)
+    memory.consolidate(model, A)
+    memory.save(tmp_path / "memory.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["memory.npz"]
+
+    again = compiled(network())
+    again.set_weights(model.get_weights())
+    loaded = SynapticMemory.load(tmp_path / "memory.npz").protect(again)
+    assert loaded.strength == 3.0
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), CountedLoss())  # drops the momentum
+    assert fit(model, B, LABELS_B) == fit(again, B, LABELS_B)
+    for one, other in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_saved_model_brings_its_memory_back(tmp_path):
+    model = compiled(network(MASModel, strength=2.0))
+    fit(model, A, LABELS_A, callbacks=[Consolidate(A)])
+    model.strength = 0.5
+    model.save(tmp_path / "m.keras")
+    model.save_weights(tmp_path / "m.weights.h5")
+    loaded = keras.models.load_model(
+        tmp_path / "m.keras", custom_objects={"CountedLoss": CountedLoss}
+    )
+    blank = network(MASModel)
+    blank.load_weights(tmp_path / "m.weights.h5")
+    for other in (loaded, blank):
+        assert other.strength == 0.5
+        for path, values in model.memory.importance.items():
+            np.testing.assert_array_equal(other.memory.importance[path], values)
+            np.testing.assert_array_equal(other.memory.anchor[path], model.memory.anchor[path])
+    assert fit(model, B, LABELS_B) == fit(loaded, B, LABELS_B)
+
+
+def test_consolidate_at_the_end_of_fit():
+    model, memory = protected()
+    fit(model, A, LABELS_A, callbacks=[Consolidate(A, memory)])
+    for path, values in compute_importance(model, A).items():
+        np.testing.assert_array_equal(memory.importance[path], values)
+    with pytest.raises(ValueError, match="Expected a memory, or a `MASModel`"):
+        fit(model, A, LABELS_A, callbacks=[Consolidate(A)])
+
+
+def test_val_loss_is_without_the_penalty():
+    model = compiled(network(MASModel, strength=100.0))
+    fit(model, A, LABELS_A)
+    model.consolidate(A)
+    for weight in model.weights:
+        weight.assign(weight + 0.1)
+    history = model.fit(A, LABELS_A, verbose=0, validation_data=(A, LABELS_A), batch_size=48)
+    assert history.history["loss"][0] > 3 * history.history["val_loss"][0]
+
+
+def test_mixed_precision_keeps_the_memory_in_float32():
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = compiled(network(MASModel, strength=1.0))
+        fit(model, A, LABELS_A, callbacks=[Consolidate(A)])
+        before = model.get_weights()
+        fit(model, B, LABELS_B)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert {values.dtype.name for values in model.memory.importance.values()} == {"float32"}
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+    assert all(np.isfinite(values).all() for values in model.get_weights())
+
+
+def test_a_failed_consolidation_changes_nothing():
+    model, memory = protected()
+    memory.consolidate(model, A)
+    before = memory.state()
+    with pytest.raises(ValueError, match="Expected finite outputs and gradients"):
+        memory.consolidate(model, np.full([4, 5], np.nan))
+    after = memory.state()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("strength", [-1.0, np.nan, np.inf])
+def test_an_impossible_strength_is_refused(strength):
+    memory = SynapticMemory(2.0)
+    for attempt in (SynapticMemory, lambda value: setattr(memory, "strength", value)):
+        with pytest.raises(ValueError, match="strength λ ≥ 0. Received: "):
+            attempt(strength)
+    assert memory.strength == 2.0
+
+
+def test_a_memory_of_another_architecture_is_refused(tmp_path):
+    _, memory = protected()
+    memory.save(tmp_path / "m.npz")
+    inputs = keras.Input([5])
+    wider = keras.Model(inputs, layers.Dense(9, name="hidden")(inputs))
+    with pytest.raises(ValueError, match=r"shape \(5, 9\) for weight 'hidden/kernel'.*\(5, 6\)"):
+        SynapticMemory.load(tmp_path / "m.npz").protect(wider)
+    renamed = keras.Model(inputs, layers.Dense(6, name="other")(inputs), name="renamed")
+    with pytest.raises(ValueError, match="4 remembered weights 'hidden/kernel'.*'renamed'"):
+        SynapticMemory.load(tmp_path / "m.npz").protect(renamed)
+    assert renamed.get_layer("other").kernel.regularizer is None
+    SynapticMemory.load(tmp_path / "m.npz").protect(renamed, strict=False)
+
+
+def test_wrong_uses_are_named(tmp_path):
+    model, memory = protected()
+    with pytest.raises(ValueError, match="held by another `SynapticMemory`"):
+        SynapticMemory().protect(model)
+    with pytest.raises(ValueError, match="protects itself. Call `model.consolidate"):
+        memory.protect(network(MASModel))
+    with pytest.raises(ValueError, match="Expected a protected model"):
+        SynapticMemory().consolidate(model, A)
+    with pytest.raises(ValueError, match="Expected a built model"):
+        memory.protect(keras.Sequential([layers.Dense(1)]))
+    with pytest.raises(ValueError, match="ends in '.npz'"):
+        memory.save(tmp_path / "memory")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    _, memory = protected()
+    memory.save(tmp_path / "m.npz")
+    whole = (tmp_path / "m.npz").read_bytes()
+    (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    for name in ("half.npz", "other.npz"):
+        with pytest.raises(ValueError, match=f"Expected a memory written by.*{name}"):
+            SynapticMemory.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        SynapticMemory.load(tmp_path / "none.npz")

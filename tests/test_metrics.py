@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from pytest import approx
+
+from keras_mas.metrics import average_accuracy, backward_transfer, forgetting, forward_transfer
+
+#             task 0  task 1  task 2
+R = np.array([[0.90, 0.20, 0.10], [0.95, 0.80, 0.30], [0.60, 0.70, 0.90]])
+
+
+def test_metrics_of_a_small_matrix():
+    assert average_accuracy(R) == approx((0.6 + 0.7 + 0.9) / 3)
+    assert backward_transfer(R) == approx(((0.6 - 0.9) + (0.7 - 0.8)) / 2)
+    # Task 0 was best after task 1, not when it was learned.
+    assert forgetting(R) == approx(((0.95 - 0.6) + (0.8 - 0.7)) / 2)
+    assert forward_transfer(R, [0.1, 0.1, 0.1]) == approx(((0.2 - 0.1) + (0.3 - 0.1)) / 2)
+
+
+def test_luck_before_training_is_not_forgotten():
+    # Task 1 had 0.9 by chance before it was learned (R[0, 1]); only what came after counts.
+    assert forgetting([[1.0, 0.9, 0.0], [1.0, 0.5, 0.0], [1.0, 0.5, 1.0]]) == 0.0
+
+
+def test_an_improved_task_is_forgotten_less_than_not_at_all():
+    assert forgetting([[0.5, 0.5], [0.75, 1.0]]) == -0.25
+
+
+def test_a_constant_matrix_forgets_nothing():
+    constant = np.full([4, 4], 0.7)
+    assert forgetting(constant) == backward_transfer(constant) == 0.0
+
+
+def test_one_task_has_nothing_to_forget():
+    assert average_accuracy([[0.5]]) == 0.5
+    assert backward_transfer([[0.5]]) == forgetting([[0.5]]) == forward_transfer([[0.5]], [0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("matrix", "sentence"),
+    [
+        ([[0.5, 0.5]], r"square accuracy matrix.*Received: shape \(1, 2\)"),
+        ([], r"square accuracy matrix.*Received: shape \(0,\)"),
+        ([[97.0]], "fractions from 0 to 1.*from 97.0 to 97.0.*Divide percentages"),
+        ([[np.nan]], "fractions from 0 to 1"),
+    ],
+)
+def test_a_matrix_of_something_else_is_refused(matrix, sentence):
+    for metric in (average_accuracy, backward_transfer, forgetting):
+        with pytest.raises(ValueError, match=sentence):
+            metric(matrix)
+
+
+def test_a_baseline_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"baseline of shape \(3,\).*Received: shape \(2,\)"):
+        forward_transfer(R, [0.1, 0.1])
