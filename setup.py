@@ -26,7 +26,7 @@ TRAINING = [
     "scikit-learn>=1.5",  # the bundled digits; keras-tuner's Bayesian search
     "scipy>=1.13",
     "matplotlib>=3.9",
-    "pillow>=10.0",
+    "pillow>=10.1",
     "rich>=13.0",
 ]
 TEST = ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6"]

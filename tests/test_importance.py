@@ -291,9 +291,7 @@ def test_bad_input_is_named(measure):
 
 @WAYS
 def test_infinite_outputs_are_named_by_batch(measure):
-    with pytest.raises(
-        ValueError, match=r"outputs.*'sequential'.*batch 1 \(counted from 0\)"
-    ):
+    with pytest.raises(ValueError, match=r"outputs.*'sequential'.*batch 1 \(counted from 0\)"):
         measure(line(1, 0), iter([column(1), column(np.nan)]))
     # A ReLU that answers 0 for NaN hides it from the output, but not from the importance.
     inputs = keras.Input([1])

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+
+from keras_mas.errors import UsageError
+from keras_mas.training.tasks import DataError
+from keras_mas.training.tasks.files import read_folder, read_npz
+
+# Archives.
+
+
+def test_npz_as_it_is(write_npz):
+    source = read_npz(write_npz(y_train=np.arange(20, dtype=np.uint8) % 3))
+    assert source.classes == ("0", "1", "2")
+    assert source.train.inputs.tolist() == np.arange(60).reshape(20, 3).tolist()
+    assert source.train.labels.tolist() == (np.arange(20) % 3).tolist()
+    assert len(source.test) == 4
+    assert source.validation is None
+
+
+def test_npz_with_validation_data(write_npz):
+    source = read_npz(write_npz(x_val=np.ones((2, 3)), y_val=np.array([1, 0])))
+    assert source.validation.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("missing", ["x_train", "y_train", "x_test", "y_test"])
+def test_npz_without_an_array(write_npz, missing):
+    with pytest.raises(DataError, match=f"Received: .*a.npz'. Add '{missing}'"):
+        read_npz(write_npz(**{missing: None}))
+
+
+def test_npz_with_half_a_pair_of_validation_arrays(write_npz):
+    with pytest.raises(DataError, match="Add 'y_val'"):
+        read_npz(write_npz(x_val=np.ones((2, 3))))
+
+
+def test_npz_names_the_arrays_that_do_not_fit(write_npz):
+    with pytest.raises(
+        DataError, match="20 inputs and 7 labels in x_train and y_train of '.*a.npz"
+    ):
+        read_npz(write_npz(y_train=np.zeros(7, int)))
+
+
+def test_pickled_objects_are_refused(write_npz):
+    with pytest.raises(DataError, match="plain numeric arrays.*a.npz.*pickles are not read"):
+        read_npz(write_npz(x_train=np.array([[1], [2, 3]], dtype=object)))
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
+def test_what_is_no_archive(tmp_path, content):
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="Expected an .npz archive.*a.npz"):
+        read_npz(path)
+
+
+def test_single_array_is_no_archive(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones(3))
+    with pytest.raises(DataError, match="Expected an .npz archive.*a.npy"):
+        read_npz(path)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_damaged_archive(tmp_path, write):
+    path = tmp_path / "a.npz"
+    write(path, x_train=np.random.default_rng(0).normal(size=(20, 30)))
+    content = bytearray(path.read_bytes())
+    content[400:500] = b"\xff" * 100  # within x_train: its checksum or its compression is broken
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="Expected an .npz archive.*a.npz"):
+        read_npz(path)
+
+
+def test_archive_that_may_not_be_read(write_npz, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr(np, "load", refuse)  # root, in a container, may read everything
+    with pytest.raises(DataError, match="a.npz.*Permission denied"):
+        read_npz(write_npz())
+
+
+# Folders.
+
+
+def test_folder_as_it_is(pets):
+    source = read_folder(pets, None)
+    assert source.classes == ("cat", "dog")
+    assert source.train.inputs.shape == (6, 4, 6, 3)
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    # Colours say folder and number: train/cat is shade 0, train/dog 10, test/cat 20, test/dog 30.
+    assert source.train.inputs[:, 0, 0, :2].tolist() == [[s, n] for s in (0, 10) for n in range(3)]
+    assert source.test.inputs[:, 0, 0, 0].tolist() == [20, 30]
+    assert source.validation is None
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_folder_with_validation_data(pets, write_images, name):
+    write_images("photos", {f"{name}/dog": 2})
+    assert read_folder(pets, None).validation.labels.tolist() == [1, 1]
+
+
+def test_folder_resized(pets):
+    assert read_folder(pets, 8).test.inputs.shape == (2, 8, 8, 3)
+
+
+def test_folder_of_several_sizes_needs_image_size(pets, write_images):
+    write_images("photos", {"train/cat": 1}, size=(9, 9))
+    with pytest.raises(UsageError, match="Set `image_size`"):
+        read_folder(pets, None)
+
+
+def test_images_deeper_in_a_class_folder_belong_to_it(pets, write_images):
+    write_images("photos", {"train/dog/puppies/small": 2})
+    assert np.bincount(read_folder(pets, None).train.labels).tolist() == [3, 5]
+
+
+def test_notes_and_hidden_files_are_passed_over(pets):
+    (pets / "train" / "cat" / "notes.txt").write_text("not an image")
+    (pets / "train" / "cat" / "._0.png").write_bytes(b"left by another computer")
+    (pets / "train" / ".cache").mkdir()
+    (pets / "train" / "README.md").write_text("not a class")
+    source = read_folder(pets, None)
+    assert source.classes == ("cat", "dog")
+    assert len(source.train) == 6
+
+
+@pytest.mark.parametrize("name", ["broken.JPG", "phone.heic"])
+def test_image_that_cannot_be_decoded_is_not_passed_over(pets, name):
+    (pets / "train" / "cat" / name).write_bytes(b"no image")
+    with pytest.raises(DataError, match=name):
+        read_folder(pets, None)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_folder_without_a_split(write_images, split):
+    other = {"train": "test", "test": "train"}[split]
+    path = write_images("photos", {f"{other}/cat": 2, f"{other}/dog": 2})
+    with pytest.raises(DataError, match=f"folder for each class.*none in '.*{split}'"):
+        read_folder(path, None)
+
+
+def test_folder_without_classes(pets):
+    (pets / "val").mkdir()
+    with pytest.raises(DataError, match="folder for each class.*none in '.*val'"):
+        read_folder(pets, None)
+
+
+def test_folder_without_images(write_images):
+    path = write_images("photos", {"train/cat": 0, "train/dog": 0, "test/cat": 1})
+    with pytest.raises(DataError, match="Expected images. Received: none in '.*train'.*.jpg"):
+        read_folder(path, None)
+
+
+def test_class_that_is_tested_but_not_trained(pets, write_images):
+    write_images("photos", {"test/cow": 1})
+    with pytest.raises(DataError, match="'cat', 'dog'.*Received: 'cow' in '.*test'"):
+        read_folder(pets, None)

@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+
+from keras_mas.errors import UsageError
+from keras_mas.training.tasks import DataError, load_tasks
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Write a description beside the data, and load it."""
+
+    def load_text(text, **options):
+        path = tmp_path / "shop.toml"
+        path.write_text(text, encoding="utf-8")
+        return load_tasks(path, **options)
+
+    return load_text
+
+
+def test_two_archives(load, write_npz):
+    write_npz("a.npz")
+    write_npz("b.npz")
+    stream = load("""
+        name = "shop"
+        scenario = "domain"
+        [[task]]
+        name = "first"
+        npz = "a.npz"
+        [[task]]
+        name = "second"
+        npz = "b.npz"
+        classes = [1, 0]
+    """)
+    assert (stream.name, stream.scenario) == ("shop", "domain")
+    assert stream.rescale == (1.0, 0.0)
+    assert [task.name for task in stream.tasks] == ["first", "second"]
+    assert [task.classes for task in stream.tasks] == [("0", "1"), ("1", "0")]
+    assert stream.tasks[0].test.labels.tolist() == [0, 1, 0, 1]
+    assert stream.tasks[1].test.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_scenario_is_task_unless_told(load, write_npz):
+    write_npz()
+    assert load('name = "shop"\n[[task]]\nname = "a"\nnpz = "a.npz"').scenario == "task"
+
+
+def test_folder_is_scaled_as_pixels(load, pets):
+    stream = load(
+        'name = "shop"\nimage_size = 8\n[[task]]\nname = "a"\nfolder = "photos"\n'
+        'classes = ["dog", "cat"]'
+    )
+    assert stream.rescale == (1 / 255, 0.0)
+    assert stream.input_shape == (8, 8, 3)
+    assert stream.tasks[0].classes == ("dog", "cat")
+
+
+def test_seed_and_fraction_reach_the_tasks(load, write_npz):
+    write_npz()
+    text = 'name = "shop"\n[[task]]\nname = "a"\nnpz = "a.npz"'
+    first, again, other = (
+        load(text, seed=seed, validation_fraction=0.3).tasks[0].validation.inputs.tolist()
+        for seed in (0, 0, 1)
+    )
+    assert len(first) == 6
+    assert first == again != other
+
+
+def test_source_of_several_tasks_is_read_once(load, write_npz, monkeypatch):
+    write_npz(y_train=np.arange(20) % 4, y_test=np.arange(4))
+    calls, read = [], np.load
+    monkeypatch.setattr(np, "load", lambda *args, **kw: calls.append(args) or read(*args, **kw))
+    load("""
+        name = "shop"
+        [[task]]
+        name = "a"
+        npz = "a.npz"
+        classes = [0, 1]
+        [[task]]
+        name = "b"
+        npz = "a.npz"
+        classes = [2, 3]
+    """)
+    assert len(calls) == 1
+
+
+def test_grey_becomes_rgb_beside_colours(load, write_npz, pets):
+    grey = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((8, 8), np.uint8)
+    write_npz(x_train=grey, x_test=grey[:4])
+    archive = '[[task]]\nname = "scans"\nnpz = "a.npz"\n'
+    alone = load(f'name = "shop"\nimage_size = 8\n{archive}')
+    assert alone.input_shape == (8, 8, 1)
+    both = load(
+        f'name = "shop"\nimage_size = 8\n{archive}[[task]]\nname = "pets"\nfolder = "photos"'
+    )
+    assert both.input_shape == (8, 8, 3)
+    np.testing.assert_array_equal(
+        both.tasks[0].train.inputs, np.repeat(alone.tasks[0].train.inputs, 3, axis=-1)
+    )
+
+
+def test_pixels_beside_features(load, write_npz, pets):
+    write_npz()
+    with pytest.raises(UsageError, match=r"uint8 .* 'pets' and float32 of shape \[3\] .* 'a'"):
+        load(
+            'name = "shop"\n[[task]]\nname = "pets"\nfolder = "photos"\n'
+            '[[task]]\nname = "a"\nnpz = "a.npz"'
+        )
+
+
+HEAD = 'name = "shop"\n'
+TASK = '[[task]]\nname = "a"\nnpz = "a.npz"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        (TASK, ["Expected the key 'name'", "shop.toml"]),
+        (HEAD, ["Expected the key 'task'", "shop.toml"]),
+        ("task = []\n" + HEAD, ["at least one task"]),
+        (HEAD + '[task]\nname = "a"', ["[[task]]", "double brackets", "[task]"]),
+        (HEAD + "task = [1]", ["Expected a table", "1", "number 1"]),
+        (HEAD + '[[tasks]]\nname = "a"', ["'tasks'", "Did you mean 'task'?"]),
+        ('nmae = "shop"\n' + TASK, ["'nmae'", "'name'", "Did you mean 'name'?"]),
+        (HEAD + TASK + "clases = [0]", ["'clases'", "number 1", "Did you mean 'classes'?"]),
+        ("name = 3\n" + TASK, ["a string for the key 'name'", "3"]),
+        ('name = "a/b"\n' + TASK, ["stream name", "'a/b'"]),
+        (HEAD + 'scenario = "tasks"\n' + TASK, ["'domain'", "'tasks'", "Did you mean 'task'?"]),
+        (HEAD + 'image_size = "8"\n' + TASK, ["a whole number", "'image_size'", "'8'"]),
+        (HEAD + "image_size = true\n" + TASK, ["a whole number", "True"]),
+        (HEAD + "image_size = 0\n" + TASK, ["at least 1", "Received: 0"]),
+        (HEAD + '[[task]]\nnpz = "a.npz"', ["the key 'name'", "number 1"]),
+        (HEAD + '[[task]]\nname = "a"', ["'tfds', 'npz', 'folder'", "none", "number 1"]),
+        (HEAD + TASK + 'folder = "b"', ["exactly one source", "'npz', 'folder'"]),
+        (HEAD + TASK + "classes = 3", ["a list for the key 'classes'", "3"]),
+        (HEAD + TASK + "classes = [0, true]", ["whole numbers or strings", "True"]),
+        (HEAD + TASK + "classes = [0, 7]", ["from 0 to 1", "7", "task 'a'"]),
+        (HEAD + TASK + TASK, ["different task names", "'a' 2 times"]),
+        (HEAD + '[[task]]\nname = "a/b"\nnpz = "a.npz"', ["task name", "'a/b'"]),
+        (HEAD + '[[task]]\nname = "a"\nnpz = "no.npz"', ["an .npz file at", "no.npz", "relative"]),
+        (HEAD + '[[task]]\nname = "a"\nfolder = "a.npz"', ["a folder at", "a.npz"]),
+        (HEAD + "[[task]\n", ["valid TOML", "line 2, column"]),
+    ],
+)
+def test_descriptions_that_are_wrong(load, write_npz, text, facts):
+    write_npz()
+    with pytest.raises(UsageError) as error:
+        load(text)
+    for fact in facts:
+        assert fact in str(error.value)
+
+
+BAD_DATA = '[[task]]\nname = "bad"\nnpz = "bad.npz"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        (HEAD + BAD_DATA + '[[task]]\nname = "b"\nclases = [0]', "'clases'"),
+        (HEAD + BAD_DATA + '[[task]]\nname = "b"\nnpz = "no.npz"', "no.npz"),
+        (HEAD + BAD_DATA + BAD_DATA, "'bad' 2 times"),
+        (HEAD + 'scenario = "tsak"\n' + BAD_DATA, "'tsak'"),
+        ('name = "a/b"\n' + BAD_DATA, "'a/b'"),
+    ],
+)
+def test_description_is_checked_before_data_is_read(load, tmp_path, text, fact):
+    (tmp_path / "bad.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError):
+        load(HEAD + BAD_DATA)
+    with pytest.raises(UsageError, match=fact):
+        load(text)
+
+
+def test_file_that_is_not_text(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="valid TOML.*a.toml"):
+        load_tasks(tmp_path / "a.toml")
+
+
+def test_folder_in_place_of_the_file(tmp_path):
+    with pytest.raises(UsageError, match="readable TOML file"):
+        load_tasks(tmp_path)

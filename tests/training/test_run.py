@@ -1,0 +1,170 @@
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mas import SynapticMemory
+from keras_mas.errors import UsageError
+from keras_mas.metrics import average_accuracy, forgetting
+from keras_mas.training.run import DivergedError, Listener, heads_of, saved_heads, train
+from keras_mas.training.settings import Recipe
+from keras_mas.training.tasks import TaskStream
+
+
+class Notes(Listener):
+    def __init__(self, fail_at=None):
+        self.started, self.news, self.fail_at = [], [], fail_at
+
+    def starts(self, number, task, epochs):
+        if number == self.fail_at:
+            raise KeyboardInterrupt
+        self.started.append((number, task.name, epochs))
+
+    def learned(self, news):
+        self.news.append(news)
+
+
+def test_a_run_records_what_it_found(stream, settings, tmp_path):
+    result = train(stream, settings, tmp_path / "run", arguments={"tasks": "insects"})
+    assert result == json.loads((tmp_path / "run/result.json").read_text())
+    matrix = np.array(result["accuracy_matrix"])
+    assert matrix.shape == (3, 3)
+    assert np.diag(matrix).min() > 0.8
+    assert result["average_accuracy"] == average_accuracy(matrix)
+    assert result["forgetting"] == forgetting(matrix)
+    expected = {"tasks": ["ants", "bees", "cats"], "method": "mas", "strength": 1.0, "seed": 0}
+    expected |= {"scenario": "task", "arguments": {"tasks": "insects"}}
+    assert {key: result[key] for key in expected} == expected
+    assert set(result["seconds"]) == {"training", "importance", "evaluation", "saving"}
+    assert set(result["versions"]) == {"python", "tensorflow", "keras", "numpy"}
+
+
+def test_the_matrix_is_the_accuracy_of_the_saved_models(stream, settings, tmp_path):
+    result = train(stream, settings, tmp_path / "run")
+    for after in (1, 3):
+        models, classes = saved_heads(tmp_path / "run", after)
+        assert list(models) == ["ants", "bees", "cats"][:after]
+        assert classes["ants"] == ["ants-no", "ants-yes"]
+        for j, (name, model) in enumerate(models.items()):
+            test = stream.tasks[j].test
+            right = np.argmax(model.predict(test.inputs, verbose=0), axis=1) == test.labels
+            assert np.mean(right) == result["accuracy_matrix"][after - 1][j], name
+
+
+def test_only_the_trunk_is_remembered(stream, settings, tmp_path):
+    train(stream, settings, tmp_path / "run")
+    first, last = (SynapticMemory.load(tmp_path / f"run/{n}/memory.npz") for n in (1, 3))
+    assert set(last.importance) == {"hidden-1/kernel", "hidden-1/bias"}
+    # Ω adds up over the tasks.
+    assert (last.importance["hidden-1/kernel"] >= first.importance["hidden-1/kernel"]).all()
+    saved = keras.models.load_model(tmp_path / "run/3/model.keras")
+    np.testing.assert_array_equal(
+        last.anchor["hidden-1/kernel"], saved.get_layer("hidden-1").kernel.numpy()
+    )
+
+
+def test_the_same_seed_gives_the_same_result(stream, settings, tmp_path):
+    first, again = (train(stream, settings, tmp_path / name) for name in "ab")
+    other = train(stream, dataclasses.replace(settings, seed=1), tmp_path / "c")
+    weights = [saved_heads(tmp_path / name, 3)[0]["cats"].get_weights() for name in "abc"]
+    assert first["accuracy_matrix"] == again["accuracy_matrix"]
+    assert all(np.array_equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not np.array_equal(weights[0][0], weights[2][0])
+    assert other["seed"] == 1
+
+
+def test_an_interrupted_run_goes_on_to_the_same_result(stream, settings, tmp_path):
+    whole = train(stream, settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(stream, settings, tmp_path / "cut", listeners=[Notes(fail_at=3)])
+    assert not (tmp_path / "cut/result.json").exists()
+    notes = Notes()
+    resumed = train(stream, settings, tmp_path / "cut", listeners=[notes])
+    assert notes.started == [(3, "cats", 6)]
+    assert [news.seconds == 0 for news in notes.news] == [True, True, False]
+    assert resumed["accuracy_matrix"] == whole["accuracy_matrix"]
+    for name in ("whole", "cut"):
+        models, _ = saved_heads(tmp_path / name, 3)
+        memory = SynapticMemory.load(tmp_path / name / "3/memory.npz")
+        if name == "whole":
+            expected = models["ants"].get_weights(), memory.importance
+    found = models["ants"].get_weights(), memory.importance
+    assert all(np.array_equal(a, b) for a, b in zip(expected[0], found[0], strict=True))
+    assert all(np.array_equal(expected[1][path], found[1][path]) for path in expected[1])
+
+
+def test_a_finished_run_is_not_repeated(stream, settings, tmp_path):
+    first = train(stream, settings, tmp_path / "run")
+    notes = Notes()
+    assert train(stream, settings, tmp_path / "run", listeners=[notes]) == first
+    assert notes.started == []
+    assert len(notes.news) == 3
+
+
+def test_strength_zero_is_fine_tuning(stream, settings, tmp_path):
+    free = train(stream, dataclasses.replace(settings, strength=0.0), tmp_path / "free")
+    fine = train(stream, dataclasses.replace(settings, method="finetune"), tmp_path / "fine")
+    assert free["accuracy_matrix"] == fine["accuracy_matrix"]
+    assert not (tmp_path / "fine/1/memory.npz").exists()
+
+
+def test_the_first_task_may_have_a_recipe_of_its_own(stream, settings, tmp_path):
+    recipe = dataclasses.replace(settings.recipe, first_epochs=2, epochs=1)
+    notes = Notes()
+    asked = dataclasses.replace(settings, recipe=recipe)
+    train(stream, asked, tmp_path / "run", listeners=[notes])
+    assert [epochs for _, _, epochs in notes.started] == [2, 1, 1]
+    assert Recipe(learning_rate=0.1, first_learning_rate=0.5).for_task(0) == (0.5, 20)
+    assert Recipe(learning_rate=0.1, first_learning_rate=0.5).for_task(1) == (0.1, 20)
+
+
+def test_a_folder_with_something_else_is_left_as_it_is(stream, settings, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="new or empty folder.*holds something else"):
+        train(stream, settings, tmp_path)
+    with pytest.raises(UsageError, match="holds something else"):
+        train(stream, settings, tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_with_another_run_is_left_as_it_is(stream, settings, tmp_path):
+    train(stream, settings, tmp_path / "run")
+    before = (tmp_path / "run/result.json").read_bytes()
+    other = dataclasses.replace(settings, strength=3.0)
+    with pytest.raises(UsageError, match=r"another run \(strength: 1.0, not 3.0\)"):
+        train(stream, other, tmp_path / "run")
+    fewer = TaskStream("insects", "task", stream.tasks[:2], stream.rescale)
+    with pytest.raises(UsageError, match="another run .*tasks: .*data: "):
+        train(fewer, settings, tmp_path / "run")
+    assert (tmp_path / "run/result.json").read_bytes() == before
+
+
+def test_a_training_that_diverges_is_named(stream, settings, tmp_path):
+    recipe = dataclasses.replace(settings.recipe, optimizer="sgd", learning_rate=1e6)
+    asked = dataclasses.replace(settings, recipe=recipe)
+    with pytest.raises(
+        DivergedError, match="finite loss.*task '.*' with method mas and strength 1"
+    ):
+        train(stream, asked, tmp_path / "run")
+    assert not (tmp_path / "run/result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "heads", "units"), [("domain", {"shared"}, 2), ("class", {"all"}, 6)]
+)
+def test_one_head_for_all_tasks(stream, settings, tmp_path, scenario, heads, units):
+    one_head = TaskStream("insects", scenario, stream.tasks, stream.rescale)
+    assert {head.name for head in heads_of(one_head).values()} == heads
+    asked = dataclasses.replace(settings, strength=0.001)
+    result = train(one_head, asked, tmp_path / "run")
+    models, classes = saved_heads(tmp_path / "run", 3)
+    assert set(models) == heads
+    assert models[heads.pop()].output_shape == (None, units)
+    assert all(len(names) == units for names in classes.values())
+    # The last task is known, whatever became of the others.
+    assert result["accuracy_matrix"][2][2] > 0.9
+    # A head that all tasks share is protected too.
+    importance = SynapticMemory.load(tmp_path / "run/1/memory.npz").importance
+    assert any(path.startswith("head-") for path in importance)

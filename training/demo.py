@@ -1,0 +1,65 @@
+"""The demonstration behind `make demo`: the commands a user would type, one after the other."""
+
+import contextlib
+import re
+import shlex
+import subprocess
+import sys
+
+from . import cli
+
+MODEL = "models/split-digits"
+MAS, FINETUNE = "runs/demo-mas", "runs/demo-finetune"
+
+
+def main() -> int:
+    """Train with and without protection, draw both, export, serve, and ask the server."""
+    _run(f"keras-mas train split-digits --method finetune --output {FINETUNE}")
+    _run(f"keras-mas train split-digits --method mas --output {MAS} --export {MODEL}")
+    _run(f"keras-mas report {MAS} {FINETUNE} --output runs/demo.png")
+    with _server() as (grpc_port, rest_port):
+        _run(f"keras-mas status split-digits --server 127.0.0.1:{rest_port}")
+        ask = "keras-mas predict split-digits --examples-of split-digits"
+        _run(f"{ask} --server 127.0.0.1:{rest_port}")
+        _run(f"{ask} --via grpc --server 127.0.0.1:{grpc_port}")
+    _say("the server has been stopped")
+    return 0
+
+
+def _run(command):
+    """Show a command and do it in this process, where TensorFlow is imported already."""
+    _say(f"$ {command}")
+    code = cli.main(shlex.split(command)[1:])
+    if code:
+        raise SystemExit(code)
+
+
+@contextlib.contextmanager
+def _server():
+    """Serve the exported model on two free ports until the end of the block."""
+    command = f"keras-mas serve {MODEL} --port 0 --rest-port 0"
+    _say(f"$ {command} &")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "keras_mas.training.cli", *shlex.split(command)[1:]],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        greeting = server.stderr.readline()
+        _say(greeting.strip())
+        ports = re.findall(r"127\.0\.0\.1:(\d+)", greeting)
+        if len(ports) != 2:
+            raise SystemExit(f"The server did not start.\n{server.communicate()[1]}")
+        yield ports
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _say(line):
+    sys.stderr.write(f"\n{line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

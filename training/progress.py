@@ -1,0 +1,65 @@
+"""One line per task on standard error, and on a terminal a bar of the epochs under way."""
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .run import Learned, Listener
+from .tasks import Task, TaskStream
+
+
+class TaskLines(Listener):
+    """Print a line when a task has been learned; use it as a context manager.
+
+    Args:
+        stream: The tasks of the run.
+        title: What the lines begin with: the method, usually.
+    """
+
+    def __init__(self, stream: TaskStream, title: str):
+        self.title = title
+        self.total = len(stream.tasks)
+        self.width = max(len(task.name) for task in stream.tasks)
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.callbacks = (_EpochBar(self.bar),)
+
+    def __enter__(self):
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.stop()
+
+    def starts(self, number: int, task: Task, epochs: int) -> None:
+        """Start a bar of epochs."""
+        for finished in self.bar.task_ids:
+            self.bar.remove_task(finished)
+        self.bar.add_task(f"{self.title} task {number}/{self.total} {task.name}", total=epochs)
+
+    def learned(self, news: Learned) -> None:
+        """Print the task's accuracy, and what is left of all tasks so far."""
+        so_far = news.accuracies[: news.number]
+        when = f"{news.seconds:.1f} s" if news.seconds else "read from the run's folder"
+        self.console.print(
+            f"{self.title}  task {news.number}/{self.total}  {news.task.name:{self.width}}  "
+            f"accuracy {so_far[-1]:.3f}  of all so far {sum(so_far) / len(so_far):.3f}  {when}"
+        )
+
+
+class _EpochBar(keras.callbacks.Callback):
+    def __init__(self, bar):
+        super().__init__()
+        self.bar = bar
+
+    def on_epoch_end(self, epoch, logs=None):
+        for task in self.bar.task_ids:
+            self.bar.advance(task)

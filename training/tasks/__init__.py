@@ -1,0 +1,16 @@
+"""Streams of tasks: built-in, from TensorFlow Datasets, or from your own files."""
+
+from .builtin import builtin_names
+from .errors import DataError
+from .load import load_tasks
+from .stream import SCENARIOS, Split, Task, TaskStream
+
+__all__ = [
+    "SCENARIOS",
+    "DataError",
+    "Split",
+    "Task",
+    "TaskStream",
+    "builtin_names",
+    "load_tasks",
+]

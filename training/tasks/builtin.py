@@ -1,0 +1,71 @@
+"""The streams that have a name of their own."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .datasets import read_tfds
+from .source import LoadOptions, Source, hold_out, make_task, shuffled
+from .stream import Task, TaskStream, checked_split
+
+_BUILTINS: dict[str, Callable[[LoadOptions], TaskStream]] = {}
+
+
+def builtin_names() -> tuple[str, ...]:
+    """Return the names that `load_tasks` knows without a file."""
+    return tuple(_BUILTINS)
+
+
+def load_builtin(name: str, options: LoadOptions) -> TaskStream:
+    """Load a built-in stream.
+
+    Args:
+        name: One of `builtin_names()`.
+        options: Seed, validation fraction, directory of TFDS data.
+
+    Returns:
+        The stream.
+
+    Raises:
+        DataError: If the data cannot be had.
+    """
+    return _BUILTINS[name](options)
+
+
+def _builtin(name):
+    def register(load):
+        _BUILTINS[name] = load
+        return load
+
+    return register
+
+
+@_builtin("split-digits")
+def _split_digits(options):
+    """Scikit-learn's 1,797 scanned digits, 8x8 pixels from 0 to 16, two digits a task.
+
+    They come in one part. The fifth that serves as test data is the same for every seed.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = digits.images.astype(np.uint8)  # whole numbers, stored as floats
+    everything = shuffled(checked_split(images, digits.target, "scikit-learn's digits"), seed=0)
+    train, test = hold_out(everything, 0.2)
+    source = Source(tuple("0123456789"), train, test)
+    pairs = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+    return TaskStream("split-digits", "task", _digit_pairs(source, pairs, options), (1 / 16, 0.0))
+
+
+@_builtin("split-mnist")
+def _split_mnist(options):
+    """MNIST with the tasks, their order and the scaling of the authors' demonstration."""
+    source = read_tfds("mnist", image_size=None, data_dir=options.data_dir)
+    pairs = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 0)]
+    mean, deviation = 0.1307, 0.3081  # of pixels from 0 to 1
+    rescale = (1 / 255 / deviation, -mean / deviation)
+    return TaskStream("split-mnist", "task", _digit_pairs(source, pairs, options), rescale)
+
+
+def _digit_pairs(source, pairs, options) -> tuple[Task, ...]:
+    return tuple(make_task(f"{a}-{b}", source, (a, b), options) for a, b in pairs)

@@ -1,0 +1,50 @@
+"""One door to all streams: a name, or a TOML file."""
+
+from pathlib import Path
+
+from keras_mas.errors import UsageError
+
+from .builtin import builtin_names, load_builtin
+from .errors import did_you_mean, one_of
+from .source import LoadOptions
+from .stream import TaskStream
+from .toml_file import load_toml
+
+
+def load_tasks(
+    tasks: str | Path,
+    *,
+    seed: int = 0,
+    validation_fraction: float = 0.1,
+    data_dir: str | Path | None = None,
+) -> TaskStream:
+    """Load a stream of tasks by its name or from a TOML file.
+
+    Validation data is held out from the training data of each class, unless the source has
+    validation data of its own. Test data is the source's own, and plays no part in it.
+
+    Args:
+        tasks: One of `builtin_names()`, or the path of a TOML file, which `toml_file` describes. A
+            file whose path does not end in `.toml` is taken too.
+        seed: Decides which examples are held out, and the order of the training data.
+        validation_fraction: Share of each class to hold out, between 0 and 1.
+        data_dir: Where TFDS looks for prepared data and prepares it; None for the environment
+            variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Returns:
+        The stream: inputs unscaled, as uint8 or float32, and labels from 0 in each task.
+
+    Raises:
+        UsageError: If the request is wrong: an unknown name, a missing file, a wrong key.
+        DataError: If the data is bad or cannot be had.
+    """
+    options = LoadOptions(seed, validation_fraction, data_dir)
+    if tasks in builtin_names():
+        return load_builtin(tasks, options)
+    path = Path(tasks)
+    if path.suffix == ".toml" or path.exists():
+        return load_toml(path, options)
+    raise UsageError(
+        f"Expected the path of a TOML file, or one of {one_of(builtin_names())}. Received: "
+        f"'{tasks}'.{did_you_mean(str(tasks), builtin_names())}"
+    )

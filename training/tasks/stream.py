@@ -1,0 +1,294 @@
+"""What every source of data becomes: splits of arrays, tasks, and the stream that orders them."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_mas.errors import UsageError
+
+from .errors import DataError, did_you_mean, one_of
+
+SCENARIOS = ("task", "domain", "class")
+
+# A task's name becomes a Keras layer's name (no "/", no leading "_" or "-"), a TF Serving signature
+# and a part of file names (no leading ".").
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of one task that are used for one purpose.
+
+    Attributes:
+        inputs: `[N, ...]`, uint8 (pixels, kept small and unscaled) or float32.
+        labels: `[N]`, int64. In a `Task` they number the task's own classes from 0.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """Return the examples at `indices` (integers or a boolean mask, `[N]`), in that order."""
+        return Split(self.inputs[indices], self.labels[indices])
+
+
+def checked_split(inputs: np.ndarray, labels: np.ndarray, where: str) -> Split:
+    """Make a `Split` of arrays that nobody has looked at yet.
+
+    Args:
+        inputs: Array `[N, ...]`, N ≥ 1, uint8 or floating. Floats become float32; pixels without a
+            channel axis, uint8 `[N, H, W]`, become `[N, H, W, 1]`.
+        labels: Integer array `[N]`; becomes int64.
+        where: What to call the arrays in an error message.
+
+    Returns:
+        The split, its inputs and labels fitting together, every input finite.
+
+    Raises:
+        DataError: If the arrays are empty, differ in length, or have another rank or dtype, or if
+            an input is NaN or infinite.
+    """
+    _check_labels(labels, where)
+    if inputs.ndim < 2:
+        raise DataError(
+            f"Expected inputs of shape [N, ...]. Received: shape {inputs.shape} in {where}. "
+            "Reshape single features with x.reshape(-1, 1)."
+        )
+    if len(inputs) != len(labels):
+        raise DataError(
+            f"Expected one label for each input. Received: {len(inputs)} inputs and "
+            f"{len(labels)} labels in {where}."
+        )
+    if inputs.size == 0:
+        raise DataError(
+            f"Expected at least one example. Received: inputs of shape {inputs.shape} in {where}."
+        )
+    return Split(_standard_inputs(inputs, where), labels.astype(np.int64))
+
+
+def _check_labels(labels, where):
+    if labels.ndim != 1:
+        raise DataError(
+            f"Expected labels of shape [N]. Received: shape {labels.shape} in {where}. "
+            "Flatten a column with y.reshape(-1); turn one-hot rows into numbers with y.argmax(-1)."
+        )
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"Expected whole numbers as labels. Received: dtype {labels.dtype} in {where}. "
+            'Number the classes from 0 and convert with y.astype("int64").'
+        )
+
+
+def _standard_inputs(inputs, where):
+    """Keep uint8 (with a channel axis), turn floats into float32, and guess at nothing else."""
+    if inputs.dtype == np.uint8:
+        return inputs[..., np.newaxis] if inputs.ndim == 3 else inputs
+    if inputs.dtype.kind != "f":
+        raise DataError(
+            "Expected inputs of dtype uint8 (pixels, 0 to 255) or float (features, used as they "
+            f"are). Received: dtype {inputs.dtype} in {where}. Convert them with "
+            'x.astype("uint8") or x.astype("float32").'
+        )
+    with np.errstate(over="ignore"):  # what overflows is reported below, as infinite
+        inputs = inputs.astype(np.float32)
+    bad = np.count_nonzero(~np.isfinite(inputs))
+    if bad:
+        raise DataError(
+            f"Expected finite inputs. Received: {bad} values that are NaN or infinite (as float32) "
+            f"in {where}. Repair or remove these examples."
+        )
+    return inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One thing to learn: named classes, and disjoint examples to learn, to tune and to test with.
+
+    Attributes:
+        name: Letters, digits, `.`, `_`, `-`, beginning with a letter or digit, so that it can name
+            a Keras layer, a TF Serving signature and a file.
+        classes: The names of the C classes, in the order of their labels.
+        train: Examples to learn from; every class occurs.
+        validation: Examples to choose hyperparameters with, held out from training.
+        test: The source's own test examples, read once, at the end.
+
+    Raises:
+        UsageError: If the name cannot be used.
+        DataError: If a split is empty, a label is not in 0..C-1, a class has no training example,
+            or the splits differ in shape or dtype of their inputs.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    def __post_init__(self):
+        check_name(self.name, "task")
+        for role, split in self.splits.items():
+            self._check_split(role, split)
+        missing = np.setdiff1d(np.arange(len(self.classes)), self.train.labels)
+        if missing.size:
+            names = one_of(self.classes[label] for label in missing)
+            raise DataError(
+                "Expected training examples of every class. Received: none of class "
+                f"{names} in task '{self.name}'. Add examples, or leave the class out "
+                "with the key `classes`."
+            )
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by their role: `train`, `validation`, `test`."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the axis of examples."""
+        return self.train.inputs.shape[1:]
+
+    def _check_split(self, role, split):
+        where = f"the {role} split of task '{self.name}'"
+        if len(split) == 0:
+            raise DataError(
+                f"Expected at least one example in {where}. Received: none. Give it more examples "
+                "of its classes."
+            )
+        strange = split.labels[(split.labels < 0) | (split.labels >= len(self.classes))]
+        if strange.size:
+            raise DataError(
+                f"Expected labels from 0 to {len(self.classes) - 1}, one for each class that "
+                f"occurs in training. Received: label {strange[0]} in {where}. Correct the labels, "
+                "or choose the classes to keep with the key `classes`."
+            )
+        if _describe(split) != _describe(self.train):
+            raise DataError(
+                f"Expected inputs like the training data's, {_describe(self.train)}. Received: "
+                f"{_describe(split)} in {where}. Bring both to one shape and dtype (for images in "
+                "a folder or from TFDS, set `image_size`)."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class TaskStream:
+    """Tasks in the order in which they are learned, for one network.
+
+    Attributes:
+        name: Names the stream's results; the same characters as in a task's name.
+        scenario: Whether the task is known at test time ("task"), is unknown and irrelevant since
+            all tasks share their classes' meaning ("domain"), or must be told too ("class"). The
+            stream only carries the word: labels are 0..C-1 within each task in every scenario.
+        tasks: At least one task, with different names.
+        rescale: `(scale, offset)`: the model's first layer computes `scale * inputs + offset`, so
+            that a served model takes inputs as raw as the ones here.
+
+    Raises:
+        UsageError: If there is no task, a name cannot be used or is used twice, the scenario is
+            unknown, the tasks' inputs differ in shape or dtype, a task of a stream that is not
+            class-incremental has a single class, or the tasks of a domain-incremental stream have
+            different numbers of classes.
+    """
+
+    name: str
+    scenario: str
+    tasks: tuple[Task, ...]
+    rescale: tuple[float, float]
+
+    def __post_init__(self):
+        check_name(self.name, "stream")
+        check_scenario(self.scenario)
+        check_task_names([task.name for task in self.tasks])
+        self._check_inputs()
+        self._check_classes()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the axis of examples; the same in all tasks."""
+        return self.tasks[0].input_shape
+
+    def _check_inputs(self):
+        first = self.tasks[0]
+        for task in self.tasks[1:]:
+            if _describe(task.train) != _describe(first.train):
+                raise UsageError(
+                    "Expected inputs of one shape and dtype in all tasks, for one network. "
+                    f"Received: {_describe(first.train)} in task '{first.name}' and "
+                    f"{_describe(task.train)} in task '{task.name}'. Set `image_size` for "
+                    "folders and TFDS images, or convert the arrays."
+                )
+
+    def _check_classes(self):
+        counts = {task.name: len(task.classes) for task in self.tasks}
+        for name, count in counts.items():
+            if count < 2 and self.scenario != "class":
+                raise UsageError(
+                    f"Expected at least 2 classes in each task. Received: {count} in task "
+                    f"'{name}'. A task with one class is always right; add a class to tell apart."
+                )
+        if self.scenario == "domain" and len(set(counts.values())) > 1:
+            raise UsageError(
+                "Expected the same number of classes in all tasks of a domain-incremental "
+                f"stream. Received: {counts} in stream '{self.name}'. Choose classes with the key "
+                '`classes`, or use scenario = "task".'
+            )
+
+
+def _describe(split):
+    """Shape and dtype of one input, as an error message shows them and as they are compared."""
+    return f"{split.inputs.dtype} of shape {list(split.inputs.shape[1:])}"
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse a name that could not name a layer, a signature and a file.
+
+    Args:
+        name: The name.
+        what: What it names, for the message: "task" or "stream".
+
+    Raises:
+        UsageError: If another character than letters, digits, `.`, `_` and `-` occurs, or the first
+            one is not a letter or digit.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"Expected a {what} name of letters, digits, '.', '_' and '-' that begins with a "
+            f"letter or digit. Received: {name!r}. Rename the {what}: it also names a layer, "
+            "a served signature and files."
+        )
+
+
+def check_task_names(names: Iterable[str]) -> None:
+    """Refuse a stream without tasks, and names that are unusable or used twice.
+
+    Raises:
+        UsageError: In each of these cases.
+    """
+    counts = Counter(names)
+    if not counts:
+        raise UsageError("Expected at least one task. Received: none. Add a [[task]].")
+    for name, count in counts.items():
+        check_name(name, "task")
+        if count > 1:
+            raise UsageError(
+                f"Expected different task names. Received: '{name}' {count} times. Rename all "
+                "but one."
+            )
+
+
+def check_scenario(scenario: str) -> None:
+    """Refuse a scenario that does not exist.
+
+    Raises:
+        UsageError: If `scenario` is not one of `SCENARIOS`.
+    """
+    if scenario not in SCENARIOS:
+        raise UsageError(
+            f"Expected a scenario among {one_of(SCENARIOS)}. Received: {scenario!r}."
+            f"{did_you_mean(scenario, SCENARIOS)}"
+        )

@@ -1,0 +1,193 @@
+"""Streams that a user describes in a TOML file.
+
+    name = "shop"                     # names the results
+    scenario = "task"                 # the default; or "domain", "class"
+    image_size = 64                   # for images of folders and TFDS; height and width
+
+    [[task]]
+    name = "flowers"
+    tfds = "oxford_flowers102"        # any data set of images or features with labels
+    classes = [0, 1]                  # optional: these only, labelled 0, 1 in this order
+
+    [[task]]
+    name = "products"
+    folder = "photos"                 # train/CLASS/*.jpg, test/CLASS/*.jpg, optional val/…
+    classes = ["cup", "plate"]        # by name too
+
+    [[task]]
+    name = "scans"
+    npz = "scans.npz"                 # x_train y_train x_test y_test, optional x_val y_val
+
+Paths are relative to the file. uint8 inputs are pixels, and the model scales them by 1/255; floats
+are used as they are. Where some tasks have grey images and others have colours, grey becomes RGB.
+"""
+
+import tomllib
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from keras_mas.errors import UsageError
+
+from .datasets import read_tfds
+from .errors import did_you_mean, one_of
+from .files import read_folder, read_npz
+from .source import LoadOptions, Source, make_task
+from .stream import Split, Task, TaskStream, check_name, check_scenario, check_task_names
+
+_STREAM_KEYS = {"name": str, "scenario": str, "image_size": int, "task": list}
+_SOURCE_KEYS = ("tfds", "npz", "folder")
+_TASK_KEYS = {"name": str, "classes": list, **dict.fromkeys(_SOURCE_KEYS, str)}
+_WORDS = {str: "a string", int: "a whole number", list: "a list"}
+
+
+def load_toml(path: Path, options: LoadOptions) -> TaskStream:
+    """Load the stream that a TOML file describes.
+
+    The whole description is checked before any data is read.
+
+    Args:
+        path: The file.
+        options: Seed, validation fraction, directory of TFDS data.
+
+    Returns:
+        The stream.
+
+    Raises:
+        UsageError: If the file cannot be read or parsed, or asks for something that does not exist
+            or does not fit together.
+        DataError: If the data is bad or cannot be had.
+    """
+    table = _parse(path)
+    entries = _checked_entries(table, path)
+
+    @cache  # several tasks may take different classes of one source
+    def read(kind: str, value: str) -> Source:
+        match kind:
+            case "tfds":
+                return read_tfds(value, table.get("image_size"), options.data_dir)
+            case "npz":
+                return read_npz(path.parent / value)
+            case "folder":
+                return read_folder(path.parent / value, table.get("image_size"))
+
+    tasks = [
+        make_task(entry.name, read(entry.kind, entry.value), entry.classes, options)
+        for entry in entries
+    ]
+    return TaskStream(
+        name=table["name"],
+        scenario=table.get("scenario", "task"),
+        tasks=_in_one_colour_space(tasks),
+        rescale=(1 / 255, 0.0) if tasks[0].train.inputs.dtype == np.uint8 else (1.0, 0.0),
+    )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One [[task]], checked: its source is `value`, of the kind `kind`."""
+
+    name: str
+    kind: str
+    value: str
+    classes: list[int | str] | None
+
+
+def _parse(path):
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"Expected a TOML file of tasks. Received: '{path}', which does not exist."
+        ) from error
+    except OSError as error:
+        raise UsageError(f"Expected a readable TOML file. Received: '{path}' ({error}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"Expected valid TOML. Received: '{path}' ({error}).") from error
+
+
+def _checked_entries(table, path) -> list[_Entry]:
+    where = f"'{path}'"
+    if isinstance(table.get("task"), dict):
+        raise UsageError(
+            f"Expected tasks as [[task]], with double brackets. Received: [task] in {where}."
+        )
+    _check_keys(table, _STREAM_KEYS, ("name", "task"), where)
+    check_name(table["name"], "stream")
+    check_scenario(table.get("scenario", "task"))
+    if table.get("image_size", 1) < 1:
+        raise UsageError(
+            f"Expected an image_size of at least 1. Received: {table['image_size']} in {where}."
+        )
+    entries = [
+        _checked_entry(task, path, f"[[task]] number {number} of {where}")
+        for number, task in enumerate(table["task"], start=1)
+    ]
+    check_task_names(entry.name for entry in entries)
+    return entries
+
+
+def _checked_entry(task, path, where) -> _Entry:
+    if not isinstance(task, dict):
+        raise UsageError(f"Expected a table. Received: {task!r} as {where}.")
+    _check_keys(task, _TASK_KEYS, ("name",), where)
+    kinds = [key for key in _SOURCE_KEYS if key in task]
+    if len(kinds) != 1:
+        raise UsageError(
+            f"Expected exactly one source among the keys {one_of(_SOURCE_KEYS)}. Received: "
+            f"{one_of(kinds) or 'none'} in {where}."
+        )
+    kind = kinds[0]
+    _check_exists(kind, path.parent / task[kind], where)
+    for choice in task.get("classes", []):
+        _check_type("classes", choice, (int, str), "whole numbers or strings", where)
+    return _Entry(task["name"], kind, task[kind], task.get("classes"))
+
+
+def _check_keys(table, types, required, where):
+    for key, value in table.items():
+        if key not in types:
+            raise UsageError(
+                f"Expected only the keys {one_of(types)}. Received: {key!r} in {where}."
+                f"{did_you_mean(key, types)}"
+            )
+        _check_type(key, value, types[key], _WORDS[types[key]], where)
+    for key in required:
+        if key not in table:
+            raise UsageError(f"Expected the key {key!r}. Received: none in {where}. Add it.")
+
+
+def _check_type(key, value, types, words, where):
+    # TOML's true and false are Python's, which are whole numbers too.
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise UsageError(f"Expected {words} for the key {key!r}. Received: {value!r} in {where}.")
+
+
+def _check_exists(kind, path, where):
+    exists = {"tfds": lambda: True, "npz": path.is_file, "folder": path.is_dir}[kind]
+    if not exists():
+        raise UsageError(
+            f"Expected {'a folder' if kind == 'folder' else 'an .npz file'} at '{path}'. Received: "
+            f"none, for {where}. Paths are relative to the TOML file."
+        )
+
+
+def _in_one_colour_space(tasks) -> tuple[Task, ...]:
+    """Repeat grey images in three channels if, and only if, other tasks have colours."""
+    channels = {task.input_shape[-1] if len(task.input_shape) == 3 else None for task in tasks}
+    if channels != {1, 3}:
+        return tuple(tasks)
+    return tuple(_to_rgb(task) if task.input_shape[-1] == 1 else task for task in tasks)
+
+
+def _to_rgb(task):
+    return replace(
+        task,
+        **{
+            role: Split(np.repeat(split.inputs, 3, axis=-1), split.labels)
+            for role, split in task.splits.items()
+        },
+    )
