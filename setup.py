@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 
 def rooms():
-    """Map every installed package name to its folder (`training/` installs as `keras_mas.training`)."""
+    """Map every installed package to its folder: `training/` installs as `keras_mas.training`."""
     folders = {name: name.replace(".", "/") for name in find_packages(include=["keras_mas*"])}
     for room in ("training", "serving"):
         inner = [room, *(f"{room}.{name}" for name in find_packages(room))]

@@ -223,16 +223,15 @@ class SynapticMemory:
             FileNotFoundError: If there is no such file.
         """
         memory = cls()
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                memory.restore(dict(arrays))
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"Expected a memory written by `SynapticMemory.save`. Received: '{path}', which "
-                f"cannot be read as one ({error})."
-            ) from error
+        with open(path, "rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as arrays:
+                    memory.restore(dict(arrays))
+            except Exception as error:
+                raise ValueError(
+                    f"Expected a memory written by `SynapticMemory.save`. Received: '{path}', "
+                    f"which cannot be read as one ({error})."
+                ) from error
         return memory
 
     def state(self):

@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from keras_mas.serving.client import GrpcClient, RestClient
-from keras_mas.serving.export import export_version
-from keras_mas.serving.paths import version_path
-from keras_mas.serving.standin import StandIn
 from rich.console import Console
 from rich.table import Table
 
 from keras_mas.errors import UsageError
 from keras_mas.methods import load_method
+from keras_mas.serving.client import GrpcClient, RestClient
+from keras_mas.serving.export import export_version, is_exported
+from keras_mas.serving.paths import version_path
+from keras_mas.serving.standin import StandIn
 
 from .backbones import check_backbone
 from .cli import GRPC, REST, recipe_options

@@ -8,12 +8,15 @@ A run's folder holds
     result.json         written last
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -255,7 +258,7 @@ class _Run:
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
-        with self._timed("training"):
+        with self._timed("training"), _talk_to_stderr(self.verbose):
             history = model.fit(
                 data.inputs,
                 data.labels + self.head_of[task.name].offset,
@@ -409,6 +412,11 @@ def _versions():
         "keras": keras.__version__,
         "numpy": np.__version__,
     }
+
+
+def _talk_to_stderr(verbose):
+    """Send what Keras prints to standard error, where it was asked for, and else nowhere."""
+    return contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO())
 
 
 class _Stopwatch:

@@ -7,14 +7,6 @@ from PIL import Image
 from keras_mas.training.tasks import Split, Task
 
 
-@pytest.fixture(autouse=True)
-def fresh_keras():
-    """Take the place of the outer fixture, which spends a third of a second on clearing Keras.
-
-    The tests of this folder leave nothing behind in Keras.
-    """
-
-
 @pytest.fixture
 def make_split():
     """Build a split of flat float inputs; each input holds its label and its position."""

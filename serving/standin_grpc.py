@@ -1,0 +1,114 @@
+"""The gRPC front of the stand-in, from the servicers of tensorflow-serving-api."""
+
+import contextlib
+import socket
+from concurrent import futures
+
+import grpc
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from .codes import MESSAGE_LIMITS, STATUS_CODES, invalid_argument
+
+_THREADS = 8
+_STOP_SECONDS = 1  # given to the requests in flight
+
+
+@contextlib.contextmanager
+def serve_grpc(core, host, port):
+    """Answer gRPC requests while the context lasts.
+
+    Args:
+        core: `Core` to ask.
+        host: Address to listen on.
+        port: Port, or 0 for any free one.
+
+    Yields:
+        The port.
+
+    Raises:
+        OSError: If the port is taken or not allowed.
+        OverflowError: If the port is greater than 65535.
+    """
+    # gRPC would report a taken port on stderr, and take port 70000 for 70000 - 65536.
+    socket.create_server((host, port)).close()
+    # By default two servers may listen on one port, and each gets some of the requests.
+    options = [("grpc.so_reuseport", 0), *MESSAGE_LIMITS]
+    server = grpc.server(futures.ThreadPoolExecutor(_THREADS), options=options)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(core), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(core), server)
+    port = server.add_insecure_port(f"{host}:{port}")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(_STOP_SECONDS).wait()
+
+
+def _not_served(servicer, request, context):
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, "The stand-in does not serve this method.")
+
+
+class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
+    def __init__(self, core):
+        self._core = core
+
+    def Predict(self, request, context):
+        with _errors_as_status(context):
+            inputs = {name: _to_array(name, proto) for name, proto in request.inputs.items()}
+            spec, outputs = self._core.predict(request.model_spec, inputs)
+            response = predict_pb2.PredictResponse(model_spec=spec)
+            for name in _select(request.output_filter, outputs):
+                response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
+            return response
+
+    def GetModelMetadata(self, request, context):
+        with _errors_as_status(context):
+            for field in request.metadata_field:
+                if field != "signature_def":
+                    raise invalid_argument(f"Metadata field {field} is not supported")
+            return self._core.metadata(request.model_spec)
+
+    Classify = Regress = MultiInference = _not_served
+
+
+class _Model(model_service_pb2_grpc.ModelServiceServicer):
+    def __init__(self, core):
+        self._core = core
+
+    def GetModelStatus(self, request, context):
+        with _errors_as_status(context):
+            return self._core.status(request.model_spec)
+
+    HandleReloadConfigRequest = _not_served
+
+
+@contextlib.contextmanager
+def _errors_as_status(context):
+    try:
+        yield
+    except tf.errors.OpError as error:
+        context.abort(STATUS_CODES[error.error_code], error.message)
+    except Exception as error:  # a defect of ours: the client still gets an answer
+        context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def _to_array(name, proto):
+    try:
+        return tf.make_ndarray(proto)
+    except (TypeError, ValueError) as error:
+        raise invalid_argument(f"tensor parsing error: {name}: {error}") from error
+
+
+def _select(names, outputs):
+    for name in names:
+        if name not in outputs:
+            raise invalid_argument(
+                f"output tensor alias not found in signature: {name} "
+                f"Outputs expected to be in the set {{{','.join(sorted(outputs))}}}."
+            )
+    return names or outputs

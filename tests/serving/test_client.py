@@ -1,0 +1,194 @@
+import http.server
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from keras_mas.serving.client import (
+    GrpcClient,
+    Readiness,
+    RestClient,
+    ServingError,
+    VersionStatus,
+    readiness,
+)
+from keras_mas.serving.standin import StandIn
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def client(request, server):
+    if request.param == "rest":
+        with RestClient(f"127.0.0.1:{server.rest_port}") as client:
+            yield client
+    else:
+        with GrpcClient(f"127.0.0.1:{server.grpc_port}") as client:
+            yield client
+
+
+def test_rest_and_grpc_answer_as_the_keras_model(client, make_heads, inputs):
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    logits = make_heads()["pets"].predict(x, verbose=0)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    answer = client.predict("shop", {"inputs": x}, signature="pets", version=1)
+
+    np.testing.assert_allclose(answer["probabilities"], expected, rtol=1e-6)
+    assert answer["probabilities"].dtype == np.float32
+    assert answer["class"].tolist() == logits.argmax(axis=1).tolist()
+    assert answer["class"].dtype == np.int64
+    assert answer["label"].tolist() == [["cat", "dog"][i] for i in logits.argmax(axis=1)]
+
+
+def test_the_default_is_every_head_of_the_latest_version(client, inputs):
+    answer = client.predict("shop", {"inputs": inputs})
+    assert answer["pets/label"].tolist() == ["cat", "dog"]  # version 2 turns the pets around
+    assert answer["fruit/class"].tolist() == [2, 2]
+
+
+def test_the_only_output_has_its_name_and_lists_of_floats_are_float32(client):
+    answer = client.predict("half_plus_two", {"x": [1.0, 2.0, float("nan")]})
+    np.testing.assert_array_equal(answer["y"], np.array([2.5, 3.0, np.nan], np.float32))
+
+
+def test_status_lists_the_versions(client):
+    assert client.status("shop") == [(1, "AVAILABLE", ""), (2, "AVAILABLE", "")]
+    first, second = client.status("half_broken")
+    assert first == VersionStatus(1, "AVAILABLE", "")
+    assert second.state == "END" and "Expected a complete SavedModel" in second.error
+
+
+def test_errors_are_one_sentence_with_the_servers_words_and_advice(client):
+    with pytest.raises(ServingError) as caught:
+        client.predict("nobody", {"x": [1.0]})
+    assert str(caught.value) == (
+        f"Expected an answer about model 'nobody' from {client.host_port}. "
+        "Received: NOT_FOUND: Servable not found for request: Latest(nobody). "
+        "Check the name and the version against the status of the model."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"name": "shop", "inputs": {"inputs": [[1.0, 2.0]]}, "version": 9},
+            r"Specific\(shop, 9\)",
+        ),
+        ({"name": "shop", "inputs": {"inputs": [[1.0]]}}, r"\[1,1\] is not compatible with"),
+        ({"name": "shop", "inputs": {"inputs": [["a", "b"]]}}, "float"),
+        ({"name": "shop", "inputs": {"x": [[1.0, 2.0]]}}, "inputs"),
+        ({"name": "half_plus_two", "inputs": {"x": [1.0]}, "signature": "z"}, '"z" not found'),
+    ],
+)
+def test_what_the_server_refuses_is_said(client, arguments, words):
+    with pytest.raises(ServingError, match=words):
+        client.predict(**arguments)
+
+
+@pytest.mark.parametrize("make", [RestClient, GrpcClient])
+def test_nobody_listening(make):
+    with make("127.0.0.1:1") as client, pytest.raises(ServingError) as caught:
+        client.status("shop")
+    assert "about model 'shop' from 127.0.0.1:1. Received: UNAVAILABLE: " in str(caught.value)
+    assert "Start the server, or correct its host and port." in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [RestClient, GrpcClient])
+def test_a_server_that_does_not_answer(make, silent_port):
+    client = make(f"127.0.0.1:{silent_port}", timeout=0.2)
+    with client, pytest.raises(ServingError, match="Received: DEADLINE_EXCEEDED: "):
+        client.status("shop")
+
+
+@pytest.fixture
+def silent_port():
+    """A port that takes connections and never says anything."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_another_kind_of_server(website_port):
+    client = RestClient(f"127.0.0.1:{website_port}")
+    with pytest.raises(ServingError, match="Received: UNKNOWN: HTTP status 404, and no JSON."):
+        client.status("shop")
+
+
+@pytest.fixture
+def website_port(tmp_path):
+    class Website(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Website) as website:
+        threading.Thread(target=website.serve_forever, args=[0.05], daemon=True).start()
+        yield website.server_port
+        website.shutdown()
+
+
+def test_messages_may_be_larger_than_four_megabytes(server):
+    with GrpcClient(f"127.0.0.1:{server.grpc_port}") as client:
+        answer = client.predict("half_plus_two", {"x": np.ones(2 * 2**20, np.float32)})
+    assert answer["y"].shape == (2 * 2**20,)
+
+
+# Waiting.
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ([], Readiness.WAITING),
+        (["START"], Readiness.WAITING),
+        (["AVAILABLE", "LOADING"], Readiness.WAITING),
+        (["AVAILABLE", "AVAILABLE"], Readiness.AVAILABLE),
+        (["END", "AVAILABLE"], Readiness.AVAILABLE),
+        (["AVAILABLE", "END"], Readiness.FAILED),
+    ],
+)
+def test_the_newest_version_decides(states, expected):
+    statuses = [VersionStatus(version, state, "") for version, state in enumerate(states)]
+    assert readiness(statuses) is expected
+
+
+def test_waiting_ends_when_the_newest_version_is_available(client):
+    assert client.wait_until_available("shop", timeout=5) == 2
+
+
+def test_waiting_for_a_version_that_failed_ends_at_once(client):
+    start = time.monotonic()
+    with pytest.raises(
+        ServingError, match="version 2 in state END. Expected a complete SavedModel"
+    ):
+        client.wait_until_available("half_broken", timeout=60)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("make", [RestClient, GrpcClient])
+def test_waiting_has_a_deadline(make):
+    start = time.monotonic()
+    with make("127.0.0.1:1") as client, pytest.raises(ServingError) as caught:
+        client.wait_until_available("shop", timeout=0.5)
+    assert "Expected model 'shop' to be available at 127.0.0.1:1 within 0.5 s." in str(caught.value)
+    assert "UNAVAILABLE" in str(caught.value)
+    assert time.monotonic() - start < 3
+
+
+def test_waiting_for_a_server_that_starts_later(models):
+    server = StandIn({"half_plus_two": models / "half_plus_two"}, grpc_port=0, rest_port=0)
+    with server:
+        ports = server.grpc_port, server.rest_port
+    server = StandIn(
+        {"half_plus_two": models / "half_plus_two"}, grpc_port=ports[0], rest_port=ports[1]
+    )
+    timer = threading.Timer(0.3, server.start)
+    timer.start()
+    with GrpcClient(f"127.0.0.1:{ports[0]}") as grpc_client:
+        assert grpc_client.wait_until_available("half_plus_two", timeout=10) == 123
+    with RestClient(f"127.0.0.1:{ports[1]}") as rest_client:
+        assert rest_client.wait_until_available("half_plus_two", timeout=10) == 123
+    timer.join()
+    server.stop()

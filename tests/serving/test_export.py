@@ -1,0 +1,374 @@
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from keras_mas import MASModel
+from keras_mas.errors import UsageError
+from keras_mas.serving import export
+from keras_mas.serving.export import ExportError, export_version, is_exported
+from keras_mas.serving.runtime import LoadedVersion
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def shop(models):
+    return LoadedVersion(models / "shop" / "1")
+
+
+def test_a_signature_per_task_with_probabilities_class_and_label(shop, inputs):
+    answer = shop.run("pets", {"inputs": inputs})
+    np.testing.assert_allclose(answer["probabilities"], [[0.25, 0.75], [0.75, 0.25]], rtol=1e-6)
+    assert answer["class"].tolist() == [1, 0] and answer["class"].dtype == np.int64
+    assert answer["label"].tolist() == [b"dog", b"cat"]
+
+
+def test_classes_without_names_are_numbered(shop, inputs):
+    assert shop.run("fruit", {"inputs": inputs})["label"].tolist() == [b"2", b"2"]
+
+
+def test_one_request_to_the_default_signature_asks_every_head(shop, inputs):
+    answer = shop.run("serving_default", {"inputs": inputs})
+    assert {name for name in answer if name.startswith("fruit/")} == {
+        "fruit/probabilities",
+        "fruit/class",
+        "fruit/label",
+    }
+    assert len(answer) == 6
+    for name in ("probabilities", "class", "label"):
+        for task in ("pets", "fruit"):
+            alone = shop.run(task, {"inputs": inputs})[name]
+            assert answer[f"{task}/{name}"].tolist() == alone.tolist()
+
+
+def test_the_contract_names_shapes_and_dtypes(shop):
+    signature = shop.signatures["fruit"]
+    shapes = {
+        name: [dim.size for dim in info.tensor_shape.dim]
+        for name, info in [*signature.inputs.items(), *signature.outputs.items()]
+    }
+    assert shapes == {"inputs": [-1, 2], "probabilities": [-1, 3], "class": [-1], "label": [-1]}
+    dtypes = {name: tf.as_dtype(info.dtype).name for name, info in signature.outputs.items()}
+    assert dtypes == {"probabilities": "float32", "class": "int64", "label": "string"}
+
+
+def test_the_input_can_be_named(tmp_path, make_heads, inputs):
+    version = export_version(make_heads(), tmp_path / "1", input_name="point")
+    assert LoadedVersion(version).run("pets", {"point": inputs})["class"].tolist() == [1, 0]
+
+
+def test_what_is_published_is_only_the_function(tmp_path, make_dense):
+    point = keras.Input((2,))
+    trunk = make_dense(np.eye(2), [0.0, 0.0])(point)
+    heads = {
+        "a": MASModel(point, make_dense(np.eye(2), [0.0, 0.0])(trunk)),
+        "b": keras.Model(point, make_dense(np.zeros((2, 3)), [0.0, 0.0, 0.0])(trunk)),
+    }
+    heads["a"].compile("adam", "sparse_categorical_crossentropy")
+    heads["a"].fit(np.ones((4, 2)), np.zeros(4), verbose=0)
+    heads["a"].consolidate(np.ones((4, 2)))
+    assert heads["a"].memory.importance  # there is an Ω, and it stays at home
+
+    version = export_version(heads, tmp_path / "1")
+
+    # The trunk is stored once though two heads read it, and nothing that only training reads.
+    stored = tf.train.list_variables(str(version / "variables" / "variables"))
+    shapes = sorted(shape for name, shape in stored if "VARIABLE_VALUE" in name)
+    assert shapes == [[2], [2], [2, 2], [2, 2], [2, 3], [3]]
+    assert len(stored) == 6 + 1  # and the description of the objects
+
+
+def test_heads_on_one_input_tensor_run_the_trunk_once(tmp_path, models, make_dense):
+    point = keras.Input((2,))
+    trunk = make_dense(np.eye(2), [0.0, 0.0])(point)
+    heads = {
+        task: keras.Model(point, make_dense(np.eye(2), [0.0, 0.0])(trunk)) for task in ("a", "b")
+    }
+    # One product for the trunk and one for each head. The heads of the shop have inputs of their
+    # own and pay for the trunk twice.
+    assert most_products(export_version(heads, tmp_path / "1")) == 3
+    assert most_products(models / "shop" / "1") == 4
+
+
+def most_products(version):
+    """Return the number of matrix products in the endpoint that has most, `serving_default`."""
+    return max(
+        sum(node.op == "MatMul" for node in function.node_def)
+        for function in functions_of(version)
+        if "endpoint" in function.signature.name
+    )
+
+
+def functions_of(version):
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((version / "saved_model.pb").read_bytes())
+    return saved.meta_graphs[0].graph_def.library.function
+
+
+def test_a_head_with_a_call_of_its_own_is_not_taken_for_its_layers(tmp_path):
+    class Doubled(keras.Model):
+        def call(self, inputs, training=None):
+            return 2.0 * super().call(inputs, training=training)
+
+    point = keras.Input((2,))
+    identity = keras.layers.Dense(2, kernel_initializer="identity")(point)
+    heads = {"a": Doubled(point, identity), "b": keras.Model(point, identity)}
+    version = LoadedVersion(export_version(heads, tmp_path / "1"))
+    answer = version.run("serving_default", {"inputs": np.array([[0.0, np.log(3.0)]], np.float32)})
+    # 2 ln 3 = ln 9.
+    np.testing.assert_allclose(answer["a/probabilities"], [[0.1, 0.9]], rtol=1e-5)
+    np.testing.assert_allclose(answer["b/probabilities"], [[0.25, 0.75]], rtol=1e-5)
+
+
+def test_layers_of_one_name_in_two_heads_are_no_obstacle(tmp_path, inputs):
+    point = keras.Input((2,))
+    heads = {
+        task: keras.Model(point, keras.layers.Dense(2, name="head")(point)) for task in ("a", "b")
+    }
+    version = LoadedVersion(export_version(heads, tmp_path / "1"))
+    both = version.run("serving_default", {"inputs": inputs})
+    for task in heads:
+        alone = version.run(task, {"inputs": inputs})
+        np.testing.assert_array_equal(both[f"{task}/probabilities"], alone["probabilities"])
+
+
+def test_frozen_statistics_are_published_and_dropout_is_off(tmp_path):
+    # In training mode BatchNormalization would map the single input to 0, and dropout hide it.
+    layers = [keras.layers.BatchNormalization(epsilon=0.0), keras.layers.Dropout(0.9)]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    gamma, beta = [1.0, 1.0], [0.0, 0.0]
+    layers[0].set_weights([np.array(w) for w in (gamma, beta, [3.0, 3.0], [1.0, 1.0])])
+    version = LoadedVersion(export_version({"a": model}, tmp_path / "1"))
+    x = np.array([[3.0, 3.0 + np.log(3.0)]], np.float32)
+    for signature, name in (("a", "probabilities"), ("serving_default", "a/probabilities")):
+        answer = version.run(signature, {"inputs": x})[name]
+        np.testing.assert_allclose(answer, [[0.25, 0.75]], rtol=1e-5)
+
+
+def test_mixed_precision_is_published_as_float32(tmp_path):
+    inputs = keras.Input((2,))
+    outputs = keras.layers.Dense(2, kernel_initializer="identity", dtype="mixed_float16")(inputs)
+    assert outputs.dtype == "float16"
+    version = LoadedVersion(export_version({"a": keras.Model(inputs, outputs)}, tmp_path / "1"))
+    answer = version.run("a", {"inputs": np.array([[0.0, np.log(3.0)]], np.float32)})
+    assert answer["probabilities"].dtype == np.float32
+    np.testing.assert_allclose(answer["probabilities"], [[0.25, 0.75]], rtol=1e-3)
+
+
+def test_no_function_asks_for_xla(models):
+    # A model server compiles nothing by default, and fails on a function that insists.
+    functions = functions_of(models / "shop" / "1")
+    assert functions and not any(f.attr["_XlaMustCompile"].b for f in functions)
+
+
+def test_a_wrong_number_of_features_is_refused_with_both_shapes(shop):
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        shop.run("pets", {"inputs": np.zeros((5, 3), np.float32)})
+    assert "[5,3] is not compatible with expected shape [?,2]" in caught.value.message
+    assert "check_input_shape" in caught.value.message
+
+
+@pytest.mark.parametrize("signature", ["a", "serving_default"])
+@pytest.mark.parametrize("shape", [(1, 5, 4, 3), (1, 4, 4), (1, 4, 4, 1)])
+def test_a_wrong_image_is_refused_even_under_global_pooling(pooled, signature, shape):
+    # Pooling over all places gives every image the same shape; without a check [1, 5, 4, 3] passes.
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        pooled.run(signature, {"inputs": np.zeros(shape, np.float32)})
+    received = ",".join(map(str, shape))
+    assert f"[{received}] is not compatible with expected shape [?,4,4,3]" in caught.value.message
+
+
+def test_an_image_of_the_right_size_passes_in_batches_of_any_size(pooled):
+    answer = pooled.run("a", {"inputs": np.ones((3, 4, 4, 3), np.float32)})
+    assert answer["probabilities"].shape == (3, 3)
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.GlobalAveragePooling2D()])
+    return LoadedVersion(export_version({"a": model}, tmp_path_factory.mktemp("pooled") / "1"))
+
+
+def test_a_size_left_open_stays_open(tmp_path):
+    model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalMaxPooling2D()])
+    version = LoadedVersion(export_version({"a": model}, tmp_path / "1"))
+    for size in (5, 6):
+        answer = version.run("a", {"inputs": np.zeros((1, size, 7, 3), np.float32)})
+        assert answer["class"].tolist() == [0]
+
+
+@pytest.mark.parametrize("shape", ["2 2", "2 3"])
+def test_the_c_library_alone_runs_it_and_checks_shapes(models, shop, shape):
+    signature = shop.signatures["fruit"]
+    tensors = [signature.inputs["inputs"].name, signature.outputs["probabilities"].name]
+    command = [HERE / "c_api.py", Path(tf.__file__).parent, models / "shop" / "1", *tensors]
+    process = subprocess.run(
+        [sys.executable, *map(str, command), *shape.split()], capture_output=True, check=True
+    )
+    answer = json.loads(process.stdout)
+    if shape == "2 2":
+        assert answer == pytest.approx([0.25, 0.25, 0.5] * 2)
+    else:
+        assert "[2,3] is not compatible with expected shape [?,2]" in answer
+
+
+def test_a_version_is_never_overwritten(tmp_path, make_heads):
+    version = export_version(make_heads(), tmp_path / "shop" / "1")
+    before = (version / "saved_model.pb").read_bytes()
+    with pytest.raises(UsageError, match="Expected version 1 of 'shop' not to exist. Received: '"):
+        export_version(make_heads(sign=-1.0), tmp_path / "shop" / "1")
+    assert (version / "saved_model.pb").read_bytes() == before
+    with pytest.raises(UsageError, match="not to exist"):
+        export_version({}, tmp_path / "shop" / "1")  # before a look at the heads, or any work
+
+
+def test_a_version_with_leading_zeros_is_the_same_version(tmp_path, make_heads):
+    (tmp_path / "shop" / "01").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"Expected version 1 .*01', which does"):
+        export_version(make_heads(), tmp_path / "shop" / "1")
+
+
+def test_a_file_in_the_way_is_not_overwritten_either(tmp_path, make_heads):
+    (tmp_path / "1").write_text("notes")
+    with pytest.raises(UsageError, match="not to exist"):
+        export_version(make_heads(), tmp_path / "1")
+    assert (tmp_path / "1").read_text() == "notes"
+
+
+def test_a_version_published_meanwhile_is_not_overwritten(tmp_path, make_heads, monkeypatch):
+    def publish_another(directory, *_):
+        (tmp_path / "1").mkdir()
+
+    monkeypatch.setattr(export, "_check_runs", publish_another)
+    with pytest.raises(UsageError, match="not to exist"):
+        export_version(make_heads(), tmp_path / "1")
+    assert names_in(tmp_path) == ["1"] and names_in(tmp_path / "1") == []
+
+
+def test_a_version_appears_only_when_complete(tmp_path, make_heads, monkeypatch):
+    seen = []
+
+    def look(directory, *_):
+        seen.append((names_in(tmp_path), (directory / "saved_model.pb").exists()))
+
+    monkeypatch.setattr(export, "_check_runs", look)
+    export_version(make_heads(), tmp_path / "1")
+    [([name], complete)] = seen
+    assert name.startswith(".tmp-1-") and complete
+    assert names_in(tmp_path) == ["1"]
+
+
+def test_a_model_that_cannot_run_is_not_published(tmp_path):
+    class Impossible(keras.layers.Layer):
+        def call(self, x):
+            # Traces well, and fails on every input.
+            with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(x)[0], -1)]):
+                return tf.identity(x)
+
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, Impossible()(inputs))
+    with pytest.raises(ExportError, match=r"(?s)zeros of shape \[1, 2\].* Nothing was published"):
+        export_version({"a": model}, tmp_path / "1")
+    assert names_in(tmp_path) == []
+
+
+def test_a_lookup_table_is_refused_in_our_words(tmp_path):
+    point = keras.Input((1,))
+    index = keras.layers.Rescaling(1.0, dtype="int64")(point)
+    table = keras.layers.IntegerLookup(vocabulary=[1, 2], output_mode="one_hot")
+    with pytest.raises(ExportError, match="such as a lookup table"):
+        export_version({"a": keras.Model(point, table(index))}, tmp_path / "1")
+    assert names_in(tmp_path) == []
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path, make_heads, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "_check_runs", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_version(make_heads(), tmp_path / "1")
+    assert names_in(tmp_path) == []
+
+
+def test_export_says_nothing(tmp_path, make_heads, capfd, caplog):
+    loggers = [tf.get_logger(), logging.getLogger("absl")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+        caplog.set_level(logging.INFO, logger.name)
+    export_version(make_heads(), tmp_path / "1")
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)
+    printed = capfd.readouterr()
+    assert caplog.messages == []
+    # The C++ runtime's own lines obey only TF_CPP_MIN_LOG_LEVEL, set before TensorFlow is imported.
+    lines = [line for line in printed.err.splitlines() if not line.startswith(("I0", "W0", "E0"))]
+    assert printed.out == "" and lines == []
+
+
+def small(features=2, units=2):
+    return keras.Sequential([keras.Input((features,)), keras.layers.Dense(units)])
+
+
+def two_inputs():
+    a, b = keras.Input((2,)), keras.Input((2,))
+    return keras.Model([a, b], keras.layers.Add()([a, b]))
+
+
+def sequences():
+    return keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2)])
+
+
+REFUSED = [
+    ({}, {}, "at least one task. Received: no heads."),
+    ({"a": keras.Sequential([keras.layers.Dense(2)])}, {}, "Received: Sequential without one."),
+    ({"a": two_inputs()}, {}, "to take one input of shape [N, ...]. Received: input shape [("),
+    (
+        {"a": small(2), "b": small(3)},
+        {},
+        "(2,), as 'a' does. Received: shape (3,) from 'b'",
+    ),
+    ({"a": sequences()}, {}, "Received: output shape (None, 4, 2)"),
+    ({"serving_default": small()}, {}, "Received: 'serving_default'. Rename the task."),
+    ({"_a": small()}, {}, "Received: '_a'. Rename the task."),
+    ({"": small()}, {}, "Received: ''. Rename the task."),
+    ({"a": small(units=3)}, {"classes": {"a": ["x", "y"]}}, "Expected 3 class names for 'a'"),
+    ({"a": small()}, {"classes": {"b": ["x", "y"]}}, "among ['a']. Received: 'b'."),
+    ({"a": small()}, {"input_name": "my input"}, "Received: 'my input'."),
+    ({"a": small()}, {"input_name": "class"}, "Received: 'class'."),
+]
+
+
+@pytest.mark.parametrize(("heads", "arguments", "message"), REFUSED)
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+    tmp_path, heads, arguments, message
+):
+    with pytest.raises(UsageError) as caught:
+        export_version(heads, tmp_path / "models" / "shop" / "1", **arguments)
+    assert message in str(caught.value)
+    assert names_in(tmp_path) == []
+
+
+def test_the_folder_of_a_version_is_an_integer(tmp_path):
+    with pytest.raises(UsageError, match="named by an integer.* Received: 'latest'"):
+        export_version({"a": small()}, tmp_path / "latest")
+    assert names_in(tmp_path) == []
+
+
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_version_is_known_by_its_weights(models, make_heads, tmp_path):
+    assert is_exported(make_heads(), models / "shop" / "1")
+    assert not is_exported(make_heads(sign=-1.0), models / "shop" / "1")
+    assert not is_exported({"pets": make_heads()["pets"]}, models / "shop" / "1")
+    assert not is_exported(make_heads(), tmp_path / "1")

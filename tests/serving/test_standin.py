@@ -1,0 +1,345 @@
+import concurrent.futures
+import socket
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from keras_mas.errors import UsageError
+from keras_mas.serving.standin import PortError, StandIn
+
+HALF = "half_plus_two"
+
+
+@pytest.fixture
+def url(server):
+    return f"http://127.0.0.1:{server.rest_port}/v1/models"
+
+
+@pytest.fixture(scope="module")
+def channel(server):
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        yield channel
+
+
+@pytest.fixture
+def predictions(channel):
+    return prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+@pytest.fixture
+def states(channel):
+    return model_service_pb2_grpc.ModelServiceStub(channel)
+
+
+def ask(name, x, **spec):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = name
+    for key, value in spec.items():
+        if key == "version":
+            request.model_spec.version.value = value
+        else:
+            setattr(request.model_spec, key, value)
+    if x is not None:
+        request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.array(x, np.float32)))
+    return request
+
+
+# What a user of TensorFlow Serving does first.
+
+
+def test_half_plus_two_in_rows_and_columns(url):
+    rows = requests.post(f"{url}/{HALF}:predict", data='{"instances": [1.0, 2.0, 5.0]}')
+    assert rows.status_code == 200 and rows.headers["Content-Type"] == "application/json"
+    assert rows.json() == {"predictions": [2.5, 3.0, 4.5]}
+    columns = requests.post(f"{url}/{HALF}:predict", data='{"inputs": {"x": [1.0, 2.0, 5.0]}}')
+    assert columns.json() == {"outputs": [2.5, 3.0, 4.5]}
+
+
+def test_half_plus_two_over_grpc(predictions):
+    response = predictions.Predict(ask(HALF, [1, 2, 5]))
+    assert tf.make_ndarray(response.outputs["y"]).tolist() == [2.5, 3.0, 4.5]
+    spec = response.model_spec
+    assert (spec.name, spec.version.value, spec.signature_name) == (HALF, 123, "serving_default")
+
+
+def test_rows_of_several_outputs_are_objects(url, inputs):
+    body = {"signature_name": "fruit", "instances": inputs[:1].tolist()}
+    answer = requests.post(f"{url}/shop:predict", json=body).json()
+    assert answer == {
+        "predictions": [{"class": 2, "label": "2", "probabilities": [0.25, 0.25, 0.5]}]
+    }
+
+
+def test_the_latest_version_answers_unless_one_is_named(url, inputs):
+    # Version 2 has the pets the other way round.
+    body = {"signature_name": "pets", "inputs": inputs.tolist()}
+    labels = [
+        requests.post(f"{url}/shop{version}:predict", json=body).json()["outputs"]["label"]
+        for version in ("", "/versions/1", "/versions/2")
+    ]
+    assert labels == [["cat", "dog"], ["dog", "cat"], ["cat", "dog"]]
+
+
+def test_not_a_number_comes_back_as_itself(url):
+    answer = requests.post(f"{url}/{HALF}:predict", data='{"instances": [NaN, 2.0]}')
+    assert answer.text == '{"predictions": [NaN, 3.0]}'
+
+
+def test_status_of_all_versions_and_of_one(url):
+    available = {"state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    assert requests.get(f"{url}/shop").json() == {
+        "model_version_status": [{"version": "1", **available}, {"version": "2", **available}]
+    }
+    assert requests.get(f"{url}/shop/versions/2").json() == {
+        "model_version_status": [{"version": "2", **available}]
+    }
+
+
+def test_metadata_is_the_contract(url):
+    metadata = requests.get(f"{url}/shop/versions/1/metadata").json()
+    assert metadata["model_spec"]["version"] == "1"
+    signatures = metadata["metadata"]["signature_def"]["signature_def"]
+    assert sorted(signatures) == ["fruit", "pets", "serving_default"]
+    image = signatures["pets"]["inputs"]["inputs"]
+    assert image["dtype"] == "DT_FLOAT"
+    assert [dim["size"] for dim in image["tensor_shape"]["dim"]] == ["-1", "2"]
+
+
+def test_metadata_over_grpc(predictions):
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    request.model_spec.name = "shop"
+    response = predictions.GetModelMetadata(request)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert response.metadata["signature_def"].Unpack(signatures)
+    assert sorted(signatures.signature_def) == ["fruit", "pets", "serving_default"]
+    assert response.model_spec.version.value == 2
+
+
+def test_some_outputs_can_be_left_out(predictions):
+    request = ask("shop", None, signature_name="pets")
+    request.inputs["inputs"].CopyFrom(tf.make_tensor_proto([[1.0, 2.0]]))
+    request.output_filter.append("label")
+    assert list(predictions.Predict(request).outputs) == ["label"]
+    request.output_filter.append("z")
+    assert_refused(
+        predictions.Predict, request, "INVALID_ARGUMENT", "alias not found in signature: z"
+    )
+
+
+def test_a_version_that_does_not_load_ends_and_the_others_serve(url, states):
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "half_broken"
+    first, second = states.GetModelStatus(request).model_version_status
+    state = get_model_status_pb2.ModelVersionStatus.State
+    assert (first.version, first.state) == (1, state.Value("AVAILABLE"))
+    assert (second.version, second.state) == (2, state.Value("END"))
+    assert "Expected a complete SavedModel in" in second.status.error_message
+    answer = requests.post(f"{url}/half_broken:predict", data='{"instances": [2.0]}')
+    assert answer.json() == {"predictions": [3.0]}
+
+
+def test_a_message_may_be_larger_than_four_megabytes(server):
+    count = 2 * 2**20  # 8 MB of float32
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options=options) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        answer = tf.make_ndarray(stub.Predict(ask(HALF, np.ones(count))).outputs["y"])
+    assert answer.shape == (count,) and (answer == 2.5).all()
+
+
+def test_many_requests_at_once_over_one_model(url):
+    def half_plus_two(i):
+        return requests.post(f"{url}/{HALF}:predict", json={"instances": [2 * i]}).json()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(half_plus_two, range(40)))
+    assert answers == [{"predictions": [i + 2.0]} for i in range(40)]
+
+
+# What goes wrong, in the server's words.
+
+REST_ERRORS = [
+    ("shop:predict", "{}", 400, "Missing 'inputs' or 'instances' key"),
+    ("nobody:predict", '{"inputs": 1}', 404, "Servable not found for request: Latest(nobody)"),
+    (
+        "shop/versions/9:predict",
+        '{"inputs": 1}',
+        404,
+        "Servable not found for request: Specific(shop, 9)",
+    ),
+    (
+        "shop/labels/stable:predict",
+        '{"inputs": 1}',
+        400,
+        "Unrecognized servable version label: stable",
+    ),
+    (
+        "shop:predict",
+        '{"signature_name": "cars", "inputs": 1}',
+        400,
+        'Serving signature name: "cars" not found in signature def',
+    ),
+    ("shop:predict", '{"inputs": [1', 400, "JSON Parse error: "),
+    (
+        "shop:predict",
+        '{"instances": [["a", 1]]}',
+        400,
+        'Value: "a" Type: String is not of expected',
+    ),
+    ("shop:predict", '{"instances": [[1, 2], [1]]}', 400, "Expecting shape [2] but got: [1]"),
+    ("shop:predict", '{"instances": [{"x": [1, 2]}]}', 400, "keys must be equal to: inputs"),
+    (
+        "shop:predict",
+        '{"inputs": {"inputs": [[1, 2]], "x": 1}}',
+        400,
+        "must be equal to: inputs",
+    ),
+    (
+        "shop:predict",
+        '{"instances": [[1, 2, 3]]}',
+        400,
+        "[1,3] is not compatible with expected shape",
+    ),
+    ("shop:classify", "{}", 501, "does not serve the method: classify"),
+    ("shop", "{}", 400, "Malformed request: POST /v1/models/shop"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "message"), REST_ERRORS)
+def test_rest_refuses_with_a_status_and_a_sentence(url, path, body, status, message):
+    answer = requests.post(f"{url}/{path}", data=body, timeout=5)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"] and message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "message"),
+    [
+        ("/nobody", 404, "Could not find any versions of model nobody"),
+        ("/shop/versions/9", 404, "Could not find version 9 of model shop"),
+        ("/nobody/metadata", 404, "Servable not found for request: Latest(nobody)"),
+        ("", 400, "Missing model name in request."),
+        ("/shop:predict", 400, "Malformed request: GET /v1/models/shop:predict"),
+    ],
+)
+def test_rest_refuses_questions_about_what_is_not_there(url, path, status, message):
+    answer = requests.get(f"{url}{path}", timeout=5)
+    assert (answer.status_code, answer.json()) == (status, {"error": message})
+
+
+def test_other_http_methods_are_refused_in_json(url):
+    answer = requests.delete(f"{url}/shop", timeout=5)
+    assert answer.status_code == 501 and "DELETE" in answer.json()["error"]
+
+
+def test_a_body_without_length_is_refused(url):
+    answer = requests.post(f"{url}/shop:predict", data=iter([b"{}"]), timeout=5)  # chunked
+    assert answer.status_code == 411 and "Expected a Content-Length" in answer.json()["error"]
+
+
+def test_a_client_that_hangs_up_leaves_no_trace(server, url, capfd):
+    with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
+        connection.sendall(b"POST /v1/models/shop:predict HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
+    assert requests.get(f"{url}/shop", timeout=5).status_code == 200
+    time.sleep(0.1)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+GRPC_ERRORS = [
+    (ask("nobody", [1]), "NOT_FOUND", "Servable not found for request: Latest(nobody)"),
+    (ask(HALF, [1], version=9), "NOT_FOUND", f"not found for request: Specific({HALF}, 9)"),
+    (ask(HALF, [1], version_label="stable"), "INVALID_ARGUMENT", "version label: stable"),
+    (ask(HALF, [1], signature_name="z"), "FAILED_PRECONDITION", 'signature key "z" not found.'),
+    (ask(HALF, None), "INVALID_ARGUMENT", "Missing but required: {x}."),
+    (ask("shop", [1]), "INVALID_ARGUMENT", "input tensor alias not found in signature: x."),
+]
+
+
+@pytest.mark.parametrize(("request_", "code", "message"), GRPC_ERRORS)
+def test_grpc_refuses_with_a_code_and_a_sentence(predictions, request_, code, message):
+    assert_refused(predictions.Predict, request_, code, message)
+
+
+def test_grpc_refuses_a_wrong_dtype_and_half_a_tensor(predictions):
+    request = ask(HALF, [1])
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto("one"))
+    assert_refused(
+        predictions.Predict, request, "INVALID_ARGUMENT", "actual string vs. expect float"
+    )
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.ones(2, np.float32)))
+    request.inputs["x"].tensor_content = b"123"
+    assert_refused(predictions.Predict, request, "INVALID_ARGUMENT", "tensor parsing error: x")
+
+
+def test_grpc_methods_the_stand_in_lacks_are_unimplemented(predictions, states):
+    message = "The stand-in does not serve this method."
+    classify = classification_pb2.ClassificationRequest()
+    assert_refused(predictions.Classify, classify, "UNIMPLEMENTED", message)
+    reload = model_management_pb2.ReloadConfigRequest()
+    assert_refused(states.HandleReloadConfigRequest, reload, "UNIMPLEMENTED", message)
+
+
+def assert_refused(method, request, code, message):
+    with pytest.raises(grpc.RpcError) as caught:
+        method(request, timeout=5)
+    assert caught.value.code().name == code
+    assert message in caught.value.details()
+
+
+# Starting and stopping.
+
+
+def test_there_must_be_something_to_serve(tmp_path):
+    with pytest.raises(UsageError, match="at least one model to serve. Received: none."):
+        StandIn({}).start()
+    with pytest.raises(UsageError, match=f"versions of 'shop' as folders '{tmp_path}/<integer>/'"):
+        StandIn({"shop": tmp_path}).start()
+    with pytest.raises(UsageError, match="Received: no such folder"):
+        StandIn({"shop": tmp_path / "missing"}).start()
+
+
+@pytest.mark.parametrize("taken", ["grpc_port", "rest_port"])
+def test_a_port_in_use_is_named_and_nothing_is_left_running(server, models, taken):
+    ports = {"grpc_port": free_port(), "rest_port": free_port()}
+    ports[taken] = getattr(server, taken)
+    with pytest.raises(PortError, match=f"Expected port {ports[taken]} on 127.0.0.1 to be free"):
+        StandIn({HALF: models / HALF}, **ports).start()
+    del ports[taken]
+    (other,) = ports.values()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", other))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_wait_lasts_until_stop_and_the_ports_are_closed(models):
+    server = StandIn({HALF: models / HALF}, grpc_port=0, rest_port=0).start()
+    waiting = threading.Thread(target=server.wait, daemon=True)
+    waiting.start()
+    assert requests.get(f"http://127.0.0.1:{server.rest_port}/v1/models/{HALF}").ok
+    assert waiting.is_alive()
+    server.stop()
+    server.stop()  # twice does no harm
+    waiting.join(timeout=5)
+    assert not waiting.is_alive()
+    for port in (server.grpc_port, server.rest_port):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
