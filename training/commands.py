@@ -22,7 +22,7 @@ from keras_mas.serving.standin import StandIn
 from .backbones import check_backbone
 from .cli import GRPC, REST, recipe_options
 from .progress import TaskLines
-from .report import draw, load_result, print_result, title
+from .report import draw, load_result, print_comparison, print_result, title
 from .run import Learned, Listener, heads_of, saved_heads, train
 from .search import Trial, search
 from .settings import Settings, Space, recipe_for
@@ -115,8 +115,10 @@ def run_report(args: argparse.Namespace) -> None:
             f"{sorted({result['stream'] for result in results})}. Report them one by one."
         )
     console = Console()
-    for result in results:
-        print_result(result, console)
+    if len(results) == 1:
+        print_result(results[0], console)
+    else:
+        print_comparison(results, console)
     if args.output:
         draw(results, args.output)
         console.print(f"drawn to {args.output}", soft_wrap=True)
@@ -287,7 +289,8 @@ def _questions_from_file(args):
     if args.task is None:
         raise UsageError("Expected --task beside --input. Received: none. Name the task's head.")
     try:
-        inputs = np.load(args.input, allow_pickle=False)
+        with open(args.input, "rb") as file:
+            inputs = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(
             f"Expected an array in '{args.input}', written by `numpy.save`. Received: {error}."

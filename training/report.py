@@ -1,6 +1,7 @@
 """What a run found, as text for a terminal and as a picture."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_mas.errors import UsageError
+
+_MEASURES = ("average_accuracy", "forgetting", "backward_transfer")
 
 
 def load_result(run: Path) -> dict:
@@ -43,20 +46,18 @@ def title(result: dict) -> str:
 def print_result(result: dict, console: Console) -> None:
     """Print a run's accuracy matrix and what was forgotten."""
     names = result["tasks"]
-    table = Table(
-        title=f"{title(result)}: accuracy on each task (column) after learning each (row)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    table = Table(box=None, pad_edge=False)
     table.add_column("after")
     for name in names:
         table.add_column(name, justify="right")
     for i, row in enumerate(result["accuracy_matrix"]):
-        cells = [
-            f"{value:.3f}" if j <= i else f"[dim]{value:.3f}[/]" for j, value in enumerate(row)
-        ]
+        seen, unseen = row[: i + 1], row[i + 1 :]
+        cells = [f"{value:.3f}" for value in seen] + [f"[dim]{value:.3f}[/]" for value in unseen]
         table.add_row(names[i], *cells)
+    console.print(
+        f"{title(result)}: accuracy on each task (column) after learning each (row)",
+        highlight=False,
+    )
     console.print(table)
     console.print(
         f"average accuracy {result['average_accuracy']:.4f}   "
@@ -66,48 +67,69 @@ def print_result(result: dict, console: Console) -> None:
     )
 
 
+def print_comparison(results: Sequence[dict], console: Console) -> None:
+    """Print a line per run: what was kept and what was forgotten."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run")
+    for name in _MEASURES:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("seed", justify="right")
+    for result in results:
+        table.add_row(
+            title(result), *(f"{result[name]:.4f}" for name in _MEASURES), str(result["seed"])
+        )
+    console.print(table)
+
+
 def draw(results: Sequence[dict], path: Path) -> None:
-    """Draw the accuracy of every task over time, a panel per run, to a PNG file.
+    """Draw the accuracy of every task over time, a panel per task, to a PNG file.
 
     Args:
-        results: Results of runs over the same tasks, as `load_result` returns them.
+        results: Results of runs over the same tasks, as `load_result` returns them: a line each.
         path: File to write.
     """
-    figure, panels = plt.subplots(
-        1, len(results), figsize=(4.8 * len(results), 3.6), sharey=True, squeeze=False
+    names = results[0]["tasks"]
+    columns = min(5, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, 2.1 * rows + 0.9), sharey=True, squeeze=False
     )
-    for panel, result in zip(panels[0], results, strict=True):
-        _draw_run(panel, result)
-    panels[0][0].set_ylabel("accuracy on the test data")
-    panels[0][-1].legend(title="task", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.suptitle(f"{results[0]['stream']}: what is left of every task", x=0.02, ha="left")
-    figure.tight_layout()
+    for j, panel in enumerate(grid.flat):
+        if j < len(names):
+            _draw_task(panel, results, j)
+        else:
+            panel.set_visible(False)
+    for row in grid:
+        row[0].set_ylabel("accuracy")
+    figure.supxlabel("tasks learned", fontsize=10)
+    lines, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(
+        lines, labels, loc="upper left", ncols=2, frameon=False, bbox_to_anchor=(0.005, 1.0)
+    )
+    figure.tight_layout(
+        rect=(0, 0, 1, 1 - 0.2 * math.ceil(len(results) / 2) / figure.get_figheight())
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def _draw_run(panel, result):
-    names, matrix = result["tasks"], result["accuracy_matrix"]
-    colors = plt.cm.viridis([j / max(1, len(names) - 1) * 0.9 for j in range(len(names))])
-    for j, name in enumerate(names):
-        learned = range(j, len(names))
+def _draw_task(panel, results, j):
+    names = results[0]["tasks"]
+    after = range(j, len(names))
+    for result in results:
         panel.plot(
-            [i + 1 for i in learned],
-            [matrix[i][j] for i in learned],
+            [i + 1 for i in after],
+            [result["accuracy_matrix"][i][j] for i in after],
             marker="o",
             markersize=4,
-            color=colors[j],
-            label=name,
+            clip_on=False,
+            label=f"{title(result)}: average {result['average_accuracy']:.3f}, "
+            f"forgetting {result['forgetting']:.3f}",
         )
-    panel.set_title(
-        f"{title(result)}\naverage {result['average_accuracy']:.3f}, "
-        f"forgetting {result['forgetting']:.3f}",
-        fontsize=10,
-        loc="left",
-    )
-    panel.set_xlabel("tasks learned")
+    least = min(min(row[: i + 1]) for r in results for i, row in enumerate(r["accuracy_matrix"]))
+    panel.set(ylim=(max(0.0, min(0.9, least - 0.05)), 1.0), xlim=(0.7, len(names) + 0.3))
     panel.set_xticks(range(1, len(names) + 1))
-    panel.set_ylim(top=1.02)
+    panel.set_title(f"task {names[j]}", fontsize=10, loc="left")
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)

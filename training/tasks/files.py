@@ -28,7 +28,8 @@ def read_npz(path: Path) -> Source:
             pair of arrays does not make a split; see `checked_split`.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, for `np.load` does not close a file in which it finds no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     # A pickle is a ValueError, a bare .npy array a TypeError, the others are damaged archives.
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
