@@ -19,7 +19,7 @@ test: lint
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEEL) .
 	$(BIN)/pip install --quiet --no-deps --target $(WHEEL)/site $(WHEEL)/keras_mas-*.whl
 	KERAS_MAS_INSTALLED=$(abspath $(WHEEL)/site) PYTHONPATH=$(abspath $(WHEEL)/site) \
-		$(BIN)/pytest --durations=5
+		$(BIN)/pytest tests --pyargs keras_mas --durations=5
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

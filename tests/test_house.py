@@ -1,6 +1,7 @@
 """The house itself: which room may import which, what `import keras_mas` costs, what is public."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,8 @@ def test_every_method_loads(name):
 def test_an_unknown_method_is_named():
     with pytest.raises(UsageError, match="method out of mas, finetune. Received: 'masss'"):
         load_method("masss")
+
+
+@pytest.mark.skipif("KERAS_MAS_INSTALLED" not in os.environ, reason="set by `make test`")
+def test_what_is_tested_is_what_was_installed():
+    assert Path(os.environ["KERAS_MAS_INSTALLED"]) in PACKAGE.parents

@@ -22,7 +22,6 @@ def main() -> int:
         ask = "keras-mas predict split-digits --examples-of split-digits"
         _run(f"{ask} --server 127.0.0.1:{rest_port}")
         _run(f"{ask} --via grpc --server 127.0.0.1:{grpc_port}")
-    _say("the server has been stopped")
     return 0
 
 
@@ -39,21 +38,18 @@ def _server():
     """Serve the exported model on two free ports until the end of the block."""
     command = f"keras-mas serve {MODEL} --port 0 --rest-port 0"
     _say(f"$ {command} &")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "keras_mas.training.cli", *shlex.split(command)[1:]],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        greeting = server.stderr.readline()
-        _say(greeting.strip())
-        ports = re.findall(r"127\.0\.0\.1:(\d+)", greeting)
-        if len(ports) != 2:
-            raise SystemExit(f"The server did not start.\n{server.communicate()[1]}")
-        yield ports
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
+    words = [sys.executable, "-m", "keras_mas.training.cli", *shlex.split(command)[1:]]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            greeting = server.stderr.readline()
+            _say(greeting.strip())
+            ports = re.findall(r"127\.0\.0\.1:(\d+)", greeting)
+            if len(ports) != 2:
+                raise SystemExit(1)
+            yield ports
+        finally:
+            server.terminate()
+    _say("the server has been stopped")
 
 
 def _say(line):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,17 +69,24 @@ def print_result(result: dict, console: Console) -> None:
 
 
 def print_comparison(results: Sequence[dict], console: Console) -> None:
-    """Print a line per run: what was kept and what was forgotten."""
+    """Print a line per run, and the mean ± standard deviation of runs that differ in their seed."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("run")
-    for name in _MEASURES:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("seed", justify="right")
-    for result in results:
-        table.add_row(
-            title(result), *(f"{result[name]:.4f}" for name in _MEASURES), str(result["seed"])
-        )
+    for heading in ("run", "seed", *(name.replace("_", " ") for name in _MEASURES)):
+        table.add_column(heading, justify="left" if heading == "run" else "right")
+    runs = {}
+    for result in sorted(results, key=title):
+        runs.setdefault(title(result), []).append(result)
+        measures = (f"{result[name]:.4f}" for name in _MEASURES)
+        table.add_row(title(result), str(result["seed"]), *measures)
+    for name, group in runs.items():
+        if len(group) > 1:
+            spreads = (_spread([result[name] for result in group]) for name in _MEASURES)
+            table.add_row(name, f"{len(group)} runs", *spreads)
     console.print(table)
+
+
+def _spread(values):
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def draw(results: Sequence[dict], path: Path) -> None:

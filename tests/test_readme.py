@@ -1,0 +1,125 @@
+"""Every command and every snippet of the README is run here, or by CI itself (`make test`)."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_mas
+from keras_mas.training import demo
+from keras_mas.training.cli import main
+from keras_mas.training.tasks import load_tasks, toml_file
+from keras_mas.training.tasks.files import read_folder
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = "".join(blocks("sh")).splitlines()
+    return [line.split("#")[0].split() for line in lines if line.strip()]
+
+
+def test_the_python_snippet_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = blocks("python")
+    exec(snippet, {})
+    loaded = keras.models.load_model("model.keras")
+    assert loaded.memory.importance["dense/kernel"].max() > 0
+
+
+def test_the_diff_runs_and_without_its_lines_is_a_keras_script():
+    (diff,) = blocks("diff")
+    script = [line[1:] for line in diff.splitlines()]
+    inputs = keras.Input([4])
+    x = np.random.default_rng(0).normal(size=[16, 4])
+    names = {
+        "model": keras.Model(inputs, keras.layers.Dense(2)(inputs)),
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "january": x,
+        "february": x,
+        "january_labels": np.arange(16) % 2,
+        "february_labels": np.arange(16) % 2,
+        "keras_mas": keras_mas,
+    }
+    exec("\n".join(script), names)
+    assert len(names["memory"].importance) == 2
+    plain = [line[1:] for line in diff.splitlines() if not line.startswith("+")]
+    exec("\n".join(plain), {**names, "keras_mas": None})
+
+
+def test_the_commands_that_make_runs():
+    made = [words for words in commands() if words[0] == "make"]
+    assert made == [["make", "demo"], ["make", "test"]]
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for _, target in made:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_the_demo(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert demo.main() == 0
+    out, err = capfd.readouterr()
+    assert out.count("of 10 right") == 2
+    assert err.count("task 5/5") == 2
+    assert "the server has been stopped" in err
+    assert (tmp_path / "runs/demo.png").exists()
+    assert sorted(path.name for path in (tmp_path / "models/split-digits").iterdir()) == list(
+        "12345"
+    )
+
+
+def test_the_commands_of_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ours = [words[1:] for words in commands() if words[0] == "keras-mas"]
+    served = {"serve", "status", "predict"}
+    assert {words[0] for words in ours} == {"train", "report", "search"} | served
+    for words in ours:
+        if words[0] in {"train", "search"}:  # quicker than the recipe; everything else as it stands
+            words = [*words, "--epochs", "1"]
+        if words[0] not in served:
+            assert main(words) == 0, capsys.readouterr().err
+    run_served([words for words in ours if words[0] in served])
+
+
+def run_served(commands):
+    """Run `serve` in the background, on its own ports as the README has it, and then the others."""
+    serve, *others = commands
+    with subprocess.Popen(["keras-mas", *serve], stderr=subprocess.PIPE, text=True) as server:
+        try:
+            greeting = server.stderr.readline()
+            if "in use" in greeting:
+                pytest.skip(greeting)
+            for words in others:
+                assert main(words) == 0
+        finally:
+            server.terminate()
+    assert server.returncode == 0
+
+
+def test_the_file_of_tasks_is_read(tmp_path, monkeypatch):
+    (toml,) = blocks("toml")
+    (tmp_path / "shop.toml").write_text(toml)
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (90, 70)).save(folder / f"{number}.jpg")
+    x, y = np.zeros([12, 64, 64, 3], "uint8"), np.arange(12) % 3
+    np.savez(tmp_path / "parts.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    # No download in a test: the pets stand in for the flowers.
+    monkeypatch.setattr(
+        toml_file, "read_tfds", lambda name, size, _: read_folder(tmp_path / "photos", size)
+    )
+    stream = load_tasks(tmp_path / "shop.toml")
+    assert [task.name for task in stream.tasks] == ["flowers", "pets", "parts"]
+    assert stream.input_shape == (64, 64, 3)
+    assert len(stream.tasks[2].classes) == 2
