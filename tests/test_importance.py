@@ -8,7 +8,7 @@ from keras import layers
 from reference import importance_by_differences
 
 from keras_mas import compute_importance, importance_one_by_one
-from keras_mas.importance.rules import rule
+from keras_mas.importance import rule
 
 WAYS = pytest.mark.parametrize("measure", [compute_importance, importance_one_by_one])
 
@@ -254,7 +254,7 @@ def test_a_rule_for_an_own_layer():
     calls = []
 
     @rule(Shift)
-    def shift(layer, inputs, delta):
+    def shift(layer, inputs, delta, magnitude):
         calls.append(layer)
         return {"offset": tf.reduce_sum(tf.abs(delta), axis=0)}
 
@@ -264,7 +264,7 @@ def test_a_rule_for_an_own_layer():
     assert calls == model.layers
 
     @rule(Shift)
-    def misshapen(layer, inputs, delta):
+    def misshapen(layer, inputs, delta, magnitude):
         return {"offset": tf.abs(delta)}
 
     with pytest.raises(ValueError, match=r"rule of Shift to return shape \(2,\).*Received: shape"):

@@ -1,10 +1,11 @@
 """Ω: how much each weight matters to what the network has learned.
 
 `definition.py` is the equation, one example at a time. `engine.py` gives the same numbers from one
-forward and one backward pass per batch, by a rule per layer class (`rules.py`).
+forward and one backward pass per batch, by a rule per layer class (`rules/`).
 """
 
 from .definition import importance_one_by_one
 from .engine import compute_importance
+from .rules import rule
 
-__all__ = ["compute_importance", "importance_one_by_one"]
+__all__ = ["compute_importance", "importance_one_by_one", "rule"]

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 
-def batches(inputs, batch_size):
+def batches(inputs, batch_size, max_examples=None):
     """Yield the inputs of one batch after the other, without labels.
 
     Args:
@@ -13,6 +13,7 @@ def batches(inputs, batch_size):
             a `tf.data.Dataset`, `keras.utils.PyDataset` or iterable of batches `x`, `(x, y)` or
             `(x, y, sample_weight)`, as for `fit`: y and the sample weights are dropped.
         batch_size: Examples per batch of arrays; batched data keep their own.
+        max_examples: Stop after so many examples; None for all of them.
 
     Yields:
         The model's input structure, of tensors `[n, ...]` with n ≥ 1; the last may be shorter.
@@ -20,12 +21,19 @@ def batches(inputs, batch_size):
     Raises:
         ValueError: If there is no example, or arrays differ in length.
     """
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(f"Expected max_examples of at least 1, or None. Received: {max_examples}.")
     count = 0
     for batch in _batches(inputs, batch_size):
         batch = tf.nest.map_structure(tf.convert_to_tensor, batch)
+        if max_examples is not None:
+            rows = slice(max_examples - count)
+            batch = tf.nest.map_structure(lambda tensor, rows=rows: tensor[rows], batch)
         if count_examples(batch):
-            count += 1
+            count += count_examples(batch)
             yield batch
+        if count == max_examples:
+            return
     if not count:
         raise ValueError(
             "Expected at least one example to measure importance on. Received: none. "

@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from ..weights import trainable_weights
 from .batches import batches, count_examples
+from .outputs import LOGITS, learned_function
+from .watch import flatten_layers, in_full_precision, watching
 
 
 def squared_norms(outputs):
@@ -39,7 +41,7 @@ def not_finite(model, number):
     )
 
 
-def importance_one_by_one(model, inputs):
+def importance_one_by_one(model, inputs, *, output=LOGITS):
     """Mean sensitivity of the squared output norm to every weight, by its definition.
 
     For inputs x_1 … x_N and network output F,
@@ -52,6 +54,7 @@ def importance_one_by_one(model, inputs):
     Args:
         model: Built `keras.Model`; run with `training=False`.
         inputs: As in `compute_importance`.
+        output: As in `compute_importance`.
 
     Returns:
         Dict from `variable.path` to an array of the variable's shape, all entries ≥ 0.
@@ -69,12 +72,15 @@ def importance_one_by_one(model, inputs):
         {'line/kernel': [[2.0]], 'line/bias': [2.0]}
     """
     weights = trainable_weights(model)
+    layers = flatten_layers(model)
     total, examples = {path: 0.0 for path in weights}, 0
     for number, batch in enumerate(batches(inputs, batch_size=1)):
         for k in range(count_examples(batch)):
             example = tf.nest.map_structure(lambda array, k=k: array[k : k + 1], batch)
-            with tf.GradientTape() as tape:
-                norm = squared_norms(model(example, training=False))
+            with in_full_precision(layers), tf.GradientTape() as tape:
+                with watching(layers, tape) as calls:
+                    outputs = model(example, training=False)
+                norm = squared_norms(learned_function(outputs, calls, output))
             gradients = tape.gradient(
                 norm,
                 [weight.value for weight in weights.values()],

@@ -7,13 +7,22 @@ import tensorflow as tf
 from ..weights import trainable_weights
 from .batches import batches, count_examples
 from .definition import is_finite, not_finite, squared_norms
-from .rules import rule_for, sum_over_examples
-from .watch import is_used_outside, watching
+from .outputs import LOGITS, learned_function
+from .rules import rule_for
+from .rules.sums import sum_over_examples
+from .watch import (
+    flatten_layers,
+    in_full_precision,
+    own_activation,
+    replaced,
+    uses,
+    watching,
+)
 
 _log = logging.getLogger(__name__)
 
 
-def compute_importance(model, inputs, *, batch_size=256):
+def compute_importance(model, inputs, *, batch_size=256, max_examples=None, output=LOGITS):
     """Mean sensitivity of the squared output norm to every weight.
 
     For inputs x_1 … x_N and network output F,
@@ -24,26 +33,34 @@ def compute_importance(model, inputs, *, batch_size=256):
     Sec. 4.1, global version). The absolute value is taken per example, before the mean; codes that
     take it after the batch mean let examples cancel and depend on the batch size. No label is read.
 
-    The weights of Dense layers come from one forward and one backward pass per batch. Every other
-    weight is measured one example at a time: as exact, and slower.
+    One forward and one backward pass per batch serve the weights of every layer class with a rule
+    (`keras_mas.importance.rule` adds one). Others (recurrent layers, layers called several times,
+    layers of your own) are measured one example at a time, layer by layer where that is possible:
+    as exact, and slower. The log (`keras_mas`, level INFO) names them.
 
     Args:
         model: Built `keras.Model`, outputs `[N, ...]`; several outputs add their squared norms. It
-            runs with `training=False` (dropout is off, batch statistics stay fixed) and is left as
-            it was.
+            runs with `training=False` (dropout is off, batch statistics stay fixed), in the
+            precision of its variables, and is left as it was. Its answer to an example must not
+            depend on the other examples of a batch.
         inputs: Array `[N, ...]`, a list or dict of arrays, a `tf.data.Dataset`, a
             `keras.utils.PyDataset` or an iterable of batches, scaled as in training, N ≥ 1. Labels
             in it are ignored.
         batch_size: Examples per pass over arrays; batched data keep their own batches. Changes
             time and memory, not the result.
+        max_examples: Stop after so many examples; None for all of them.
+        output: Which function was learned. `"logits"`: the outputs, before the softmax or sigmoid
+            that a model may end in; `"output"`: the outputs as they are; the name of a layer; or a
+            function from the model's outputs to one or several tensors.
 
     Returns:
-        Dict from `variable.path` to a float32 array of the variable's shape, all entries ≥ 0, in
-        squared output units per unit of weight. A key for each trainable weight.
+        Dict from `variable.path` to an array of the variable's shape, all entries ≥ 0, in squared
+        output units per unit of weight; float32, or float64 where the variable is. A key for each
+        trainable weight.
 
     Raises:
         ValueError: If the model is not built, has no trainable weights or gives NaN or infinite
-            outputs, or if the inputs are empty or of unequal length.
+            outputs; if the inputs are empty or of unequal length; if `output` names nothing.
 
     Example:
         >>> import keras, numpy as np
@@ -54,9 +71,9 @@ def compute_importance(model, inputs, *, batch_size=256):
         >>> {path: values.tolist() for path, values in omega.items()}
         {'line/kernel': [[2.0]], 'line/bias': [2.0]}
     """
-    engine = _Engine(model)
+    engine = _Engine(model, output)
     examples = 0
-    for number, batch in enumerate(batches(inputs, batch_size)):
+    for number, batch in enumerate(batches(inputs, batch_size, max_examples)):
         if not engine.add(batch):
             raise not_finite(model, number)
         examples += count_examples(batch)
@@ -66,89 +83,176 @@ def compute_importance(model, inputs, *, batch_size=256):
 class _Engine:
     """Running sums Σ_k |g_k| by weight path, batch after batch."""
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, output):
+        self.model, self.output = model, output
         self.weights = trainable_weights(model)
-        self.layers = [layer for layer in _flatten(model) if rule_for(layer)]
+        self.layers = flatten_layers(model)
         self.sums = {
             path: tf.Variable(tf.zeros(weight.shape, _sum_dtype(weight)), trainable=False)
             for path, weight in self.weights.items()
         }
         self.signature = None
         self.traced_step = None
+        self.slow_ways = {}  # where weights are measured example by example: their paths
 
     def add(self, batch):
         """Add the examples of a batch to the sums; return whether all of it was finite."""
         signature = _common_signature(self.signature, _signature(batch))
         if signature != self.signature:
             self.signature = signature
+            self.slow_ways = {}
             self.traced_step = tf.function(self._step).get_concrete_function(signature)
+            for where, paths in self.slow_ways.items():
+                _log.info("importance example by example in %s: %s", where, ", ".join(paths))
         return bool(self.traced_step(batch))
-
-    def _step(self, batch):
-        with (
-            tf.GradientTape(watch_accessed_variables=False) as tape,
-            watching(self.layers, tape) as calls,
-        ):
-            norms = squared_norms(self.model(batch, training=False))
-        terms = self._by_rules(tape, norms, calls)
-        terms |= self._one_by_one(batch, [path for path in self.weights if path not in terms])
-        for path, term in terms.items():
-            self.sums[path].assign_add(tf.cast(term, self.sums[path].dtype))
-        return is_finite(norms, *terms.values())
 
     def mean(self, examples):
         """Return Ω by path, the sums over `examples` divided by their number."""
         return {path: (sums / examples).numpy() for path, sums in self.sums.items()}
 
-    def _by_rules(self, tape, norms, calls):
-        """Return Σ_k |g_k| of the weights whose one use is one call of a layer with a rule."""
-        once = [
-            (layer, *layer_calls)
-            for layer, layer_calls in zip(self.layers, calls, strict=True)
-            if len(layer_calls) == 1 and layer_calls[0].graph is norms.graph
-        ]
-        # Examples do not mix, so the gradient of Σ_k ‖F(x_k)‖² at z_k is δ_k.
-        deltas = tape.gradient(
-            norms,
-            [call.preactivation for _, call in once],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
+    def _step(self, batch):
+        with in_full_precision(self.layers):
+            norms, terms = self._terms(batch)
+        for path, term in terms.items():
+            self.sums[path].assign_add(tf.cast(term, self.sums[path].dtype))
+        return is_finite(norms, *terms.values())
+
+    def _terms(self, batch):
+        """Return ‖F(x_k)‖² and, by path, Σ_k |g_k|: by rule, by layer, or by the whole model."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            norms, calls = self._forward(batch, tape)
+        # Taken now, before a rule itself reads a weight.
+        used_by = uses(self.weights, norms.graph)
+        # Calls inside a loop or a branch have a graph of their own, and no gradient out here.
+        calls = [call for call in calls if call.graph is norms.graph and call.has_only_inputs]
+        deltas = _deltas(tape, norms, calls)
+        terms = self._unused(used_by)
+        terms |= self._by_rules(calls, deltas, used_by)
+        for group, weights in self._groups(calls, terms, used_by):
+            self.slow_ways[group[0].layer.path] = list(weights)
+            terms |= _by_layer(group, deltas, weights)
+        rest = {path: weight for path, weight in self.weights.items() if path not in terms}
+        if rest:
+            self.slow_ways["the whole model"] = list(rest)
+            terms |= self._by_model(batch, rest)
+        return norms, terms
+
+    def _forward(self, batch, tape):
+        with watching(self.layers, tape) as calls:
+            outputs = self.model(batch, training=False)
+            return squared_norms(learned_function(outputs, calls, self.output)), calls
+
+    def _unused(self, used_by):
+        """Return 0 for the weights that F does not read."""
+        return {
+            path: tf.zeros_like(self.sums[path]) for path, users in used_by.items() if not users
+        }
+
+    def _by_rules(self, calls, deltas, used_by):
+        """Return Σ_k |g_k| by path of the weights whose one use is a call that a rule serves."""
         terms = {}
-        for (layer, call), delta in zip(once, deltas, strict=True):
-            for name, term in rule_for(layer)(layer, call.inputs, delta).items():
-                weight = getattr(layer, name)  # None without a bias, a tensor with LoRA
-                if self._is_measured(weight) and not is_used_outside(weight, call):
-                    terms[weight.path] = _checked(term, layer, weight)
+        for call in calls:
+            apply = rule_for(call.layer)
+            if apply is None:
+                continue
+            for name, term in apply(call.layer, call.inputs, deltas[call], tf.abs).items():
+                weight = getattr(call.layer, name)  # None without a bias, a tensor with LoRA
+                if self._is_measured(weight) and used_by[weight.path] <= call.operations:
+                    terms[weight.path] = _checked(term, call.layer, weight)
         return terms
+
+    def _groups(self, calls, terms, used_by):
+        """Yield the calls of one layer with the weights, by path, that only these calls read.
+
+        The innermost layer that holds all uses of a weight is the cheapest to differentiate.
+        """
+        served = set(terms)
+        for layer in sorted(self.layers, key=lambda layer: len(flatten_layers(layer))):
+            group = [call for call in calls if call.layer is layer]
+            if layer is self.model or not group:
+                continue
+            inside = frozenset().union(*(call.operations for call in group))
+            weights = {
+                weight.path: weight
+                for weight in layer.trainable_weights
+                if self._is_measured(weight)
+                and weight.path not in served
+                and used_by[weight.path] <= inside
+            }
+            served |= weights.keys()
+            if weights:
+                yield group, weights
 
     def _is_measured(self, weight):
         path = getattr(weight, "path", None)
         return path is not None and self.weights.get(path) is weight
 
-    def _one_by_one(self, batch, paths):
-        """Return Σ_k |g_k| of the weights at `paths`, by a tape per example."""
-        if not paths:
-            return {}
-        _log.info("importance one example at a time: %s", ", ".join(paths))
-        variables = [self.weights[path].value for path in paths]
+    def _by_model(self, batch, weights):
+        """Return Σ_k |g_k| by path, from a forward and a backward pass per example."""
 
         def term(*example):
             example = tf.nest.pack_sequence_as(batch, [tensor[None] for tensor in example])
             with tf.GradientTape() as tape:
-                norm = squared_norms(self.model(example, training=False))
-            gradients = tape.gradient(
-                norm, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            return [tf.abs(tf.convert_to_tensor(gradient)) for gradient in gradients]
+                norm, _ = self._forward(example, tape)
+            return _magnitudes(tape, norm, weights)
 
         sums = sum_over_examples(term, tuple(tf.nest.flatten(batch)))
-        return dict(zip(paths, sums, strict=True))
+        return dict(zip(weights, sums, strict=True))
 
 
-def _flatten(model):
-    # Keras offers no public walk over nested layers.
-    return model._flatten_layers(include_self=True, recursive=True)
+def _by_layer(group, deltas, weights):
+    """Return Σ_k |g_k| by path, from a pass through one layer per example.
+
+    With δ_k held fixed, ∂‖F‖²/∂w = ∂⟨δ_k, z_k⟩/∂w, added up over the calls of the layer.
+    """
+    layer = group[0].layer
+    inputs = [call.inputs for call in group]
+    outputs = [tf.nest.flatten(deltas[call]) for call in group]
+
+    def term(*example):
+        example = [tensor[None] for tensor in example]
+        with tf.GradientTape() as tape:
+            product = 0.0
+            for call, a, delta in zip(group, *_split(example, inputs, outputs), strict=True):
+                activation = own_activation(layer)
+                with replaced(layer, **({"activation": None} if activation else {})):
+                    z = layer.call(a, *call.args[1:], **call.kwargs)
+                product += sum(
+                    tf.reduce_sum(d * part)
+                    for d, part in zip(delta, tf.nest.flatten(z), strict=True)
+                )
+        return _magnitudes(tape, product, weights)
+
+    sums = sum_over_examples(term, (*inputs, *(d for delta in outputs for d in delta)))
+    return dict(zip(weights, sums, strict=True))
+
+
+def _split(example, inputs, outputs):
+    """Return an example's tensors as `inputs` and `outputs` are nested."""
+    rest = iter(example)
+    return [next(rest) for _ in inputs], [[next(rest) for _ in output] for output in outputs]
+
+
+def _magnitudes(tape, target, weights):
+    gradients = tape.gradient(
+        target,
+        [weight.value for weight in weights.values()],
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    return [tf.abs(tf.convert_to_tensor(gradient)) for gradient in gradients]
+
+
+def _deltas(tape, norms, calls):
+    """Return by call the gradient of Σ_k ‖F(x_k)‖² at its pre-activations.
+
+    Examples do not mix, so row k of it is δ_k.
+    """
+    deltas = tape.gradient(
+        norms,
+        [call.preactivation for call in calls],
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    return dict(zip(calls, deltas, strict=True))
 
 
 def _signature(batch):

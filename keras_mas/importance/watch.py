@@ -1,4 +1,4 @@
-"""Watching layers: what went into a layer, and its pre-activation for a tape to differentiate by.
+"""Watching layers: what went into each call of a layer, and what came out of it.
 
 A watched layer's `call` is replaced on the instance, and put back whatever happens.
 """
@@ -6,17 +6,34 @@ A watched layer's `call` is replaced on the instance, and put back whatever happ
 import contextlib
 import dataclasses
 
+import keras
 import tensorflow as tf
 
+from .rules import rule_for
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Call:
     """One call of a watched layer while a graph was traced."""
 
+    layer: keras.Layer
     graph: tf.Graph
     operations: frozenset  # names of the operations of the call, its activation left out
-    inputs: tf.Tensor
-    preactivation: tf.Tensor
+    args: tuple
+    kwargs: dict
+    preactivation: object  # tensor, or a structure of tensors
+    output: object
+
+    @property
+    def inputs(self):
+        """The tensor that the layer was called with first."""
+        return self.args[0]
+
+    @property
+    def has_only_inputs(self):
+        """Whether the first argument, one tensor, is all that the layer was given."""
+        rest = [*self.args[1:], *self.kwargs.values()]
+        return tf.is_tensor(self.inputs) and not any(map(tf.is_tensor, tf.nest.flatten(rest)))
 
 
 @contextlib.contextmanager
@@ -24,34 +41,45 @@ def watching(layers, tape):
     """Record the calls of `layers` inside the `with` block.
 
     Yields:
-        List of the same length: per layer the list of its `Call`s.
+        List of `Call`s in the order in which they ended.
     """
-    calls = [[] for _ in layers]
+    calls = []
     with contextlib.ExitStack() as stack:
-        for layer, record in zip(layers, calls, strict=True):
-            stack.enter_context(
-                _replaced(layer, call=_recording(layer, layer.call, record.append, tape))
-            )
+        for layer in layers:
+            recorded = _recording(layer, layer.call, calls.append, tape)
+            stack.enter_context(replaced(layer, call=recorded))
         yield calls
 
 
 def _recording(layer, call, record, tape):
-    def recorded(inputs, *args, **kwargs):
+    def recorded(*args, **kwargs):
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
-        activation = getattr(layer, "activation", None)
-        with _replaced(layer, activation=None):
-            preactivation = call(inputs, *args, **kwargs)
-        tape.watch(preactivation)
+        activation = own_activation(layer)
+        with replaced(layer, activation=None) if activation else contextlib.nullcontext():
+            preactivation = call(*args, **kwargs)
+        for tensor in tf.nest.flatten(preactivation):
+            if tf.is_tensor(tensor) and tensor.dtype.is_floating:
+                tape.watch(tensor)
         made = frozenset(operation.name for operation in graph.get_operations()[before:])
-        record(Call(graph, made, inputs, preactivation))
-        return activation(preactivation) if activation is not None else preactivation
+        output = activation(preactivation) if activation else preactivation
+        record(Call(layer, graph, made, args, kwargs, preactivation, output))
+        return output
 
     return recorded
 
 
+def own_activation(layer):
+    """Return the activation that ends a layer's call, or None.
+
+    Only a class with a rule is known to apply its `activation` last: a recurrent cell has one too,
+    and applies it inside.
+    """
+    return vars(layer).get("activation") if rule_for(layer) else None
+
+
 @contextlib.contextmanager
-def _replaced(instance, **attributes):
+def replaced(instance, **attributes):
     """Set attributes on the instance alone, past Keras's tracking, which would refuse them back."""
     before = {name: vars(instance)[name] for name in attributes if name in vars(instance)}
     for name, value in attributes.items():
@@ -66,10 +94,28 @@ def _replaced(instance, **attributes):
                 object.__delattr__(instance, name)
 
 
-def is_used_outside(weight, call):
-    """Return whether anything in the call's graph but the call itself reads the weight."""
-    handle = weight.value.handle
-    for outer, inner in call.graph.captures:
-        if outer is handle:
-            return any(user.name not in call.operations for user in inner.consumers())
-    return False
+@contextlib.contextmanager
+def in_full_precision(layers):
+    """Compute in the precision of the variables: half precision would overflow in ∂‖F‖²."""
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            if layer.compute_dtype != layer.variable_dtype:
+                policy = keras.DTypePolicy(layer.variable_dtype)
+                stack.enter_context(replaced(layer, _dtype_policy=policy))
+        yield
+
+
+def uses(weights, graph):
+    """Return by path the names of the operations of a graph that read a weight."""
+    inside = {id(outer): inner for outer, inner in graph.captures}
+    handles = {path: inside.get(id(weight.value.handle)) for path, weight in weights.items()}
+    return {
+        path: set() if handle is None else {user.name for user in handle.consumers()}
+        for path, handle in handles.items()
+    }
+
+
+def flatten_layers(model):
+    """Return a model or layer and all layers inside it."""
+    # Keras offers no public walk over nested layers.
+    return list(model._flatten_layers(include_self=True, recursive=True))

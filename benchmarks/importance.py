@@ -1,0 +1,183 @@
+"""What exact importance costs: time as a ratio to a plain gradient pass, and peak memory.
+
+    python benchmarks/importance.py [--models mlp,small-vgg] [--repeats 7]
+
+Every way works on the same batch of the same network, in one process, in turn; a time is the median
+over the repeats, and a ratio is one of medians. Peak memory is that of a process of its own.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from models import MODELS
+
+from keras_mas.importance.definition import squared_norms
+from keras_mas.importance.engine import _Engine
+
+# Ways that go example by example, or hold every example's gradient, get this many examples.
+FEW = 8
+
+
+def plain(model, batch):
+    """Return a plain gradient pass over the batch: the unit of every ratio."""
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            norm = tf.reduce_sum(squared_norms(model(batch, training=False)))
+        return [_dense(g) for g in tape.gradient(norm, _variables(model))]
+
+    return step, len(batch)
+
+
+def exact(model, batch):
+    """Return the pass of `compute_importance`."""
+    engine = _Engine(model, "logits")
+    return lambda: engine.add(batch), len(batch)
+
+
+def batch_sum(model, batch):
+    """Return the shortcut of the public codes: absolute values after the sum. Wrong, and quick."""
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            norm = tf.reduce_sum(squared_norms(model(batch, training=False)))
+        return [tf.abs(_dense(g)) for g in tape.gradient(norm, _variables(model))]
+
+    return step, len(batch)
+
+
+def _gradient_of_one(model):
+    def gradient(example):
+        with tf.GradientTape() as tape:
+            norm = tf.reduce_sum(squared_norms(model(example[None], training=False)))
+        return [tf.abs(_dense(g)) for g in tape.gradient(norm, _variables(model))]
+
+    return gradient
+
+
+def vectorized_map(model, batch):
+    """Return `tf.vectorized_map` over a few examples."""
+    few = batch[:FEW]
+
+    @tf.function
+    def step():
+        return [tf.reduce_sum(g, axis=0) for g in tf.vectorized_map(_gradient_of_one(model), few)]
+
+    return step, len(few)
+
+
+def one_at_a_time(model, batch):
+    """Return a compiled loop over a few examples."""
+    few = batch[:FEW]
+    gradient = tf.function(_gradient_of_one(model))
+
+    def step():
+        sums = gradient(few[0])
+        for example in few[1:]:
+            sums = [a + b for a, b in zip(sums, gradient(example), strict=True)]
+        return sums
+
+    return step, len(few)
+
+
+WAYS = {
+    "plain": plain,
+    "exact": exact,
+    "batch-sum": batch_sum,
+    "vectorized_map": vectorized_map,
+    "one-at-a-time": one_at_a_time,
+}
+
+
+def _variables(model):
+    return [weight.value for weight in model.trainable_weights]
+
+
+def _dense(gradient):
+    return tf.convert_to_tensor(gradient)
+
+
+def setting(name):
+    """Build a network and one batch of random examples."""
+    build, examples = MODELS[name]
+    keras.utils.set_random_seed(0)
+    model = build()
+    rng = np.random.default_rng(0)
+    shape = (examples, *model.input_shape[1:])
+    if model.input.dtype == "int32":
+        return model, tf.constant(rng.integers(0, 2000, shape), tf.int32)
+    return model, tf.constant(rng.normal(size=shape), tf.float32)
+
+
+def seconds_per_example(name, ways, repeats):
+    """Return the median seconds per example of every way, timed in turn."""
+    model, batch = setting(name)
+    steps = {}
+    for way in ways:
+        steps[way] = WAYS[way](model, batch)
+        steps[way][0]()  # traces
+    times = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, (step, examples) in steps.items():
+            started = time.perf_counter()
+            step()
+            times[way].append((time.perf_counter() - started) / examples)
+    return {way: statistics.median(values) for way, values in times.items()}
+
+
+def peak_megabytes(name, way):
+    """Run one way in a process of its own; return the peak of its memory in MB."""
+    words = [sys.executable, __file__, "--peak", name, way]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def _measure_peak(name, way):
+    model, batch = setting(name)
+    step, _ = WAYS[way](model, batch)
+    for _ in range(2):
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main():
+    """Print a table per network."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        _measure_peak(*args.peak)
+        return
+    print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPU cores")
+    print(f"{'network':14} {'way':15} {'ratio':>7} {'ms/example':>11} {'peak MB':>8}")
+    for name in args.models.split(","):
+        ways = args.ways.split(",")
+        times = seconds_per_example(name, ways, args.repeats)
+        for way in ways:
+            peak = None if args.no_memory else peak_megabytes(name, way)
+            print(
+                f"{name:14} {way:15} {times[way] / times['plain']:7.2f} {1e3 * times[way]:11.3f} "
+                f"{'-' if peak is None else format(peak, '.0f'):>8}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Layers that contract their input with a kernel: Dense and EinsumDense."""
+
+import math
+import string
+
+import tensorflow as tf
+from keras import layers
+
+from .registry import rule
+from .sums import flat_positions, sum_over_slices, sum_to_shape
+
+
+@rule(layers.Dense)
+def dense(layer, inputs, delta, magnitude):
+    """Return the sums for z = aW + b."""
+    return {
+        "kernel": kernel_sum(inputs, delta, magnitude),
+        "bias": bias_sum(layer.bias, delta, magnitude),
+    }
+
+
+def kernel_sum(inputs, delta, magnitude):
+    """Return Σ_k magnitude(Σ_t a_kt ⊗ δ_kt) for inputs `[N, ..., I]` and delta `[N, ..., O]`.
+
+    At a single position the magnitude of an outer product is the outer product of magnitudes, so
+    the sum over examples is one matrix product: |A|ᵀ|Δ|.
+    """
+    if inputs.shape.rank == 2:
+        return tf.matmul(magnitude(inputs), magnitude(delta), transpose_a=True)
+
+    def part(a, d):
+        return tf.reduce_sum(magnitude(tf.matmul(a, d, transpose_a=True)), axis=0)
+
+    rows = flat_positions(inputs), flat_positions(delta)
+    return sum_over_slices(part, rows, elements=inputs.shape[-1] * delta.shape[-1])
+
+
+def bias_sum(bias, delta, magnitude):
+    """Return Σ_k magnitude(Σ_t δ_kt) for a bias added by broadcasting, or zeros without one."""
+    shape = [] if bias is None else bias.shape
+    return tf.reduce_sum(magnitude(sum_to_shape(delta, shape)), axis=0)
+
+
+@rule(layers.EinsumDense)
+def einsum_dense(layer, inputs, delta, magnitude):
+    """Return the sums for z = einsum(equation, a, W) + b, by the same letters."""
+    a, w, z = _letters(layer.equation, inputs.shape.rank)
+    sums = {"bias": bias_sum(layer.bias, delta, magnitude)}
+    # Where each letter names one axis, and the examples' letter is no axis of W, g_k is the
+    # contraction of a_k and δ_k. The rare equation that is not so is measured by its definition.
+    is_plain = all(len(set(letters)) == len(letters) for letters in (a, w, z))
+    if is_plain and a[0] == z[0] and a[0] not in w and set(w) <= set(a + z):
+
+        def part(a_part, delta_part):
+            products = tf.einsum(f"{a},{z}->{a[0]}{w}", a_part, delta_part)
+            return tf.reduce_sum(magnitude(products), axis=0)
+
+        if set(a) & set(z) <= {a[0]} | set(w):  # a single position
+            magnitudes = magnitude(inputs), magnitude(delta)
+            sums["kernel"] = tf.einsum(f"{a},{z}->{w}", *magnitudes)
+        else:
+            elements = math.prod(layer.kernel.shape)
+            sums["kernel"] = sum_over_slices(part, (inputs, delta), elements)
+    return sums
+
+
+def _letters(equation, rank):
+    """Return the letters of a, W and z, an ellipsis written out for inputs of this rank."""
+    left, z = equation.replace(" ", "").split("->")
+    a, w = left.split(",")
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    rest = "".join(spare[: rank - len(a.replace("...", ""))])
+    return a.replace("...", rest), w, z.replace("...", rest)

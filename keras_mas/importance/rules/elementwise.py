@@ -1,0 +1,46 @@
+"""Layers whose output is affine in each weight, element by element: normalizations and PReLU."""
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from .registry import rule
+from .sums import sum_to_axes, sum_to_shape
+
+
+@rule(layers.BatchNormalization, layers.LayerNormalization, layers.GroupNormalization)
+def normalization(layer, inputs, delta, magnitude):
+    """Return the sums for z = γ∘â + β, with â the normalized input: g_γ = Σ_t δ∘â, g_β = Σ_t δ."""
+    return {
+        "gamma": _sum(delta * _normalized(layer, inputs), layer, magnitude),
+        "beta": _sum(delta, layer, magnitude),
+    }
+
+
+@rule(layers.RMSNormalization)
+def rms_normalization(layer, inputs, delta, magnitude):
+    """Return the sum for z = γ∘â."""
+    return {"scale": _sum(delta * _normalized(layer, inputs), layer, magnitude)}
+
+
+def _sum(terms, layer, magnitude):
+    axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
+    return tf.reduce_sum(magnitude(sum_to_axes(terms, axes)), axis=0)
+
+
+def _normalized(layer, inputs):
+    """Return what the layer answers with γ = 1 and β = 0."""
+    neutral = [
+        (weight, keras.ops.full(weight.shape, value, weight.dtype))
+        for name, value in [("gamma", 1.0), ("scale", 1.0), ("beta", 0.0)]
+        if isinstance(weight := getattr(layer, name, None), keras.Variable)
+    ]
+    with keras.StatelessScope(state_mapping=neutral):
+        return type(layer).call(layer, inputs)
+
+
+@rule(layers.PReLU)
+def prelu(layer, inputs, delta, magnitude):
+    """Return the sum for z = max(a, 0) + α∘min(a, 0), α shared along some axes."""
+    terms = delta * tf.minimum(inputs, 0)
+    return {"alpha": tf.reduce_sum(magnitude(sum_to_shape(terms, layer.alpha.shape)), axis=0)}

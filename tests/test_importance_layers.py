@@ -1,0 +1,277 @@
+"""Every Keras layer that owns trainable weights gives the definition's importance.
+
+`CASES` has at least one configuration per class; `test_no_layer_is_missing` fails when Keras has a
+class with trainable weights that is not here.
+"""
+
+import inspect
+import logging
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_mas import compute_importance, importance_one_by_one
+
+IMAGE, LINE, VOLUME, VECTOR, WORDS = (7, 6, 4), (9, 4), (4, 5, 4, 2), (6,), (5,)
+
+# class: (input shape, options that are drawn one by one)
+CASES = {
+    layers.Dense: [
+        (VECTOR, dict(units=3)),
+        (VECTOR, dict(units=3, activation="tanh", use_bias=False)),
+        (LINE, dict(units=3, activation="relu")),
+        (IMAGE, dict(units=2)),
+    ],
+    layers.EinsumDense: [
+        (VECTOR, dict(equation="ab,bc->ac", output_shape=3, bias_axes="c")),
+        (LINE, dict(equation="abc,cd->abd", output_shape=(9, 3), bias_axes="d")),
+        (LINE, dict(equation="abc,cde->abde", output_shape=(9, 3, 2), bias_axes="de")),
+        (LINE, dict(equation="...x,xy->...y", output_shape=3, bias_axes="y", activation="relu")),
+        (LINE, dict(equation="abc,bd->adc", output_shape=(3, 4))),
+        (LINE, dict(equation="abc,bcd->ad", output_shape=3, bias_axes="d")),
+        (LINE, dict(equation="abc,bc->abc", output_shape=LINE, bias_axes="bc")),
+    ],
+    layers.Conv1D: [
+        (LINE, dict(filters=3, kernel_size=3)),
+        (LINE, dict(filters=4, kernel_size=3, padding="same", strides=2, activation="relu")),
+        (LINE, dict(filters=4, kernel_size=2, padding="causal", dilation_rate=2)),
+        (LINE, dict(filters=6, kernel_size=3, groups=2, use_bias=False)),
+    ],
+    layers.Conv2D: [
+        (IMAGE, dict(filters=3, kernel_size=3)),
+        (IMAGE, dict(filters=3, kernel_size=1, strides=2, activation="gelu")),
+        (IMAGE, dict(filters=3, kernel_size=(3, 2), padding="same", strides=2)),
+        (IMAGE, dict(filters=3, kernel_size=4, padding="same", strides=(3, 2))),
+        (IMAGE, dict(filters=3, kernel_size=2, dilation_rate=(2, 3), use_bias=False)),
+        (IMAGE, dict(filters=4, kernel_size=3, dilation_rate=2, padding="same")),
+        (IMAGE, dict(filters=6, kernel_size=3, groups=2, padding="same", activation="relu")),
+        (IMAGE, dict(filters=4, kernel_size=2, groups=4, strides=2)),
+    ],
+    layers.Conv3D: [
+        (VOLUME, dict(filters=3, kernel_size=2)),
+        (VOLUME, dict(filters=2, kernel_size=(2, 3, 1), padding="same", strides=(1, 2, 2))),
+        (VOLUME, dict(filters=4, kernel_size=2, groups=2, use_bias=False)),
+    ],
+    layers.Conv1DTranspose: [
+        (LINE, dict(filters=3, kernel_size=3)),
+        (LINE, dict(filters=3, kernel_size=3, strides=2, padding="same", activation="relu")),
+        (LINE, dict(filters=3, kernel_size=2, dilation_rate=2)),
+    ],
+    layers.Conv2DTranspose: [
+        (IMAGE, dict(filters=3, kernel_size=3)),
+        (IMAGE, dict(filters=3, kernel_size=(2, 3), strides=2, padding="same", use_bias=False)),
+        (IMAGE, dict(filters=2, kernel_size=3, strides=2, output_padding=1)),
+        (IMAGE, dict(filters=2, kernel_size=2, strides=3)),
+    ],
+    layers.Conv3DTranspose: [
+        (VOLUME, dict(filters=3, kernel_size=2)),
+        (VOLUME, dict(filters=2, kernel_size=3, strides=2, padding="same")),
+    ],
+    layers.DepthwiseConv1D: [
+        (LINE, dict(kernel_size=3)),
+        (LINE, dict(kernel_size=3, depth_multiplier=2, padding="same", activation="relu")),
+    ],
+    layers.DepthwiseConv2D: [
+        (IMAGE, dict(kernel_size=3)),
+        (IMAGE, dict(kernel_size=3, strides=2, padding="same", depth_multiplier=2)),
+        (IMAGE, dict(kernel_size=2, dilation_rate=2, use_bias=False, activation="relu")),
+    ],
+    layers.SeparableConv1D: [
+        (LINE, dict(filters=3, kernel_size=3)),
+        (LINE, dict(filters=3, kernel_size=3, depth_multiplier=2, padding="same", strides=2)),
+    ],
+    layers.SeparableConv2D: [
+        (IMAGE, dict(filters=3, kernel_size=3, activation="relu")),
+        (IMAGE, dict(filters=3, kernel_size=2, depth_multiplier=2, padding="same")),
+        (IMAGE, dict(filters=3, kernel_size=2, strides=2, use_bias=False)),
+    ],
+    layers.Embedding: [
+        (WORDS, dict(input_dim=4, output_dim=3)),
+        (WORDS, dict(input_dim=11, output_dim=2, mask_zero=True)),
+    ],
+    layers.ReversibleEmbedding: [
+        (WORDS, dict(input_dim=4, output_dim=3, tie_weights=False)),
+        (WORDS, dict(input_dim=4, output_dim=3)),
+    ],
+    layers.BatchNormalization: [
+        (VECTOR, dict()),
+        (IMAGE, dict()),
+        (IMAGE, dict(axis=1, scale=False)),
+        (IMAGE, dict(center=False)),
+    ],
+    layers.LayerNormalization: [
+        (VECTOR, dict()),
+        (IMAGE, dict(axis=[1, 2])),
+        (IMAGE, dict(axis=2)),
+        (LINE, dict(center=False)),
+        (LINE, dict(scale=False)),
+    ],
+    layers.GroupNormalization: [
+        (IMAGE, dict(groups=2)),
+        (IMAGE, dict(groups=3, axis=2, center=False)),
+        (LINE, dict(groups=-1)),
+    ],
+    layers.RMSNormalization: [(VECTOR, dict()), (IMAGE, dict()), (IMAGE, dict(axis=[2, 3]))],
+    layers.PReLU: [
+        (VECTOR, dict()),
+        (IMAGE, dict(shared_axes=[1, 2], alpha_initializer="normal")),
+        (LINE, dict(shared_axes=[2])),
+    ],
+    layers.MultiHeadAttention: [
+        (LINE, dict(num_heads=2, key_dim=3)),
+        (LINE, dict(num_heads=1, key_dim=2, value_dim=3, output_shape=5, use_bias=False)),
+    ],
+    layers.GroupQueryAttention: [
+        (LINE, dict(head_dim=3, num_query_heads=4, num_key_value_heads=2)),
+    ],
+    layers.AdditiveAttention: [(LINE, dict())],
+    layers.Attention: [(LINE, dict(use_scale=True))],
+    layers.SimpleRNN: [(LINE, dict(units=3)), (LINE, dict(units=3, return_sequences=True))],
+    layers.LSTM: [(LINE, dict(units=3)), (LINE, dict(units=2, go_backwards=True, unroll=True))],
+    layers.GRU: [(LINE, dict(units=3)), (LINE, dict(units=3, reset_after=False))],
+    layers.ConvLSTM1D: [((4, 6, 2), dict(filters=2, kernel_size=3))],
+    layers.ConvLSTM2D: [((3, 5, 5, 2), dict(filters=2, kernel_size=2, padding="same"))],
+    layers.ConvLSTM3D: [((2, 4, 4, 4, 1), dict(filters=2, kernel_size=2))],
+    layers.SpectralNormalization: [(VECTOR, dict(layer=lambda: layers.Dense(3)))],
+    layers.TimeDistributed: [(LINE, dict(layer=lambda: layers.Dense(3)))],
+    layers.Bidirectional: [(LINE, dict(layer=lambda: layers.LSTM(2)))],
+    layers.RNN: [
+        (LINE, dict(cell=lambda: layers.LSTMCell(3))),
+        (LINE, dict(cell=lambda: layers.StackedRNNCells([layers.GRUCell(2), layers.GRUCell(3)]))),
+        (LINE, dict(cell=lambda: layers.SimpleRNNCell(2))),
+    ],
+}
+
+# These own weights only through, or as part of, a class above.
+THROUGH_ANOTHER = {
+    layers.LSTMCell,
+    layers.GRUCell,
+    layers.SimpleRNNCell,
+    layers.StackedRNNCells,
+    layers.Wrapper,
+    layers.Pipeline,
+}
+# These need another backend, a file, or hold no trainable weight at all: see the test.
+FOREIGN = {layers.JaxLayer, layers.FlaxLayer, layers.TorchModuleWrapper, layers.TFSMLayer}
+
+# These hold weights that are never trained.
+FROZEN = {layers.Normalization, layers.STFTSpectrogram, layers.MelSpectrogram}
+
+# What a class's weights are measured by when its rule cannot serve: example by example.
+BY_EXAMPLE = {
+    layers.AdditiveAttention,
+    layers.Attention,
+    layers.SimpleRNN,
+    layers.LSTM,
+    layers.GRU,
+    layers.ConvLSTM1D,
+    layers.ConvLSTM2D,
+    layers.ConvLSTM3D,
+    layers.TimeDistributed,
+    layers.Bidirectional,
+    layers.RNN,
+}
+
+# A call of more than one tensor is not repeated on its own.
+BY_MODEL = {layers.AdditiveAttention, layers.Attention}
+
+ALL = [(kind, *case) for kind, cases in CASES.items() for case in cases]
+
+
+def build(kind, shape, options):
+    """Put a layer between two others, so that neither its input nor its δ is a special case."""
+    keras.utils.set_random_seed(1)
+    options = {key: value() if callable(value) else value for key, value in options.items()}
+    inputs = keras.Input(shape)
+    if issubclass(kind, layers.Embedding):
+        inputs = keras.Input(shape, dtype="int32")
+        x = kind(**options)(inputs)
+    else:
+        x = layers.Dense(shape[-1], activation="tanh", name="before")(inputs)
+        layer = kind(**options)
+        if kind in (layers.MultiHeadAttention, layers.GroupQueryAttention):
+            x = layer(x, x)
+        elif kind in (layers.Attention, layers.AdditiveAttention):
+            x = layer([x, x])
+        else:
+            x = layer(x)
+    join = layers.GlobalAveragePooling1D() if "mask_zero" in options else layers.Flatten()
+    x = layers.Dense(2, name="after")(join(x))
+    model = keras.Model(inputs, x)
+    rng = np.random.default_rng(2)
+    for weight in model.weights:  # nothing at 0 or 1, where a mistake could hide
+        noise = rng.normal(size=weight.shape) * 0.3
+        positive = "variance" in weight.path
+        if "seed" not in weight.path:
+            weight.assign(np.abs(noise) + 0.5 if positive else weight.numpy() + noise)
+    return model
+
+
+def examples(model, count):
+    rng = np.random.default_rng(3)
+    if model.input.dtype == "int32":
+        return rng.integers(0, 4, size=(count, *model.input_shape[1:]))
+    return rng.normal(size=(count, *model.input_shape[1:]))
+
+
+def assert_same(fast, slow, tolerance):
+    assert fast.keys() == slow.keys()
+    # A gradient that is 0 on paper (the bias of attention's keys) is rounding in both.
+    least = 1e-4 * max(values.max() for values in slow.values())
+    for path in slow:
+        error = np.abs(fast[path] - slow[path]).max() / max(slow[path].max(), least)
+        assert error <= tolerance, f"{path}: relative error {error:.2g}"
+
+
+def identify(value):
+    return value.__name__ if inspect.isclass(value) else None
+
+
+@pytest.mark.parametrize(("kind", "shape", "options"), ALL, ids=identify)
+@pytest.mark.parametrize(("floatx", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
+def test_the_layer_agrees_with_the_definition(kind, shape, options, floatx, tolerance, caplog):
+    if kind is layers.Conv1DTranspose and "dilation_rate" in options and floatx == "float64":
+        pytest.skip("TensorFlow has no dilated transposed convolution in float64 on the CPU")
+    keras.backend.set_floatx(floatx)
+    model = build(kind, shape, options)
+    x = examples(model, 4)
+    slow = importance_one_by_one(model, x)
+    assert any(np.abs(values).max() > 0 for values in slow.values())
+    with caplog.at_level(logging.INFO, logger="keras_mas"):
+        for batch_size in (3, 4):  # a ragged last batch of one, and the whole
+            assert_same(compute_importance(model, x, batch_size=batch_size), slow, tolerance)
+    assert bool(caplog.records) == (kind in BY_EXAMPLE), caplog.text
+    assert ("whole model" in caplog.text) == (kind in BY_MODEL), caplog.text
+
+
+def test_no_layer_is_missing():
+    known = {*CASES, *THROUGH_ANOTHER, *FOREIGN, *FROZEN}
+    missing = [
+        name
+        for name, kind in vars(layers).items()
+        if inspect.isclass(kind)
+        and issubclass(kind, keras.Layer)
+        and kind not in known
+        and not owns_no_weights(kind)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("kind", sorted(FROZEN, key=str), ids=identify)
+def test_frozen_layers_train_nothing(kind):
+    layer = kind()
+    layer(np.zeros([2, 4096, 1] if kind is layers.STFTSpectrogram else [2, 4096], "float32"))
+    assert layer.trainable_weights == []
+
+
+def owns_no_weights(kind):
+    """Return whether a class has no weights, judged by whether its source ever makes one."""
+    return not any("add_weight(" in source_of(parent) for parent in kind.__mro__)
+
+
+def source_of(parent):
+    if parent is keras.Layer or not parent.__module__.startswith("keras"):
+        return ""
+    return inspect.getsource(parent)
