@@ -13,7 +13,7 @@ def mlp():
 
 
 def small_vgg():
-    """Three blocks of two 3×3 convolutions (32, 64, 128 channels) at 32×32, and two Dense layers."""
+    """Three blocks of two 3×3 convolutions (32, 64, 128 channels) at 32×32, then two Dense."""
     inputs = x = keras.Input([32, 32, 3])
     for width in (32, 64, 128):
         for _ in range(2):

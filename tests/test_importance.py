@@ -316,3 +316,99 @@ def test_two_weights_of_one_name_are_refused():
     model = keras.Model(inputs, Both()(inputs))
     with pytest.raises(ValueError, match="two weights named 'n/d/kernel'"):
         compute_importance(model, column(1))
+
+
+def classifier(*end):
+    inputs = keras.Input([3])
+    x = layers.Dense(4, activation="tanh", name="hidden")(inputs)
+    for layer in end:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda: [layers.Dense(2, activation="softmax", name="head")],
+        lambda: [layers.Dense(2, activation="sigmoid", name="head")],
+        lambda: [layers.Dense(2, name="head"), layers.Softmax()],
+        lambda: [layers.Dense(2, name="head"), layers.Activation("softmax")],
+    ],
+)
+@WAYS
+def test_the_learned_function_is_the_logits(measure, end):
+    model, logits = classifier(*end()), classifier(layers.Dense(2, name="head"))
+    logits.set_weights(model.get_weights())
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    assert_same(measure(model, x), measure(logits, x))
+    # As it is, the last offset would matter much less: probabilities add up to 1.
+    raw = measure(model, x, output="output")
+    assert not np.allclose(raw["head/bias"], measure(model, x)["head/bias"], rtol=0.1)
+
+
+@WAYS
+def test_another_output(measure):
+    model = classifier(layers.Dense(2, name="head"))
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    hidden = keras.Model(model.input, model.get_layer("hidden").output)
+    of_layer = measure(model, x, output="hidden")
+    assert_same(
+        {path: of_layer[path] for path in ("hidden/kernel", "hidden/bias")}, measure(hidden, x)
+    )
+    assert (of_layer["head/kernel"] == 0).all()
+    first = measure(model, x, output=lambda logits: logits[:, :1])
+    assert (first["head/kernel"][:, 1] == 0).all()
+    assert (first["head/kernel"][:, 0] > 0).all()
+    with pytest.raises(ValueError, match="the name of a layer: .*hidden, head.*Received: 'haed'"):
+        measure(model, x, output="haed")
+
+
+def test_only_so_many_examples():
+    model, x = line(1.0, 0.0), column(1, 2, 3, 4)
+    for batch_size in (1, 2, 3, 9):
+        omega = compute_importance(model, x, batch_size=batch_size, max_examples=3)
+        assert_close(omega, kernel=[[28 / 3]], bias=[4.0])
+    with pytest.raises(ValueError, match="max_examples of at least 1"):
+        compute_importance(model, x, max_examples=0)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_is_measured_in_full(policy):
+    x = np.random.default_rng(0).normal(size=(6, 16)).astype("float32") * 500
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        inputs = keras.Input([16])
+        half = keras.Model(inputs, convolutional(inputs))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    inputs = keras.Input([16])
+    full = keras.Model(inputs, convolutional(inputs))
+    full.set_weights(half.get_weights())
+    omega, expected = compute_importance(half, x), compute_importance(full, x)
+    # ‖F‖² is beyond 65,504, where half precision ends.
+    assert max(values.max() for values in expected.values()) > 1e5
+    for found, wanted in zip(omega.values(), expected.values(), strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * wanted.max())
+    assert half.layers[-1].compute_dtype == policy.removeprefix("mixed_")
+
+
+def test_the_slow_ways_are_named(caplog):
+    inputs = keras.Input([16])
+    model = keras.Model(inputs, called_twice(inputs))
+    with caplog.at_level("INFO", logger="keras_mas"):
+        compute_importance(model, np.ones([2, 16]))
+    assert "example by example in dense" in caplog.text
+
+
+def test_a_weight_that_is_not_used_has_no_importance():
+    class Idle(layers.Layer):
+        def build(self, shape):
+            self.idle = self.add_weight(shape=(3,), name="idle")
+
+        def call(self, inputs):
+            return inputs
+
+    model = keras.Sequential([keras.Input([2]), Idle(), layers.Dense(1)])
+    omega = compute_importance(model, np.ones([2, 2]))
+    assert [values.tolist() for path, values in omega.items() if "idle" in path] == [[0, 0, 0]]

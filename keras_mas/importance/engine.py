@@ -101,7 +101,9 @@ class _Engine:
         if signature != self.signature:
             self.signature = signature
             self.slow_ways = {}
-            self.traced_step = tf.function(self._step).get_concrete_function(signature)
+            self.traced_step = tf.function(self._step, autograph=False).get_concrete_function(
+                signature
+            )
             for where, paths in self.slow_ways.items():
                 _log.info("importance example by example in %s: %s", where, ", ".join(paths))
         return bool(self.traced_step(batch))

@@ -1,11 +1,12 @@
 """Convolutions, with any rank, stride, dilation, padding and number of groups.
 
-z[p] = Σ_u a[p·s + u·d] W[u] for the offsets u of the kernel, so g[u] = Σ_p a[p·s + u·d] ⊗ δ[p]:
-unfold the inputs by offset, multiply per example, take magnitudes, add. A transposed convolution is
-the same with the parts of a and δ exchanged.
+z[p] = Σ_u a[p·s + u·d] W[u] for the offsets u of the kernel, so g[u] = Σ_p a[p·s + u·d] ⊗ δ[p]: per
+offset a matrix product per example, then magnitudes, then the sum. A transposed convolution is the
+same with the parts of a and δ exchanged.
 """
 
 import itertools
+import math
 
 import keras
 import tensorflow as tf
@@ -13,18 +14,18 @@ from keras import layers
 
 from .dense import kernel_sum
 from .registry import rule
-from .sums import sum_over_slices, sum_to_axes
+from .sums import flat_positions, sum_over_slices, sum_to_axes
+
+# Offsets are multiplied together until they have so many rows: a product of three rows, as the
+# first layer of an image network would have, costs as much time as one of thirty.
+_LEAST_ROWS = 32
 
 
 @rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 def convolution(layer, inputs, delta, magnitude):
     """Return the sums of a convolution with kernel `[*offsets, I / groups, O]`."""
     a, delta = _channels_last(layer, inputs), _channels_last(layer, delta)
-    patches = _unfold(a, delta, layer)
-    if layer.groups == 1:
-        kernel = _patch_sum(patches, delta, magnitude)
-    else:
-        kernel = _grouped_sum(patches, delta, layer.groups, magnitude)
+    kernel = _kernel_sum(a, delta, layer, magnitude, layer.groups)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
@@ -32,7 +33,7 @@ def convolution(layer, inputs, delta, magnitude):
 def transposed_convolution(layer, inputs, delta, magnitude):
     """Return the sums of a transposed convolution with kernel `[*offsets, O, I]`."""
     a, delta = _channels_last(layer, inputs), _channels_last(layer, delta)
-    kernel = _patch_sum(_unfold(delta, a, layer), a, magnitude)
+    kernel = _kernel_sum(delta, a, layer, magnitude)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
@@ -40,30 +41,23 @@ def transposed_convolution(layer, inputs, delta, magnitude):
 def depthwise_convolution(layer, inputs, delta, magnitude):
     """Return the sums of a convolution per channel with kernel `[*offsets, I, multiplier]`."""
     a, delta = _channels_last(layer, inputs), _channels_last(layer, delta)
-    kernel = _depthwise_sum(_unfold(a, delta, layer), delta, magnitude)
+    kernel = _depthwise_sum(a, delta, layer, layer.kernel.shape, magnitude)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
 @rule(layers.SeparableConv1D, layers.SeparableConv2D)
 def separable_convolution(layer, inputs, delta, magnitude):
     """Return the sums of z = pointwise(depthwise(a)): each kernel with its own inputs and δ."""
-    middle = keras.ops.depthwise_conv(
-        inputs,
-        layer.depthwise_kernel,
-        strides=layer.strides,
-        padding="valid" if layer.padding == "causal" else layer.padding,
-        dilation_rate=layer.dilation_rate,
-        data_format=layer.data_format,
-    )
-    a, middle, delta = (_channels_last(layer, t) for t in (inputs, middle, delta))
-    pointwise = tf.convert_to_tensor(layer.pointwise_kernel)
-    matrix = tf.reshape(pointwise, pointwise.shape[-2:])
+    a, delta = _channels_last(layer, inputs), _channels_last(layer, delta)
+    middle = _depthwise(a, layer.depthwise_kernel, layer)
+    matrix = tf.reshape(layer.pointwise_kernel, layer.pointwise_kernel.shape[-2:])
     middle_delta = tf.matmul(delta, matrix, transpose_b=True)
+    shape = layer.depthwise_kernel.shape
     return _sums(
         layer,
         delta,
         magnitude,
-        depthwise_kernel=_depthwise_sum(_unfold(a, middle_delta, layer), middle_delta, magnitude),
+        depthwise_kernel=_depthwise_sum(a, middle_delta, layer, shape, magnitude),
         pointwise_kernel=kernel_sum(middle, delta, magnitude),
     )
 
@@ -74,43 +68,83 @@ def _sums(layer, delta, magnitude, **kernels):
     return sums | {"bias": tf.reduce_sum(magnitude(sum_to_axes(delta, [-1])), axis=0)}
 
 
-def _patch_sum(patches, delta, magnitude):
-    """Return Σ_k magnitude(g_k), `[U · I, O]`, for patches `[N, ..., U, I]`."""
-    offsets, features = patches.shape[-2:]
-    flat = tf.reshape(patches, [*_leading(patches), offsets * features])
-    return kernel_sum(flat, delta, magnitude)
+def _kernel_sum(a, z, layer, magnitude, groups=1):
+    """Return Σ_k magnitude(Σ_p a_k[p·s + u·d] ⊗ z_k[p]), `[U · I / groups, O]`.
+
+    Groups do not mix, so they stand beside the examples until these are summed.
+    """
+    seen_by_offset = _offsets(a, z, layer)
+    rows, columns = a.shape[-1] // groups, z.shape[-1] // groups
+    together = max(1, _LEAST_ROWS // rows)
+
+    def part(a_part, z_part):
+        a_part, z_part = _groups_as_examples(a_part, groups), _groups_as_examples(z_part, groups)
+        d = flat_positions(z_part)
+        seen, sums = list(seen_by_offset(a_part)), []
+        for first in range(0, len(seen), together):
+            terms = tf.concat(seen[first : first + together], axis=-1)
+            g = magnitude(tf.matmul(flat_positions(terms), d, transpose_a=True))
+            by_group = tf.reshape(g, [-1, groups, terms.shape[-1], columns])
+            sums.append(tf.reduce_sum(by_group, axis=0))
+        return tf.concat(sums, axis=1)
+
+    elements = max(math.prod(filter(None, z.shape[1:-1])), columns) * together * rows * groups
+    return tf.transpose(sum_over_slices(part, (a, z), elements), [1, 0, 2])
 
 
-def _grouped_sum(patches, delta, groups, magnitude):
-    """Return Σ_k magnitude(g_k), `[U, I / groups, O]`: each group sees its own channels."""
-    offsets, features = patches.shape[-2:]
-    a = tf.reshape(patches, [tf.shape(patches)[0], -1, offsets, groups, features // groups])
-    d = tf.reshape(delta, [tf.shape(delta)[0], -1, groups, delta.shape[-1] // groups])
-
-    def part(a_part, d_part):
-        g = tf.einsum("npugi,npgo->nuigo", a_part, d_part)
-        return tf.reduce_sum(magnitude(g), axis=0)
-
-    elements = offsets * features // groups * delta.shape[-1]
-    return sum_over_slices(part, (a, d), elements)
+def _groups_as_examples(tensor, groups):
+    """Turn `[n, *positions, groups · C]` into `[n · groups, *positions, C]`."""
+    if groups == 1:
+        return tensor
+    sizes = [_size(tensor, axis) for axis in range(tensor.shape.rank)]
+    split = tf.reshape(tensor, [*sizes[:-1], groups, sizes[-1] // groups])
+    rank = split.shape.rank
+    beside = tf.transpose(split, [0, rank - 2, *range(1, rank - 2), rank - 1])
+    return tf.reshape(beside, [-1, *sizes[1:-1], sizes[-1] // groups])
 
 
-def _depthwise_sum(patches, delta, magnitude):
-    """Return Σ_k magnitude(g_k), `[U, I, multiplier]`: each channel sees itself."""
-    offsets, features = patches.shape[-2:]
-    multiplier = delta.shape[-1] // features
-    a = tf.reshape(patches, [tf.shape(patches)[0], -1, offsets, features])
-    d = tf.reshape(delta, [tf.shape(delta)[0], -1, features, multiplier])
+def _depthwise_sum(a, delta, layer, shape, magnitude):
+    """Return Σ_k magnitude(g_k), `[*offsets, I, multiplier]`.
 
-    def part(a_part, d_part):
-        g = tf.einsum("npui,npim->nuim", a_part, d_part)
-        return tf.reduce_sum(magnitude(g), axis=0)
+    A convolution per channel keeps channels apart, and so, laid side by side as channels, examples:
+    the kernel's gradient, a part per channel, is then a part per example.
+    """
+    *offsets, features, multiplier = shape
 
-    return sum_over_slices(part, (a, d), offsets * features * multiplier)
+    def part(a_part, delta_part):
+        side_by_side = tf.zeros([*offsets, tf.shape(a_part)[0] * features, multiplier], a.dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(side_by_side)
+            z = _depthwise(_examples_as_channels(a_part), side_by_side, layer)
+        g = tape.gradient(z, side_by_side, output_gradients=_examples_as_channels(delta_part))
+        by_example = tf.reshape(g, [*offsets, -1, features, multiplier])
+        return tf.reduce_sum(magnitude(by_example), axis=len(offsets))
+
+    return sum_over_slices(part, (a, delta), math.prod(filter(None, a.shape[1:])))
 
 
-def _unfold(a, z, layer):
-    """Return `[N, *positions of z, U, I]`: what each offset of the kernel sees of a `[N, ..., I]`.
+def _depthwise(a, kernel, layer):
+    # Keras has no causal padding here; a layer refuses it too.
+    return keras.ops.depthwise_conv(
+        a,
+        kernel,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format="channels_last",
+    )
+
+
+def _examples_as_channels(tensor):
+    """Turn `[n, *positions, C]` into `[1, *positions, n · C]`."""
+    sizes = [_size(tensor, axis) for axis in range(tensor.shape.rank)]
+    rank = len(sizes)
+    beside = tf.transpose(tensor, [*range(1, rank - 1), 0, rank - 1])
+    return tf.reshape(beside, [1, *sizes[1:-1], sizes[0] * sizes[-1]])
+
+
+def _offsets(a, z, layer):
+    """Return a function from (a part of) a to what each offset of the kernel sees of it.
 
     Plain slices serve every rank and dilation, which TensorFlow's own patch extraction does not.
     """
@@ -120,12 +154,13 @@ def _unfold(a, z, layer):
         _pads(layer.padding, _size(a, axis + 1), size, *one)
         for axis, (size, one) in enumerate(zip(sizes, geometry, strict=True))
     ]
-    padded = tf.pad(a, [(0, 0), *pads, (0, 0)])
-    seen = [
-        padded[(slice(None), *_seen(offset, sizes, geometry))]
-        for offset in itertools.product(*(range(size) for size in layer.kernel_size))
-    ]
-    return tf.stack(seen, axis=-2)
+
+    def seen(part):
+        padded = tf.pad(part, [(0, 0), *pads, (0, 0)])
+        for offset in itertools.product(*map(range, layer.kernel_size)):
+            yield padded[(slice(None), *_seen(offset, sizes, geometry))]
+
+    return seen
 
 
 def _seen(offset, sizes, geometry):
@@ -151,11 +186,6 @@ def _channels_last(layer, tensor):
         return tensor
     rank = tensor.shape.rank
     return tf.transpose(tensor, [0, *range(2, rank), 1])
-
-
-def _leading(patches):
-    """Return the sizes of all axes but the last two, as they are known."""
-    return [_size(patches, axis) for axis in range(patches.shape.rank - 2)]
 
 
 def _size(tensor, axis):

@@ -31,8 +31,8 @@ def kernel_sum(inputs, delta, magnitude):
     def part(a, d):
         return tf.reduce_sum(magnitude(tf.matmul(a, d, transpose_a=True)), axis=0)
 
-    rows = flat_positions(inputs), flat_positions(delta)
-    return sum_over_slices(part, rows, elements=inputs.shape[-1] * delta.shape[-1])
+    positions = flat_positions(inputs), flat_positions(delta)
+    return sum_over_slices(part, positions, elements=inputs.shape[-1] * delta.shape[-1])
 
 
 def bias_sum(bias, delta, magnitude):

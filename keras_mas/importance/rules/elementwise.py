@@ -7,6 +7,8 @@ from keras import layers
 from .registry import rule
 from .sums import sum_to_axes, sum_to_shape
 
+_NEUTRAL = {"gamma": 1.0, "scale": 1.0, "beta": 0.0}
+
 
 @rule(layers.BatchNormalization, layers.LayerNormalization, layers.GroupNormalization)
 def normalization(layer, inputs, delta, magnitude):
@@ -30,10 +32,11 @@ def _sum(terms, layer, magnitude):
 
 def _normalized(layer, inputs):
     """Return what the layer answers with γ = 1 and β = 0."""
+    weights = [(getattr(layer, name, None), value) for name, value in _NEUTRAL.items()]
     neutral = [
         (weight, keras.ops.full(weight.shape, value, weight.dtype))
-        for name, value in [("gamma", 1.0), ("scale", 1.0), ("beta", 0.0)]
-        if isinstance(weight := getattr(layer, name, None), keras.Variable)
+        for weight, value in weights
+        if isinstance(weight, keras.Variable)  # a layer's option may have such a name too
     ]
     with keras.StatelessScope(state_mapping=neutral):
         return type(layer).call(layer, inputs)
