@@ -4,6 +4,7 @@ Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars, "Memory Aware Synapses: L
 to forget", ECCV 2018, arXiv:1711.09601.
 """
 
+import sys
 from importlib import import_module
 
 # TensorFlow takes seconds to import, and the command line's `--help` needs none of it: each public
@@ -32,3 +33,8 @@ def __getattr__(name):
 
 def __dir__():
     return sorted({*globals(), *__all__})
+
+
+if "keras" in sys.modules:
+    # The time is spent already; and Keras can load a saved MASModel only when it knows the class.
+    import_module(".model", __name__)

@@ -1,7 +1,9 @@
 """SynapticMemory: what was learned, by weight path, and how strongly it is held."""
 
 import dataclasses
+import numbers
 import os
+import weakref
 
 import keras
 import numpy as np
@@ -65,6 +67,7 @@ class SynapticMemory:
             _checked_strength(strength), trainable=False, dtype="float32", name="strength"
         )
         self._synapses = {}
+        self._felt_by = weakref.WeakSet()  # models whose training step has the penalty in it
 
     @property
     def strength(self):
@@ -88,9 +91,10 @@ class SynapticMemory:
     def protect(self, model, *, strict=True):
         """Hold every trainable weight of a model from the next `fit` on.
 
-        Call it before the first `fit`, before or after `compile`, and again for a model that has
-        gained weights. Until the first `consolidate` Ω is 0, and so is the penalty. A regularizer
-        that a weight already has stays active beside the penalty.
+        Call it before the first `fit` of every model that the weights are in, before or after
+        `compile`, and again for a model that has gained weights or unfrozen some. Until the first
+        `consolidate` Ω is 0, and so is the penalty. A regularizer that a weight already has stays
+        active beside the penalty.
 
         Args:
             model: Built `keras.Model`; or a layer or inner model (a trunk) of the models that will
@@ -111,7 +115,7 @@ class SynapticMemory:
             weight.regularizer = MASRegularizer(
                 kept.importance, kept.anchor, self._strength, also=weight.regularizer
             )
-        self._trace_again_if_silent(model)
+        self._have_it_felt(model)
         return self
 
     def release(self, model):
@@ -120,6 +124,7 @@ class SynapticMemory:
         Args:
             model: The model, or trunk, that `protect` was called with.
         """
+        self._felt_by.discard(model)
         for kept in self._held(model).values():
             if self._is_own(kept.weight.regularizer):
                 kept.weight.regularizer = kept.weight.regularizer.also
@@ -166,7 +171,7 @@ class SynapticMemory:
             if path in importance:  # not frozen since
                 kept.importance.assign_add(importance[path])
             kept.anchor.assign(kept.weight.value)
-        self._trace_again_if_silent(model)
+        self._have_it_felt(model)
 
     def kept(self, weight):
         """Return the `Synapses` of a weight that is attended to, or None."""
@@ -176,13 +181,11 @@ class SynapticMemory:
     def penalty(self, model):
         """Return λ Σ Ω (θ − θ*)² over a model's trainable weights, a scalar tensor."""
         held = filter(None, map(self.kept, model.trainable_weights))
-        return sum(
-            (
-                drift_penalty(kept.weight, kept.importance, kept.anchor, self._strength)
-                for kept in held
-            ),
-            start=tf.zeros(()),
-        )
+        terms = [
+            drift_penalty(kept.weight, kept.importance, kept.anchor, self._strength)
+            for kept in held
+        ]
+        return tf.add_n([tf.cast(term, keras.config.floatx()) for term in terms or [0.0]])
 
     def gradient(self, weight):
         """Return the penalty's gradient by one weight, 2 λ Ω (θ − θ*), or None if it is free."""
@@ -302,11 +305,16 @@ class SynapticMemory:
                 "only the weights that match."
             )
 
-    def _trace_again_if_silent(self, model):
-        """Have a model trace again if it was traced before the penalty was there to be felt."""
-        held = self._held(model).values()
-        own = [kept.weight.regularizer for kept in held if self._is_own(kept.weight.regularizer)]
-        if not all(regularizer.is_traced for regularizer in own):
+    def _have_it_felt(self, model):
+        """Have a model trace its steps again, once: those traced before would lack the penalty.
+
+        A model around a protected trunk is not known before it is consolidated.
+        """
+        has_own_step = not any(
+            self._is_own(kept.weight.regularizer) for kept in self._held(model).values()
+        )
+        if model not in self._felt_by and not has_own_step:
+            self._felt_by.add(model)
             _trace_again(model)
 
 
@@ -317,8 +325,8 @@ def _trace_again(model):
 
 
 def _checked_strength(value):
-    if not (np.isfinite(value) and value >= 0):
-        raise ValueError(f"Expected a strength λ ≥ 0. Received: {value}. 0 is plain fine-tuning.")
+    if not (isinstance(value, numbers.Real) and np.isfinite(value) and value >= 0):
+        raise ValueError(f"Expected a strength λ ≥ 0. Received: {value!r}. 0 is plain fine-tuning.")
     return value
 
 

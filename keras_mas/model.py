@@ -23,6 +23,11 @@ class MASModel(keras.Model):
         model.consolidate(inputs_of_a)
         model.fit(b, ...)
 
+    `keras.models.load_model` finds the class once `keras_mas.MASModel` has been named, or
+    `keras_mas` imported after Keras. `keras.models.clone_model` gives a model that remembers
+    nothing, with λ = 1. `train_step` does what Keras's own does, and so do metrics, sample weights,
+    gradient clipping, loss scaling and distribution.
+
     A network that defines its own `call` is protected as one layer of it,
     `MASModel(inputs, network(inputs))`.
 
@@ -102,7 +107,7 @@ class MASModel(keras.Model):
         pull = self.memory.gradient(weight)
         if pull is None:
             return gradient
-        pull = self.optimizer.scale_loss(pull / _replicas())
+        pull = self.optimizer.scale_loss(tf.cast(pull, weight.dtype) / _replicas())
         return pull if gradient is None else tf.convert_to_tensor(gradient) + pull
 
     def _track(self, loss, x):

@@ -56,10 +56,8 @@ class MASRegularizer(keras.regularizers.Regularizer):
         self.anchor = anchor
         self.strength = strength
         self.also = also
-        self.is_traced = False
 
     def __call__(self, weight):
         """Return the penalty on `weight`, a scalar tensor."""
-        self.is_traced = self.is_traced or tf.inside_function()
         penalty = drift_penalty(weight, self.importance, self.anchor, self.strength)
-        return penalty if self.also is None else penalty + self.also(weight)
+        return penalty if self.also is None else penalty + tf.cast(self.also(weight), penalty.dtype)

@@ -149,7 +149,62 @@ def subclassed(inputs):
     return Doubled(3)(inputs)
 
 
+class Reshaped(keras.Model):
+    """Brings several rows per example to its layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        rows = self.dense(keras.ops.reshape(inputs, (-1, 4)))
+        return keras.ops.reshape(rows, (-1, 12))
+
+
+class TimeFirst(Reshaped):
+    """Brings time before examples to its layer."""
+
+    def call(self, inputs):
+        steps = keras.ops.transpose(keras.ops.reshape(inputs, (-1, 4, 4)), (1, 0, 2))
+        return keras.ops.transpose(self.dense(steps), (1, 0, 2))
+
+
+class Concatenated(Reshaped):
+    """Brings every example twice to its layer, in one batch."""
+
+    def call(self, inputs):
+        both = keras.ops.concatenate([inputs, -2 * inputs], axis=0)
+        return keras.ops.add(*keras.ops.split(self.dense(both), 2, axis=0))
+
+
+class Mixing(Reshaped):
+    """Answers an example by what stands beside it."""
+
+    def call(self, inputs):
+        return self.dense(inputs - 0.5 * keras.ops.mean(inputs, axis=0))
+
+
+def reshaped(inputs):
+    return Reshaped()(inputs)
+
+
+def time_first(inputs):
+    return TimeFirst()(inputs)
+
+
+def concatenated(inputs):
+    return Concatenated()(inputs)
+
+
+def mixing(inputs):
+    return Mixing()(inputs)
+
+
 NETWORKS = [
+    reshaped,
+    time_first,
+    concatenated,
+    mixing,
     mlp,
     convolutional,
     called_twice,
@@ -220,6 +275,29 @@ def test_several_inputs_by_name():
     set_weights(model, [[1.0]], [0.0])
     omega = compute_importance(model, {"a": column(1, 0), "b": column(0, -1)})
     assert_close(omega, kernel=[[2.0]], bias=[2.0])
+
+
+def test_data_that_never_end_are_refused():
+    endless = tf.data.Dataset.from_tensor_slices(column(1, 2)).batch(2).repeat()
+    with pytest.raises(ValueError, match="Received: a dataset that repeats for ever"):
+        compute_importance(line(1.0, 0.0), endless)
+    omega = compute_importance(line(1.0, 0.0), endless, max_examples=4)
+    assert_close(omega, kernel=[[5.0]], bias=[3.0])
+
+
+@pytest.mark.parametrize("data", [5, None, "hello", (column(1), column(2))], ids=str)
+@WAYS
+def test_data_of_another_kind_are_refused(measure, data):
+    with pytest.raises(ValueError, match="Expected an array.*Received: (int|NoneType|str|tuple)"):
+        measure(line(1.0, 0.0), data)
+
+
+def test_losses_of_the_measured_graph_do_not_stay():
+    inputs = keras.Input([3])
+    model = keras.Model(inputs, layers.Dense(2, activity_regularizer="l2")(inputs))
+    compute_importance(model, np.ones([2, 3]))
+    model(np.ones([2, 3]))
+    assert [float(loss) > 0 for loss in model.losses] == [True]
 
 
 def test_the_model_is_left_as_it_was():

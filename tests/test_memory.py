@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -260,6 +264,110 @@ def test_mixed_precision_keeps_the_memory_in_float32():
     assert {values.dtype.name for values in model.memory.importance.values()} == {"float32"}
     assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
     assert all(np.isfinite(values).all() for values in model.get_weights())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("kind", [keras.Model, MASModel])
+def test_any_precision_trains(dtype, kind):
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    if dtype == "float64":
+        keras.backend.set_floatx(dtype)
+    try:
+        # Keras itself cannot add an L2 penalty in bfloat16 to its loss in float32.
+        l2 = None if dtype == "bfloat16" else keras.regularizers.L2(0.01)
+        model = compiled(network(kind, l2))
+        memory = SynapticMemory().protect(model) if kind is keras.Model else model.memory
+        fit(model, A, LABELS_A)
+        memory.consolidate(model, A)
+        history = fit(model, B, LABELS_B)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert np.isfinite(history["loss"]).all()
+    assert drift(memory, model) > 0
+
+
+def test_a_scaled_loss_scales_the_penalty_too():
+    # A loss scale s is taken back from the gradients by the optimizer, the penalty's included.
+    plain, scaled = (compiled(network(MASModel, strength=2.0)) for _ in range(2))
+    scaled.compile(keras.optimizers.SGD(0.05, momentum=0.9, loss_scale_factor=64.0), CountedLoss())
+    for model in (plain, scaled):
+        fit(model, A, LABELS_A, callbacks=[Consolidate(A)])
+        fit(model, B, LABELS_B)
+    for one, other in zip(plain.weights, scaled.weights, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
+
+
+def test_the_reported_loss_weighs_a_ragged_last_batch_as_keras_does():
+    outside, inside = compiled(network()), compiled(network(MASModel))
+    losses = [
+        model.fit(A[:20], LABELS_A[:20], batch_size=16, verbose=0, shuffle=False).history["loss"]
+        for model in (outside, inside)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_a_weight_frozen_meanwhile_keeps_its_importance():
+    model, memory = protected()
+    fit(model, A, LABELS_A)
+    memory.consolidate(model, A)
+    before = memory.importance
+    model.get_layer("hidden").trainable = False
+    memory.consolidate(model, A)
+    assert np.array_equal(memory.importance["hidden/kernel"], before["hidden/kernel"])
+    assert (memory.importance["out/kernel"] > before["out/kernel"]).any()
+
+
+def test_released_weights_are_free_in_the_next_fit():
+    held, freed = (protected(5.0) for _ in range(2))
+    plain = compiled(network())
+    fit(plain, A, LABELS_A)
+    for model, memory in (held, freed):
+        fit(model, A, LABELS_A)
+        memory.consolidate(model, A)
+    freed[1].release(freed[0])
+    for model in (held[0], freed[0], plain):
+        fit(model, B, LABELS_B)
+    kernels = [model.get_layer("hidden").kernel.numpy() for model in (held[0], freed[0], plain)]
+    np.testing.assert_array_equal(kernels[1], kernels[2])
+    assert not np.allclose(kernels[0], kernels[2])
+
+
+def test_a_trunk_protected_late_is_felt_by_the_consolidated_model():
+    late, early = compiled(network()), compiled(network())
+    trunks = [keras.Model(m.input, m.get_layer("hidden").output) for m in (late, early)]
+    early_memory = SynapticMemory().protect(trunks[1])
+    for model in (late, early):
+        fit(model, A, LABELS_A)
+    late_memory = SynapticMemory().protect(trunks[0])
+    late.evaluate(A, LABELS_A, verbose=0)  # traces the penalty, but in another function
+    for model, memory in [(late, late_memory), (early, early_memory)]:
+        memory.consolidate(model, A)
+        fit(model, B, LABELS_B)
+    for one, other in zip(late.weights, early.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_saved_model_loads_in_a_new_process(tmp_path):
+    model = network(MASModel, strength=2.0)
+    model.consolidate(A)
+    model.save(tmp_path / "m.keras")
+    code = f"""
+import keras, keras_mas
+model = keras.models.load_model({str(tmp_path / "m.keras")!r})
+assert model.strength == 2.0
+assert model.memory.importance["hidden/kernel"].max() > 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_replicas_train_as_one(tmp_path):
+    # Logical devices are made once per process.
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "two_replicas.py"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_failed_consolidation_changes_nothing():

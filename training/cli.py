@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         _import_commands(args.debug).run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return _failed("interrupted. The same command goes on where it stopped.", 130)
     except Exception as error:
@@ -38,9 +41,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers wrong usage with one sentence instead of the whole usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}. See '{self.prog} --help'.\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; it imports nothing heavy."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="keras-mas",
         description="Learn task after task without forgetting, find λ, and serve the result.",
         epilog="'keras-mas COMMAND --help' explains a command. Exit codes: 0 done, 1 failed, "

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from keras_mas.errors import UsageError
@@ -21,6 +20,7 @@ from keras_mas.serving.standin import StandIn
 
 from .backbones import check_backbone
 from .cli import GRPC, REST, recipe_options
+from .console import result_console, talk_console
 from .progress import TaskLines
 from .report import draw, load_result, print_comparison, print_result, title
 from .run import Learned, Listener, heads_of, saved_heads, train
@@ -65,7 +65,7 @@ def run_train(args: argparse.Namespace) -> None:
     if args.json:
         _print_json(result)
         return
-    console = Console()
+    console = result_console()
     print_result(result, console)
     console.print(f"written to {directory}/: result.json, accuracy.png", soft_wrap=True)
     if args.export:
@@ -83,7 +83,7 @@ def run_search(args: argparse.Namespace) -> None:
     stream = _load_stream(args)
     settings = _settings(args, stream, strength=0.0)
     space = Space(args.tuner, args.trials, args.strength_min, args.strength_max)
-    talk = Console(stderr=True, highlight=False)
+    talk = talk_console()
     trials, folder = search(
         stream, settings, space, args.directory, on_trial=lambda trial: _tell(trial, talk)
     )
@@ -103,7 +103,7 @@ def run_search(args: argparse.Namespace) -> None:
     if args.json:
         _print_json(found | {"trained_now": sum(trial.is_new for trial in trials)})
     else:
-        _print_search(found, trials, Console())
+        _print_search(found, trials, result_console())
 
 
 def run_report(args: argparse.Namespace) -> None:
@@ -114,7 +114,7 @@ def run_report(args: argparse.Namespace) -> None:
             "Expected runs over the same tasks. Received: runs over "
             f"{sorted({result['stream'] for result in results})}. Report them one by one."
         )
-    console = Console()
+    console = result_console()
     if len(results) == 1:
         print_result(results[0], console)
     else:
@@ -136,7 +136,7 @@ def run_export(args: argparse.Namespace) -> None:
         )
     for number in [args.version] if args.version else range(1, learned + 1):
         _export(base, number, *saved_heads(args.run, number))
-        Console().print(f"exported {version_path(base, number)}", soft_wrap=True)
+        result_console().print(f"exported {version_path(base, number)}", soft_wrap=True)
 
 
 def run_serve(args: argparse.Namespace) -> None:
@@ -144,7 +144,8 @@ def run_serve(args: argparse.Namespace) -> None:
     name = args.model.resolve().name
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with StandIn({name: args.model}, grpc_port=args.port, rest_port=args.rest_port) as server:
-        Console(stderr=True, highlight=False).print(
+        _check_available(name, server.grpc_port, args.model)
+        talk_console().print(
             f"stand-in for TensorFlow Serving: model '{name}' at gRPC 127.0.0.1:{server.grpc_port} "
             f"and http://127.0.0.1:{server.rest_port}/v1/models/{name}. Ctrl-C stops it.",
             soft_wrap=True,
@@ -171,7 +172,7 @@ def run_predict(args: argparse.Namespace) -> None:
     if args.json:
         _print_json(rows)
     else:
-        _print_answers(rows, args, Console())
+        _print_answers(rows, args, result_console())
 
 
 def run_status(args: argparse.Namespace) -> None:
@@ -185,9 +186,22 @@ def run_status(args: argparse.Namespace) -> None:
         _print_json(versions)
         return
     for row in versions:
-        Console(highlight=False).print(
+        result_console().print(
             f"{args.model} version {row['version']}  {row['state']}  {row['error']}".rstrip(),
             soft_wrap=True,
+        )
+
+
+def _check_available(name, grpc_port, folder):
+    """Name every version that did not load; fail if none did."""
+    with GrpcClient(f"127.0.0.1:{grpc_port}") as client:
+        versions = client.status(name)
+    for failed in (status for status in versions if status.state != "AVAILABLE"):
+        talk_console().print(f"version {failed.version}: {failed.error}", soft_wrap=True)
+    if not any(status.state == "AVAILABLE" for status in versions):
+        raise RuntimeError(
+            f"Expected a version that can be served in '{folder}'. Received: {len(versions)} that "
+            "cannot. Export one with `keras-mas export RUN`."
         )
 
 
@@ -282,7 +296,7 @@ def _print_search(found, trials, console):
     console.print(table)
     new = sum(trial.is_new for trial in trials)
     console.print(f"{new} trained now, {len(trials) - new} read from {found['folder']}\nbest:")
-    console.print(found["command"], soft_wrap=True, highlight=False)
+    console.print(found["command"], soft_wrap=True)
 
 
 def _questions_from_file(args):
@@ -299,6 +313,10 @@ def _questions_from_file(args):
         raise UsageError(
             f"Expected one array of numbers in '{args.input}'. Received: "
             f"{getattr(inputs, 'dtype', 'several arrays')}. Write it with `numpy.save`."
+        )
+    if not inputs.size:
+        raise UsageError(
+            f"Expected at least one example in '{args.input}'. Received: shape {inputs.shape}."
         )
     return [(args.task, inputs.astype("float32"), None)]
 
@@ -343,7 +361,7 @@ def _print_answers(rows, args, console):
     console.print(table)
     if "truth" in rows[0]:
         right = sum(row["answer"] == row["truth"] for row in rows)
-        console.print(f"{right} of {len(rows)} right", highlight=False)
+        console.print(f"{right} of {len(rows)} right")
 
 
 def _client(args):

@@ -1,9 +1,9 @@
 """One line per task on standard error, and on a terminal a bar of the epochs under way."""
 
 import keras
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .console import talk_console
 from .run import Learned, Listener
 from .tasks import Task, TaskStream
 
@@ -20,7 +20,7 @@ class TaskLines(Listener):
         self.title = title
         self.total = len(stream.tasks)
         self.width = max(len(task.name) for task in stream.tasks)
-        self.console = Console(stderr=True, highlight=False)
+        self.console = talk_console()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,10 +48,11 @@ class TaskLines(Listener):
     def learned(self, news: Learned) -> None:
         """Print the task's accuracy, and what is left of all tasks so far."""
         so_far = news.accuracies[: news.number]
-        when = f"{news.seconds:.1f} s" if news.seconds else "read from the run's folder"
+        when = f"{news.seconds:.1f} s" if news.seconds else "as saved"
         self.console.print(
             f"{self.title}  task {news.number}/{self.total}  {news.task.name:{self.width}}  "
-            f"accuracy {so_far[-1]:.3f}  of all so far {sum(so_far) / len(so_far):.3f}  {when}"
+            f"accuracy {so_far[-1]:.3f}  of all so far {sum(so_far) / len(so_far):.3f}  {when}",
+            soft_wrap=True,
         )
 
 

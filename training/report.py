@@ -1,6 +1,5 @@
 """What a run found, as text for a terminal and as a picture."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,8 +11,11 @@ matplotlib.use("Agg")  # no display is needed to write a file
 import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from keras_mas.errors import UsageError
+
+from .run import read_json
 
 _MEASURES = ("average_accuracy", "forgetting", "backward_transfer")
 
@@ -34,7 +36,14 @@ def load_result(run: Path) -> dict:
             "Name a folder that `keras-mas train` wrote; the same command finishes a run that was "
             "interrupted."
         )
-    return json.loads(path.read_text())
+    result = read_json(path)
+    missing = {"tasks", "accuracy_matrix", "average_accuracy", "forgetting"} - set(result)
+    if missing:
+        raise RuntimeError(
+            f"Expected a result of `keras-mas train`. Received: '{path}' without "
+            f"{', '.join(sorted(missing))}. Remove it, and run the same command again."
+        )
+    return result
 
 
 def title(result: dict) -> str:
@@ -52,19 +61,16 @@ def print_result(result: dict, console: Console) -> None:
     for name in names:
         table.add_column(name, justify="right")
     for i, row in enumerate(result["accuracy_matrix"]):
-        seen, unseen = row[: i + 1], row[i + 1 :]
-        cells = [f"{value:.3f}" for value in seen] + [f"[dim]{value:.3f}[/]" for value in unseen]
+        cells = (Text(f"{value:.3f}", style="dim" if j > i else "") for j, value in enumerate(row))
         table.add_row(names[i], *cells)
     console.print(
         f"{title(result)}: accuracy on each task (column) after learning each (row)",
-        highlight=False,
     )
     console.print(table)
     console.print(
         f"average accuracy {result['average_accuracy']:.4f}   "
         f"forgetting {result['forgetting']:.4f}   "
         f"backward transfer {result['backward_transfer']:+.4f}\n",
-        highlight=False,
     )
 
 

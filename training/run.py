@@ -110,7 +110,7 @@ def train(
         run.task(number, task)
     if not is_finished(directory):
         write_json(directory / "result.json", run.result() | {"arguments": arguments or {}})
-    return json.loads((directory / "result.json").read_text())
+    return read_json(directory / "result.json")
 
 
 def is_finished(directory: Path) -> bool:
@@ -129,7 +129,7 @@ def saved_heads(directory: Path, number: int) -> tuple[dict, dict]:
         The model of every head, and its class names, both by the head's name.
     """
     joint = keras.models.load_model(directory / str(number) / "model.keras")
-    progress = json.loads((directory / str(number) / "progress.json").read_text())
+    progress = read_json(directory / str(number) / "progress.json")
     models = {name: keras.Model(joint.inputs, logits) for name, logits in joint.output.items()}
     return models, {name: progress["classes"][name] for name in models}
 
@@ -155,7 +155,7 @@ def claim(directory: Path, description: dict) -> None:
     """
     claimed = directory / "arguments.json"
     if claimed.is_file():
-        differences = _differences(json.loads(claimed.read_text()), description)
+        differences = _differences(read_json(claimed), description)
         if differences:
             raise UsageError(
                 f"Expected a new folder, or one that holds this same run. Received: '{directory}' "
@@ -171,10 +171,21 @@ def claim(directory: Path, description: dict) -> None:
     write_json(claimed, description)
 
 
+def read_json(path: Path) -> dict:
+    """Read a JSON file that `write_json` wrote; RuntimeError names one that is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RuntimeError(
+            f"Expected JSON in '{path}'. Received: a damaged file ({error}). Remove it, and run "
+            "the command that wrote it again."
+        ) from error
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file that is never seen half-written."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -191,7 +202,7 @@ class _Run:
 
     def _build(self):
         """Build trunk, heads and method; every head at once, so that its start is the seed's."""
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(self.settings.seed)
         trunk = build_trunk(
             self.settings.recipe.backbone, self.stream.input_shape, self.stream.rescale
@@ -315,15 +326,14 @@ class _Run:
         partial.rename(folder)
 
     def _restore(self, folder, number):
-        progress = json.loads((folder / "progress.json").read_text())
+        progress = read_json(folder / "progress.json")
         self.rows.append(progress["accuracies"])
         self.seconds = progress["seconds"]
         saved = keras.models.load_model(folder / "model.keras")
         values = {weight.path: weight.numpy() for weight in saved.weights}
         for weight in self.heads.joint(self._learned_heads(number)).weights:
             weight.assign(values[weight.path])
-        if (folder / "memory.npz").exists():
-            self.method.load(folder / "memory.npz")
+        self.method.load(folder / "memory.npz")
 
     def _news(self, number, task, seconds):
         heads = {head.name: head for head in self.head_of.values()}

@@ -5,12 +5,13 @@ import dataclasses
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras_tuner as kt
 
-from .run import DivergedError, Listener, describe, is_finished, train, write_json
+from .run import DivergedError, Listener, describe, is_finished, read_json, train, write_json
 from .settings import Settings, Space
 from .tasks import TaskStream
 
@@ -61,7 +62,8 @@ def search(
         search's own folder.
     """
     description = describe(stream, dataclasses.replace(settings, strength=0.0), "validation")
-    description |= dataclasses.asdict(space)
+    # Not the number of trials: a longer search goes on from a shorter one.
+    description |= {k: v for k, v in dataclasses.asdict(space).items() if k != "trials"}
     project = f"{stream.name}-{settings.method}-{_digest(description)}"
     folder = directory / project
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,7 @@ def search(
 
     with contextlib.redirect_stdout(sys.stderr):  # where keras-tuner says that it goes on
         tuner = _Tuner(attempt, on_trial, space, settings.seed, directory, project)
-    trials = [_without_protection(attempt, folder), *tuner.trials()]
+    trials = [_without_protection(attempt, on_trial, folder), *tuner.trials()]
     return sorted(trials, key=_rank), folder
 
 
@@ -96,7 +98,9 @@ class _Tuner(kt.Tuner):
     def trials(self):
         """Run what is missing and return every trial of the search."""
         known = set(self.oracle.end_order)
-        self.search(verbose=0)
+        with warnings.catch_warnings():  # it takes the maximum of a failed trial's NaN
+            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+            self.search(verbose=0)
         ended = [self.oracle.trials[name] for name in self.oracle.end_order]
         return [self._ended(trial, trial.trial_id not in known) for trial in ended]
 
@@ -118,16 +122,18 @@ class _Tuner(kt.Tuner):
         # Keras-tuner itself would offer the values of a failed trial as the best ones.
         strength, run = trial.hyperparameters.get("strength"), self._run_folder(trial)
         if is_finished(run):
-            return Trial(strength, json.loads((run / "result.json").read_text()), "", is_new)
-        error = json.loads((run / "failure.json").read_text())["error"]
+            return Trial(strength, read_json(run / "result.json"), "", is_new)
+        error = read_json(run / "failure.json")["error"]
         return Trial(strength, None, error, is_new)
 
 
-def _without_protection(attempt, folder):
+def _without_protection(attempt, on_trial, folder):
     try:
         return attempt(0.0, folder / "strength-0")
     except DivergedError as error:
-        return Trial(0.0, None, _first_line(error), True)
+        failed = Trial(0.0, None, _first_line(error), True)
+        on_trial(failed)
+        return failed
 
 
 def _oracle(space, seed):
@@ -141,7 +147,7 @@ def _oracle(space, seed):
         objective=kt.Objective(_OBJECTIVE, "max"),
         max_trials=space.trials,
         hyperparameters=hyperparameters,
-        seed=seed,
+        seed=seed + 1,  # it takes 0 for none
         # A λ too strong for its learning rate diverges; others are still worth trying.
         max_consecutive_failed_trials=space.trials + 1,
     )

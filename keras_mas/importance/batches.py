@@ -1,5 +1,7 @@
 """Unlabelled batches out of whatever `model.fit` takes."""
 
+import itertools
+
 import keras
 import tensorflow as tf
 
@@ -23,6 +25,7 @@ def batches(inputs, batch_size, max_examples=None):
     """
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"Expected max_examples of at least 1, or None. Received: {max_examples}.")
+    _check_end(inputs, max_examples)
     count = 0
     for batch in _batches(inputs, batch_size):
         batch = tf.nest.map_structure(tf.convert_to_tensor, batch)
@@ -54,10 +57,32 @@ def count_examples(batch):
 
 def _batches(inputs, batch_size):
     if isinstance(inputs, keras.utils.PyDataset):
-        return _without_labels(inputs[i] for i in range(len(inputs)))
+        return _without_labels(inputs[i] for i in _forever_or(inputs.num_batches))
     if _is_arrays(inputs):
         return _slices(inputs, batch_size)
+    if isinstance(inputs, tuple | str) or not hasattr(inputs, "__iter__"):
+        raise ValueError(
+            "Expected an array, a list or dict of arrays (several inputs), or a dataset. Received: "
+            f"{type(inputs).__name__}. Pass the inputs alone, without labels."
+        )
     return _without_labels(inputs)
+
+
+def _forever_or(count):
+    return itertools.count() if count is None else range(count)
+
+
+def _check_end(inputs, max_examples):
+    """Refuse data that never end, as `repeat()` makes them, without a limit."""
+    if isinstance(inputs, tf.data.Dataset):
+        is_endless = inputs.cardinality() == tf.data.INFINITE_CARDINALITY
+    else:
+        is_endless = isinstance(inputs, keras.utils.PyDataset) and inputs.num_batches is None
+    if is_endless and max_examples is None:
+        raise ValueError(
+            "Expected data that end. Received: a dataset that repeats for ever. Leave out its "
+            "`repeat()`, or pass `max_examples`."
+        )
 
 
 def _is_arrays(inputs):
@@ -69,7 +94,7 @@ def _is_array(value):
 
 
 def _slices(arrays, batch_size):
-    if batch_size < 1:
+    if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"Expected a batch size of at least 1. Received: {batch_size}.")
     columns = tf.nest.flatten(arrays)
     if not columns or not all(map(_is_array, columns)):

@@ -28,8 +28,8 @@ def _squared_norm(output):
 
 def is_finite(norms, *magnitudes):
     """Return whether ‖F‖² and all |g| are finite: a ReLU can hide a NaN input from the output."""
-    sums = [tf.reduce_sum(tensor) for tensor in (norms, *magnitudes)]
-    return tf.reduce_all([tf.math.is_finite(total) for total in sums])
+    every = [tf.reduce_all(tf.math.is_finite(tensor)) for tensor in (norms, *magnitudes)]
+    return tf.reduce_all(every)
 
 
 def not_finite(model, number):

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import tensorflow as tf
 
 from ..weights import trainable_weights
@@ -91,12 +92,15 @@ class _Engine:
             path: tf.Variable(tf.zeros(weight.shape, _sum_dtype(weight)), trainable=False)
             for path, weight in self.weights.items()
         }
+        self.separable = None
         self.signature = None
         self.traced_step = None
         self.slow_ways = {}  # where weights are measured example by example: their paths
 
     def add(self, batch):
         """Add the examples of a batch to the sums; return whether all of it was finite."""
+        if self.separable is None:
+            self.separable = self._find_separable(batch)
         signature = _common_signature(self.signature, _signature(batch))
         if signature != self.signature:
             self.signature = signature
@@ -126,7 +130,7 @@ class _Engine:
         # Taken now, before a rule itself reads a weight.
         used_by = uses(self.weights, norms.graph)
         # Calls inside a loop or a branch have a graph of their own, and no gradient out here.
-        calls = [call for call in calls if call.graph is norms.graph and call.has_only_inputs]
+        calls = [call for call in calls if call.graph is norms.graph and self._is_separable(call)]
         deltas = _deltas(tape, norms, calls)
         terms = self._unused(used_by)
         terms |= self._by_rules(calls, deltas, used_by)
@@ -139,10 +143,45 @@ class _Engine:
             terms |= self._by_model(batch, rest)
         return norms, terms
 
+    def _is_separable(self, call):
+        return call.has_only_inputs and call.layer in self.separable
+
+    def _find_separable(self, batch):
+        """Return the layers to which each example brings one row, and which keep examples apart.
+
+        Tried with one example and with two: a layer that sees several rows per example (a reshape,
+        a concatenation along the first axis), or time before examples, is not separable; and none
+        is if the model's answer to an example depends on the other.
+        """
+        called = []
+
+        def look(batch):
+            tape = tf.GradientTape(watch_accessed_variables=False)
+            with tape, in_full_precision(self.layers):
+                norms, calls = self._forward(batch, tape)
+            own = [call for call in calls if call.graph is norms.graph and call.has_only_inputs]
+            called[:] = [call.layer for call in own]
+            return norms, [tf.shape(call.inputs)[0] for call in own]
+
+        look = tf.function(look, autograph=False).get_concrete_function(_signature(batch))
+        (alone, rows_of_one), (together, rows_of_two) = (
+            look(tf.nest.map_structure(lambda tensor, n=n: tensor[:n], batch)) for n in (1, 2)
+        )
+        if not np.allclose(alone, together[:1], rtol=1e-3, equal_nan=True):
+            return set()
+        strange = {
+            layer
+            for layer, one, two in zip(called, rows_of_one, rows_of_two, strict=True)
+            if int(one) != 1 or int(two) != len(together)
+        }
+        return set(called) - strange
+
     def _forward(self, batch, tape):
         with watching(self.layers, tape) as calls:
             outputs = self.model(batch, training=False)
-            return squared_norms(learned_function(outputs, calls, self.output)), calls
+            norms = squared_norms(learned_function(outputs, calls, self.output))
+        self.model._clear_losses()  # what `add_loss` left belongs to this graph alone
+        return norms, calls
 
     def _unused(self, used_by):
         """Return 0 for the weights that F does not read."""

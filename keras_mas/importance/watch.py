@@ -108,11 +108,16 @@ def in_full_precision(layers):
 def uses(weights, graph):
     """Return by path the names of the operations of a graph that read a weight."""
     inside = {id(outer): inner for outer, inner in graph.captures}
-    handles = {path: inside.get(id(weight.value.handle)) for path, weight in weights.items()}
+    handles = {path: inside.get(id(_handle(weight))) for path, weight in weights.items()}
     return {
         path: set() if handle is None else {user.name for user in handle.consumers()}
         for path, handle in handles.items()
     }
+
+
+def _handle(weight):
+    # Inside a strategy's scope a weight is a variable per device, of which the first is read.
+    return tf.distribute.get_strategy().experimental_local_results(weight.value)[0].handle
 
 
 def flatten_layers(model):

@@ -136,6 +136,8 @@ def test_ask_a_server(here, capsys):
         assert "ants, bees, cats. Received: 'dogs'" in refusal(capsys, 2, *ask, "--task", "dogs")
         assert refusal(capsys, 1, *from_file, "--task", "dogs").startswith("keras-mas: ")
 
+        np.save(here / "x.npy", np.zeros([0, 4]))
+        assert "at least one example" in refusal(capsys, 2, *from_file, "--task", "bees")
         np.save(here / "x.npy", np.zeros([2, 7]))
         sentence = refusal(capsys, 1, *from_file, "--task", "bees")
         assert re.search(r"\[2,7\].*\[\?,4\]", sentence)
@@ -199,6 +201,44 @@ def test_search_twice(here, capsys):
 def test_wrong_usage_is_one_sentence(here, capsys, argv, sentence):
     assert sentence in refusal(capsys, 2, *argv)
     assert not (here / "runs").exists()
+
+
+def test_a_run_is_not_a_served_model(here, capsys):
+    answer(capsys, "train", "insects.toml", *QUICK, "--output", "run")
+    serve = ["serve", "run", "--port", "0", "--rest-port", "0"]
+    assert "version that can be served in 'run'. Received: 3 that" in refusal(capsys, 1, *serve)
+
+
+def test_a_damaged_result_is_named(here, capsys):
+    (here / "run").mkdir()
+    (here / "run/result.json").write_text('{"tasks": ')
+    assert "Expected JSON in 'run/result.json'" in refusal(capsys, 1, "report", "run")
+    (here / "run/result.json").write_text("{}")
+    assert "'run/result.json' without accuracy_matrix" in refusal(capsys, 1, "report", "run")
+
+
+def test_a_memory_that_is_gone_is_not_passed_over(here, capsys):
+    command = ["train", "insects.toml", *QUICK, "--output", "run"]
+    answer(capsys, *command)
+    for lost in ("result.json", "3/memory.npz"):
+        (here / "run" / lost).unlink()
+    assert "memory.npz" in refusal(capsys, 1, *command)
+
+
+def test_names_in_brackets_are_printed_as_they_are(here, capsys):
+    out = answer(capsys, "train", "insects.toml", *QUICK, "--output", "my [/b] run")
+    assert "written to my [/b] run/" in out
+
+
+def test_a_reader_that_has_seen_enough(here):
+    words = (
+        f"{sys.executable} -m keras_mas.training.cli train insects.toml {' '.join(QUICK)} --json"
+    )
+    done = subprocess.run(
+        f"{words} | head -1", shell=True, capture_output=True, text=True, executable="/bin/bash"
+    )
+    assert done.stdout == "{\n"
+    assert "rror" not in done.stderr and "pipe" not in done.stderr
 
 
 def test_a_training_that_fails_is_one_sentence(here, capsys):

@@ -69,7 +69,20 @@ def test_an_interrupted_search_goes_on(trained, stream, settings, tmp_path, monk
     assert resumed[0].result is not None
 
 
+def test_a_longer_search_goes_on_from_a_shorter_one(trained, stream, settings, tmp_path):
+    short, folder = search(stream, settings, space(2), tmp_path)
+    longer, same_folder = search(stream, settings, space(3), tmp_path)
+    assert folder == same_folder
+    assert {trial.strength for trial in short} < {trial.strength for trial in longer}
+    assert sum(trial.is_new for trial in longer if trial.strength) == 1
+
+
 def test_another_question_is_another_search(trained, stream, settings, tmp_path):
     _, folder = search(stream, settings, space(2), tmp_path)
-    _, other = search(stream, settings, space(3), tmp_path)
+    _, other = search(stream, settings, space(2, tuner="bayesian"), tmp_path)
     assert folder != other
+
+
+def test_the_same_search_elsewhere_tries_the_same(trained, stream, settings, tmp_path):
+    first, again = (search(stream, settings, space(3), tmp_path / name)[0] for name in "ab")
+    assert [trial.strength for trial in first] == [trial.strength for trial in again]
