@@ -16,12 +16,14 @@ class MultiHead:
 
     Args:
         trunk: Built `keras.Model` with one input and one output `[N, features]`.
+        model: What makes a model of `(inputs, outputs, name=...)`: `keras.Model`, or for example
+            `functools.partial(MASModel, memory=memory)`.
 
     Raises:
         ValueError: If the trunk is not built, or has several inputs or outputs.
     """
 
-    def __init__(self, trunk):
+    def __init__(self, trunk, model=keras.Model):
         if not trunk.built or len(trunk.inputs) != 1 or len(trunk.outputs) != 1:
             raise ValueError(
                 f"Expected a built trunk with one input and one output. Received: '{trunk.name}'"
@@ -29,6 +31,7 @@ class MultiHead:
                 "`keras.Model(inputs, features)`."
             )
         self.trunk = trunk
+        self.make_model = model
         self.models = {}
 
     def add(self, task, units):
@@ -44,7 +47,7 @@ class MultiHead:
         if task in self.models:
             raise ValueError(f"Expected a new task. Received: '{task}', which has a head already.")
         logits = keras.layers.Dense(units, name=f"head-{task}")(self.trunk.outputs[0])
-        self.models[task] = keras.Model(self.trunk.inputs[0], logits, name=f"model-{task}")
+        self.models[task] = self.make_model(self.trunk.inputs[0], logits, name=f"model-{task}")
         return self.models[task]
 
     def joint(self, tasks=None):

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from .importance import compute_importance
-from .regularizer import MASRegularizer, drift_gradient, drift_penalty
+from .regularizer import MASRegularizer, drawn_to_anchor, drift_gradient, drift_penalty
+from .stability import warn_if_unstable
 from .weights import trainable_weights
 
 # Keys of a saved memory: the kind of array, then the path of the weight.
@@ -172,6 +173,8 @@ class SynapticMemory:
                 kept.importance.assign_add(importance[path])
             kept.anchor.assign(kept.weight.value)
         self._have_it_felt(model)
+        if self._is_in_loss(model):
+            self.warn_if_unstable(model)
 
     def kept(self, weight):
         """Return the `Synapses` of a weight that is attended to, or None."""
@@ -193,6 +196,19 @@ class SynapticMemory:
         if kept is None:
             return None
         return drift_gradient(weight, kept.importance, kept.anchor, self._strength)
+
+    def drawn(self, weight, rate):
+        """Return one weight drawn to its anchor at a learning rate, or None if it is free."""
+        kept = self.kept(weight)
+        if kept is None:
+            return None
+        return drawn_to_anchor(weight, kept.importance, kept.anchor, self._strength, rate)
+
+    def warn_if_unstable(self, model):
+        """Warn if the optimizer of a compiled model cannot follow the penalty in its loss."""
+        if getattr(model, "optimizer", None) is not None:
+            held = {path: kept.importance.numpy() for path, kept in self._held(model).items()}
+            warn_if_unstable(held, self.strength, model.optimizer)
 
     def save(self, path):
         """Write λ, Ω and θ* to one `.npz` file; a crash leaves the old file or the new one.
@@ -310,12 +326,13 @@ class SynapticMemory:
 
         A model around a protected trunk is not known before it is consolidated.
         """
-        has_own_step = not any(
-            self._is_own(kept.weight.regularizer) for kept in self._held(model).values()
-        )
-        if model not in self._felt_by and not has_own_step:
+        if self._is_in_loss(model) and model not in self._felt_by:
             self._felt_by.add(model)
             _trace_again(model)
+
+    def _is_in_loss(self, model):
+        """Return whether regularizers carry the penalty; a `MASModel` has a step of its own."""
+        return any(self._is_own(kept.weight.regularizer) for kept in self._held(model).values())
 
 
 def _trace_again(model):

@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from .memory import SynapticMemory
 
+PENALTIES = ("in_loss", "decoupled")
+
 _MEMORY = "memory:"  # what the keys of λ, Ω and θ* begin with among a model's own variables
 
 
@@ -36,18 +38,41 @@ class MASModel(keras.Model):
         outputs: As for a functional `keras.Model`.
         name: Name of the model.
         strength: λ ≥ 0, the weight of the penalty beside the loss. 0 is plain fine-tuning.
+        penalty: `"in_loss"`, the paper's; or `"decoupled"`: the optimizer steps on the task's loss
+            alone, and then θ ← θ* + (θ − θ*) / (1 + 2 η λ Ω) with the learning rate η, the proximal
+            step of the same penalty, as AdamW treats weight decay. It is stable for every λ. Under
+            Adam, which enlarges small gradients, the same λ holds less than in the loss.
+        memory: A `SynapticMemory` that several models share, heads on one trunk for example: the
+            weights that it attends to are held, and `strength` is its own. None for a memory of
+            this model, of all its trainable weights.
         **kwargs: Passed to `keras.Model`.
 
     Attributes:
         memory: The `SynapticMemory` that holds λ, Ω and θ*.
 
     Raises:
-        ValueError: If `strength` is negative or not finite.
+        ValueError: If `strength` is negative or not finite, or `penalty` is neither.
     """
 
-    def __init__(self, inputs, outputs, name=None, *, strength=1.0, **kwargs):
+    def __init__(
+        self,
+        inputs,
+        outputs,
+        name=None,
+        *,
+        strength=1.0,
+        penalty="in_loss",
+        memory=None,
+        **kwargs,
+    ):
+        if penalty not in PENALTIES:
+            raise ValueError(
+                f"Expected a penalty out of {', '.join(PENALTIES)}. Received: {penalty!r}."
+            )
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
-        self.memory = SynapticMemory(strength)
+        self.penalty = penalty
+        self.memory = SynapticMemory(strength) if memory is None else memory
+        self.shares_memory = memory is not None
 
     @property
     def strength(self):
@@ -60,13 +85,18 @@ class MASModel(keras.Model):
 
     def consolidate(self, inputs, *, batch_size=256):
         """Make what the model knows now the thing to protect; see `SynapticMemory.consolidate`."""
-        self.memory.attend(self)
+        self._attend()
         self.memory.consolidate(self, inputs, batch_size=batch_size)
 
     def make_train_function(self, force=False):
-        """Attend to every trainable weight before the training step is traced."""
-        new = self.memory.attend(self)
+        """Attend to every trainable weight, and warn, before a `fit` takes its first step."""
+        new = self._attend()
+        if self.penalty == "in_loss":
+            self.memory.warn_if_unstable(self)
         return super().make_train_function(force=force or bool(new))
+
+    def _attend(self):
+        return [] if self.shares_memory else self.memory.attend(self)
 
     def train_step(self, data):
         """Take one step on the task's loss and the penalty; `data` as `fit` passes it."""
@@ -78,10 +108,11 @@ class MASModel(keras.Model):
         weights = self.trainable_weights
         gradients = tape.gradient(scaled_loss, weights)
         self._track(loss * _replicas() + tf.cast(self.memory.penalty(self), loss.dtype), x)
-        self.optimizer.apply_gradients(
-            (self._with_penalty(gradient, weight), weight)
-            for gradient, weight in zip(gradients, weights, strict=True)
-        )
+        if self.penalty == "in_loss":
+            gradients = map(self._with_penalty, gradients, weights)
+        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        if self.penalty == "decoupled":
+            self._draw_to_anchor(weights)
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
     def save_own_variables(self, store):
@@ -100,7 +131,8 @@ class MASModel(keras.Model):
 
     def get_config(self):
         """Return the model's config with λ; Ω and θ* travel with the variables."""
-        return {**super().get_config(), "strength": self.strength}
+        own = {"strength": self.strength, "penalty": self.penalty}
+        return {**super().get_config(), **own}
 
     def _with_penalty(self, gradient, weight):
         """Return the gradient of the scaled loss with the penalty's share of this replica added."""
@@ -109,6 +141,12 @@ class MASModel(keras.Model):
             return gradient
         pull = self.optimizer.scale_loss(tf.cast(pull, weight.dtype) / _replicas())
         return pull if gradient is None else tf.convert_to_tensor(gradient) + pull
+
+    def _draw_to_anchor(self, weights):
+        for weight in weights:
+            drawn = self.memory.drawn(weight, self.optimizer.learning_rate)
+            if drawn is not None:
+                weight.assign(tf.cast(drawn, weight.dtype))
 
     def _track(self, loss, x):
         examples = tf.shape(tf.nest.flatten(x)[0])[0]

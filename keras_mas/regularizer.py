@@ -26,6 +26,24 @@ def drift_gradient(weight, importance, anchor, strength):
     return 2.0 * strength * importance * drift
 
 
+def drawn_to_anchor(weight, importance, anchor, strength, rate):
+    """Return the weight after a step of the penalty alone, θ* + (θ − θ*) / (1 + 2 η λ Ω).
+
+    The proximal step argmin_ϑ λ Ω (ϑ − θ*)² + (ϑ − θ)² / 2η: between θ and θ* for every λ, where a
+    gradient step would overshoot.
+
+    Args:
+        weight: θ; the others as in `drift_penalty`.
+        importance: Ω.
+        anchor: θ*.
+        strength: λ.
+        rate: η, the learning rate, scalar.
+    """
+    strength, drift = _strength_and_drift(weight, importance, anchor, strength)
+    rate = tf.cast(rate, drift.dtype)
+    return tf.convert_to_tensor(anchor) + drift / (1.0 + 2.0 * rate * strength * importance)
+
+
 def _strength_and_drift(weight, importance, anchor, strength):
     dtype = tf.as_dtype(importance.dtype)
     drift = tf.cast(weight, dtype) - tf.convert_to_tensor(anchor)

@@ -7,10 +7,6 @@ from keras import layers
 
 from keras_mas import MASModel, SynapticMemory, compute_importance
 
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
 rng = np.random.default_rng(0)
 a, b = rng.normal(size=(2, 32, 5)).astype("float32")
 labels = rng.integers(0, 3, size=32)
@@ -23,8 +19,11 @@ def network(kind, **kwargs):
     return kind(inputs, layers.Dense(3, name="out")(hidden), **kwargs)
 
 
-def train(kind):
-    model = network(kind)
+WAYS = [(keras.Model, {}), (MASModel, {}), (MASModel, {"penalty": "decoupled"})]
+
+
+def train(kind, **kwargs):
+    model = network(kind, **kwargs)
     memory = model.memory if kind is MASModel else SynapticMemory().protect(model)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss)
@@ -35,17 +34,25 @@ def train(kind):
     return model.get_weights(), memory.importance, history.history["loss"]
 
 
-for kind in (keras.Model, MASModel):
-    one = train(kind)
-    with two.scope():
-        both = train(kind)
-        model = network(keras.Model)
-        inside = compute_importance(model, a)
-    for x, y in zip(one[0], both[0], strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-5)
-    for path in one[1]:
-        np.testing.assert_allclose(one[1][path], both[1][path], rtol=1e-3)
-    np.testing.assert_allclose(one[2], both[2], rtol=1e-4)
-    outside = compute_importance(model, a)
-    for path in inside:
-        np.testing.assert_allclose(inside[path], outside[path], rtol=1e-5)
+def main():
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for kind, options in WAYS:
+        one = train(kind, **options)
+        with two.scope():
+            both = train(kind, **options)
+            model = network(keras.Model)
+            inside = compute_importance(model, a)
+        for x, y in zip(one[0], both[0], strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5)
+        for path in one[1]:
+            np.testing.assert_allclose(one[1][path], both[1][path], rtol=1e-3)
+        np.testing.assert_allclose(one[2], both[2], rtol=1e-4)
+        outside = compute_importance(model, a)
+        for path in inside:
+            np.testing.assert_allclose(inside[path], outside[path], rtol=1e-5)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from pathlib import Path
 from keras_mas.errors import UsageError
 from keras_mas.methods import METHODS
 
-from .settings import OPTIMIZERS, TUNERS, Recipe
+from .settings import OPTIMIZERS, PENALTIES, TUNERS, Recipe
 from .tasks import builtin_names
 
 GRPC, REST = 8500, 8501
@@ -74,6 +74,7 @@ def _train(commands):
         metavar="λ",
         help="weight of the penalty beside the loss, ≥ 0 (default: 1.0)",
     )
+    _add_penalty(group)
     _add_seed(group)
     _add_recipe(command)
     group = command.add_argument_group("output")
@@ -130,6 +131,7 @@ def _search(commands):
         metavar="λ",
         help="greatest λ (default: 1000)",
     )
+    _add_penalty(group)
     _add_seed(group)
     _add_recipe(command)
     group = command.add_argument_group("output")
@@ -248,6 +250,15 @@ def _add_data(command):
         metavar="FOLDER",
         help="where TensorFlow Datasets keeps its data (default: $TFDS_DATA_DIR, or "
         "~/tensorflow_datasets)",
+    )
+
+
+def _add_penalty(command):
+    command.add_argument(
+        "--penalty",
+        choices=PENALTIES,
+        default="in_loss",
+        help="in_loss is the paper's; decoupled is stable for every λ (default: in_loss)",
     )
 
 

@@ -240,7 +240,7 @@ def _load_stream(args) -> TaskStream:
 def _settings(args, stream, strength):
     recipe = dataclasses.replace(recipe_for(stream), **recipe_options(args))
     check_backbone(recipe.backbone)
-    return Settings(args.method, strength, args.seed, recipe)
+    return Settings(args.method, strength, args.penalty, args.seed, recipe)
 
 
 def _method_title(settings):
@@ -249,7 +249,8 @@ def _method_title(settings):
 
 def _run_name(stream, settings):
     strength = "" if settings.method == "finetune" else f"-{settings.strength:g}"
-    return f"{stream.name}-{settings.method}{strength}-seed{settings.seed}"
+    penalty = "" if settings.penalty == "in_loss" else f"-{settings.penalty}"
+    return f"{stream.name}-{settings.method}{strength}{penalty}-seed{settings.seed}"
 
 
 def _recorded(args):
@@ -261,6 +262,7 @@ def _recorded(args):
 
 def _train_command(args, strength):
     options = {"method": args.method, "strength": f"{strength:.6g}", "seed": args.seed}
+    options |= {"penalty": args.penalty} if args.penalty != "in_loss" else {}
     options |= recipe_options(args) | ({"data_dir": args.data_dir} if args.data_dir else {})
     words = ["keras-mas", "train", args.tasks]
     for name, value in options.items():

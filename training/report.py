@@ -37,7 +37,15 @@ def load_result(run: Path) -> dict:
             "interrupted."
         )
     result = read_json(path)
-    missing = {"tasks", "accuracy_matrix", "average_accuracy", "forgetting"} - set(result)
+    missing = {
+        "tasks",
+        "method",
+        "strength",
+        "penalty",
+        "accuracy_matrix",
+        "average_accuracy",
+        "forgetting",
+    } - set(result)
     if missing:
         raise RuntimeError(
             f"Expected a result of `keras-mas train`. Received: '{path}' without "
@@ -50,7 +58,8 @@ def title(result: dict) -> str:
     """Return a run's method with its λ, where that matters."""
     if result["method"] == "finetune":
         return "finetune"
-    return f"{result['method']} λ={result['strength']:g}"
+    penalty = "" if result["penalty"] == "in_loss" else f" {result['penalty']}"
+    return f"{result['method']} λ={result['strength']:g}{penalty}"
 
 
 def print_result(result: dict, console: Console) -> None:

@@ -207,14 +207,17 @@ class _Run:
         trunk = build_trunk(
             self.settings.recipe.backbone, self.stream.input_shape, self.stream.rescale
         )
-        self.heads = MultiHead(trunk)
+        self.method = load_method(self.settings.method)(
+            self.settings.strength, self.settings.penalty
+        )
+        self.heads = MultiHead(trunk, model=self.method.model)
         self.head_of = heads_of(self.stream)
         for head in self.head_of.values():
             if head.name not in self.heads.models:
                 self.heads.add(head.name, len(head.classes))
         # A head of its own needs no protection; a shared one is part of what is learned.
-        protected = trunk if self.stream.scenario == "task" else self._model(self.stream.tasks[0])
-        self.method = load_method(self.settings.method)(protected, self.settings.strength)
+        shared = trunk if self.stream.scenario == "task" else self._model(self.stream.tasks[0])
+        self.method.protect(shared)
 
     def task(self, number, task):
         """Learn a task, or take it from the folder."""
@@ -245,6 +248,7 @@ class _Run:
             "tasks": [task.name for task in self.stream.tasks],
             "method": settings.method,
             "strength": settings.strength,
+            "penalty": settings.penalty,
             "seed": settings.seed,
             "scenario": self.stream.scenario,
             "evaluated_on": self.evaluate_on,

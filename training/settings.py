@@ -3,6 +3,7 @@
 import dataclasses
 
 OPTIMIZERS = ("adam", "sgd")
+PENALTIES = ("in_loss", "decoupled")  # as `keras_mas.model` has them, without TensorFlow
 TUNERS = ("bayesian", "random")
 
 
@@ -68,12 +69,14 @@ class Settings:
     Attributes:
         method: Name out of `keras_mas.methods.METHODS`.
         strength: λ ≥ 0.
+        penalty: Name out of `PENALTIES`: where the penalty acts.
         seed: Of the initial weights and the order of the examples.
         recipe: How each task is trained.
     """
 
     method: str
     strength: float
+    penalty: str
     seed: int
     recipe: Recipe
 

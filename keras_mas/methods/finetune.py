@@ -1,17 +1,26 @@
 """Fine-tuning: learn the next task and protect nothing. The lower bound of every comparison."""
 
+import keras
+
 
 class Method:
     """What every method does around the training of a task; here: nothing.
 
     Args:
-        trunk: Built `keras.Model` shared by all tasks.
         strength: λ ≥ 0, unused here.
+        penalty: Name out of `keras_mas.model.PENALTIES`, unused here.
     """
 
-    def __init__(self, trunk, strength):
-        self.trunk = trunk
+    def __init__(self, strength, penalty):
         self.strength = strength
+        self.penalty = penalty
+
+    def model(self, inputs, outputs, name):
+        """Return the `keras.Model` in which a task is learned; arguments as for `keras.Model`."""
+        return keras.Model(inputs, outputs, name=name)
+
+    def protect(self, model):
+        """Be told, before the first task, what all tasks share: a trunk or a whole model."""
 
     def task_ends(self, model, inputs):
         """Take note of what was learned.

@@ -1,19 +1,28 @@
 """MAS, the global version: Ω is the mean sensitivity of the squared output norm (Eq. 2 and 3)."""
 
 from ..memory import SynapticMemory
+from ..model import MASModel
 from . import finetune
 
 
 class Method(finetune.Method):
-    """Memory Aware Synapses: protect the trunk by λ Σ Ω (θ − θ*)²; arguments as `finetune`."""
+    """Memory Aware Synapses: hold what tasks share by λ Σ Ω (θ − θ*)²; arguments as `finetune`."""
 
-    def __init__(self, trunk, strength):
-        super().__init__(trunk, strength)
-        self.memory = SynapticMemory(strength).protect(trunk)
+    def __init__(self, strength, penalty):
+        super().__init__(strength, penalty)
+        self.memory = SynapticMemory(strength)
+
+    def model(self, inputs, outputs, name):
+        """Return a `MASModel` around the one memory of all tasks."""
+        return MASModel(inputs, outputs, name, memory=self.memory, penalty=self.penalty)
+
+    def protect(self, model):
+        """Remember the trainable weights of a model from now on."""
+        self.memory.attend(model)
 
     def task_ends(self, model, inputs):
-        """Add the importance of the trunk for this task, and move the anchor."""
-        self.memory.consolidate(model, inputs)
+        """Add the importance of the held weights for this task, and move the anchor."""
+        model.consolidate(inputs)
 
     def save(self, path):
         """Write Ω, θ* and λ."""

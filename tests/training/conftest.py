@@ -29,4 +29,4 @@ def stream():
 
 @pytest.fixture
 def settings():
-    return Settings(method="mas", strength=1.0, seed=0, recipe=RECIPE)
+    return Settings(method="mas", strength=1.0, penalty="in_loss", seed=0, recipe=RECIPE)
