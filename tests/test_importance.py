@@ -184,6 +184,17 @@ class Mixing(Reshaped):
         return self.dense(inputs - 0.5 * keras.ops.mean(inputs, axis=0))
 
 
+class Named(Reshaped):
+    """Gives a layer its inputs by name."""
+
+    def call(self, inputs):
+        return self.dense(inputs=inputs)
+
+
+def named(inputs):
+    return Named()(inputs)
+
+
 def reshaped(inputs):
     return Reshaped()(inputs)
 
@@ -201,6 +212,7 @@ def mixing(inputs):
 
 
 NETWORKS = [
+    named,
     reshaped,
     time_first,
     concatenated,

@@ -26,8 +26,8 @@ class Call:
 
     @property
     def inputs(self):
-        """The tensor that the layer was called with first."""
-        return self.args[0]
+        """What the layer was called with first; None if everything was given by name."""
+        return self.args[0] if self.args else None
 
     @property
     def has_only_inputs(self):
