@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        _import_commands(args.debug).run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned
+            _import_commands(args.debug).run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -36,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        code = 2 if isinstance(error, UsageError) else 1
-        return _failed(str(error) or type(error).__name__, code)
+        return _failed(_sentence(error), 2 if isinstance(error, UsageError) else 1)
     return 0
 
 
@@ -357,6 +359,19 @@ def recipe_options(args: argparse.Namespace) -> dict:
     """Return the options of a recipe that were given, by the names of `Recipe`'s fields."""
     names = Recipe.__dataclass_fields__
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _sentence(error):
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"Expected to read or write '{error.filename}'. Received: {error.strerror}. Look "
+            "whether the file is there, may be written, and has room on its disk."
+        )
+    return str(error) or type(error).__name__
+
+
+def _warned(message, category, filename, lineno, file=None, line=None):
+    sys.stderr.write(f"keras-mas: warning: {message}\n")
 
 
 def _failed(message, code):

@@ -128,7 +128,7 @@ def saved_heads(directory: Path, number: int) -> tuple[dict, dict]:
     Returns:
         The model of every head, and its class names, both by the head's name.
     """
-    joint = keras.models.load_model(directory / str(number) / "model.keras")
+    joint = _load_model(directory / str(number) / "model.keras")
     progress = read_json(directory / str(number) / "progress.json")
     models = {name: keras.Model(joint.inputs, logits) for name, logits in joint.output.items()}
     return models, {name: progress["classes"][name] for name in models}
@@ -333,7 +333,7 @@ class _Run:
         progress = read_json(folder / "progress.json")
         self.rows.append(progress["accuracies"])
         self.seconds = progress["seconds"]
-        saved = keras.models.load_model(folder / "model.keras")
+        saved = _load_model(folder / "model.keras")
         values = {weight.path: weight.numpy() for weight in saved.weights}
         for weight in self.heads.joint(self._learned_heads(number)).weights:
             weight.assign(values[weight.path])
@@ -384,6 +384,17 @@ def heads_of(stream: TaskStream) -> dict[str, Head]:
         heads[task.name] = Head("all", offset, every)
         offset += len(task.classes)
     return heads
+
+
+def _load_model(path):
+    try:
+        return keras.models.load_model(path)
+    except Exception as error:  # Keras has no narrower class for a damaged file
+        raise RuntimeError(
+            f"Expected a model in '{path}'. Received: a damaged or missing file "
+            f"({type(error).__name__}). Remove the folder '{path.parent}' and those with higher "
+            "numbers; the same `keras-mas train` learns these tasks again."
+        ) from error
 
 
 def _accuracy(model, split: Split, head):

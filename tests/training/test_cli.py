@@ -222,7 +222,18 @@ def test_a_memory_that_is_gone_is_not_passed_over(here, capsys):
     answer(capsys, *command)
     for lost in ("result.json", "3/memory.npz"):
         (here / "run" / lost).unlink()
-    assert "memory.npz" in refusal(capsys, 1, *command)
+    sentence = refusal(capsys, 1, *command)
+    assert "Expected to read or write 'run/3/memory.npz'. Received: No such file" in sentence
+    (here / "run/2/model.keras").write_bytes(b"PK")
+    assert "Expected a model in 'run/2/model.keras'" in refusal(capsys, 1, *command)
+
+
+def test_a_strength_that_will_blow_up_is_announced_in_one_line(here, capsys):
+    options = ["--optimizer", "sgd", "--learning-rate", "0.01", "--strength", "1000", "--penalty"]
+    main(["train", "insects.toml", *QUICK, *options, "in_loss"])
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warned[0].startswith("keras-mas: warning: Expected a strength λ below ")
+    answer(capsys, "train", "insects.toml", *QUICK, *options, "decoupled")
 
 
 def test_names_in_brackets_are_printed_as_they_are(here, capsys):
