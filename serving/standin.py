@@ -18,6 +18,7 @@ import contextlib
 import functools
 import threading
 
+from .ports import GRPC, REST
 from .standin_core import Core
 from .standin_grpc import serve_grpc
 from .standin_rest import serve_rest
@@ -50,7 +51,7 @@ class StandIn:
         rest_port: The port; after `start` never 0.
     """
 
-    def __init__(self, models, *, host="127.0.0.1", grpc_port=8500, rest_port=8501):
+    def __init__(self, models, *, host="127.0.0.1", grpc_port=GRPC, rest_port=REST):
         self.host = host
         self.grpc_port = grpc_port
         self.rest_port = rest_port

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from keras_mas.errors import UsageError
 from keras_mas.methods import METHODS
+from keras_mas.serving.ports import GRPC, REST
 
-from .settings import OPTIMIZERS, PENALTIES, TUNERS, Recipe
+from .settings import OPTIMIZERS, PENALTIES, TUNERS
 from .tasks import builtin_names
-
-GRPC, REST = 8500, 8501
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -354,12 +353,6 @@ def _native_errors_dropped():
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def recipe_options(args: argparse.Namespace) -> dict:
-    """Return the options of a recipe that were given, by the names of `Recipe`'s fields."""
-    names = Recipe.__dataclass_fields__
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _sentence(error):

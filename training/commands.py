@@ -16,16 +16,16 @@ from keras_mas.methods import load_method
 from keras_mas.serving.client import GrpcClient, RestClient
 from keras_mas.serving.export import export_version, is_exported
 from keras_mas.serving.paths import version_path
+from keras_mas.serving.ports import GRPC, REST
 from keras_mas.serving.standin import StandIn
 
 from .backbones import check_backbone
-from .cli import GRPC, REST, recipe_options
 from .console import result_console, talk_console
 from .progress import TaskLines
 from .report import draw, load_result, print_comparison, print_result, title
 from .run import Learned, Listener, heads_of, saved_heads, train
 from .search import Trial, search
-from .settings import Settings, Space, recipe_for
+from .settings import Recipe, Settings, Space, recipe_for
 from .tasks import TaskStream, load_tasks
 
 
@@ -238,9 +238,15 @@ def _load_stream(args) -> TaskStream:
 
 
 def _settings(args, stream, strength):
-    recipe = dataclasses.replace(recipe_for(stream), **recipe_options(args))
+    recipe = dataclasses.replace(recipe_for(stream), **_recipe_options(args))
     check_backbone(recipe.backbone)
     return Settings(args.method, strength, args.penalty, args.seed, recipe)
+
+
+def _recipe_options(args):
+    """Return the options of a recipe that were given, by the names of `Recipe`'s fields."""
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _method_title(settings):
@@ -263,7 +269,7 @@ def _recorded(args):
 def _train_command(args, strength):
     options = {"method": args.method, "strength": f"{strength:.6g}", "seed": args.seed}
     options |= {"penalty": args.penalty} if args.penalty != "in_loss" else {}
-    options |= recipe_options(args) | ({"data_dir": args.data_dir} if args.data_dir else {})
+    options |= _recipe_options(args) | ({"data_dir": args.data_dir} if args.data_dir else {})
     words = ["keras-mas", "train", args.tasks]
     for name, value in options.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
