@@ -24,6 +24,7 @@ from models import MODELS
 
 from keras_mas.importance.definition import squared_norms
 from keras_mas.importance.engine import _Engine
+from keras_mas.importance.rules.slices import SLICE_BYTES
 
 # Ways that go example by example, or hold every example's gradient, get this many examples.
 FEW = 8
@@ -43,7 +44,7 @@ def plain(model, batch):
 
 def exact(model, batch):
     """Return the pass of `compute_importance`."""
-    engine = _Engine(model, "logits")
+    engine = _Engine(model, "logits", SLICE_BYTES)
     return lambda: engine.add(batch), len(batch)
 
 

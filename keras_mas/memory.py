@@ -2,13 +2,13 @@
 
 import dataclasses
 import numbers
-import os
 import weakref
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from .arrays import load_arrays, save_arrays
 from .importance import compute_importance
 from .regularizer import MASRegularizer, drawn_to_anchor, drift_gradient, drift_penalty
 from .stability import warn_if_unstable
@@ -219,13 +219,7 @@ class SynapticMemory:
         Raises:
             ValueError: If the path does not end in `.npz`.
         """
-        path = os.fspath(path)
-        if not path.endswith(".npz"):
-            raise ValueError(f"Expected a path that ends in '.npz'. Received: '{path}'.")
-        partial = f"{path}.partial"
-        with open(partial, "wb") as file:
-            np.savez(file, **self.state())
-        os.replace(partial, path)
+        save_arrays(path, self.state())
 
     @classmethod
     def load(cls, path):
@@ -242,15 +236,7 @@ class SynapticMemory:
             FileNotFoundError: If there is no such file.
         """
         memory = cls()
-        with open(path, "rb") as file:
-            try:
-                with np.load(file, allow_pickle=False) as arrays:
-                    memory.restore(dict(arrays))
-            except Exception as error:
-                raise ValueError(
-                    f"Expected a memory written by `SynapticMemory.save`. Received: '{path}', "
-                    f"which cannot be read as one ({error})."
-                ) from error
+        load_arrays(path, memory.restore, "a memory written by `SynapticMemory.save`")
         return memory
 
     def state(self):

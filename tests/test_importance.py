@@ -8,7 +8,7 @@ from keras import layers
 from reference import importance_by_differences
 
 from keras_mas import compute_importance, importance_one_by_one
-from keras_mas.importance import rule
+from keras_mas.importance import ImportanceSums, measure_sums, rule
 
 WAYS = pytest.mark.parametrize("measure", [compute_importance, importance_one_by_one])
 
@@ -451,6 +451,40 @@ def test_another_output(measure):
     assert (first["head/kernel"][:, 0] > 0).all()
     with pytest.raises(ValueError, match="the name of a layer: .*hidden, head.*Received: 'haed'"):
         measure(model, x, output="haed")
+
+
+def test_shards_add_up_in_any_order(tmp_path):
+    inputs = keras.Input([16])
+    model = keras.Model(inputs, mlp(inputs))
+    x = np.random.default_rng(0).normal(size=(9, 16)).astype("float32")
+    for name, rows in [("a", x[:2]), ("b", x[2:7]), ("c", x[7:])]:
+        measure_sums(model, rows).save(tmp_path / f"{name}.npz")
+    a, b, c = (ImportanceSums.load(tmp_path / f"{name}.npz") for name in "abc")
+    assert (a + b + c).examples == 9
+    assert_same((c + (a + b)).mean(), compute_importance(model, x))
+    assert_same((b + c + a).mean(), compute_importance(model, x))
+    # The mean of the shards' means would weigh a like b.
+    with pytest.raises(ValueError, match=r"one model.*differ in '.*', of shape"):
+        a + measure_sums(line(1, 0), column(1))
+    np.savez(tmp_path / "other.npz", x=x)
+    with pytest.raises(ValueError, match="Expected sums written by `ImportanceSums.save`"):
+        ImportanceSums.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("slice_bytes", [1, 2000, 10**9])
+def test_slices_change_memory_and_not_the_result(slice_bytes):
+    inputs = keras.Input([16])
+    model = keras.Model(inputs, convolutional(inputs))
+    x = np.random.default_rng(0).normal(size=(7, 16)).astype("float32")
+    sliced = compute_importance(model, x, slice_bytes=slice_bytes)
+    assert_same(sliced, importance_one_by_one(model, x))
+
+
+def test_a_progress_bar_on_request(capsys):
+    compute_importance(line(1, 0), column(1, 2, 3), batch_size=1, verbose=1)
+    assert "3/3" in capsys.readouterr().out
+    compute_importance(line(1, 0), column(1, 2, 3), batch_size=1)
+    assert capsys.readouterr().out == ""
 
 
 def test_only_so_many_examples():

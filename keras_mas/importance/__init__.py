@@ -5,7 +5,8 @@ forward and one backward pass per batch, by a rule per layer class (`rules/`).
 """
 
 from .definition import importance_one_by_one
-from .engine import compute_importance
+from .engine import compute_importance, measure_sums
 from .rules import rule
+from .sums import ImportanceSums
 
-__all__ = ["compute_importance", "importance_one_by_one", "rule"]
+__all__ = ["ImportanceSums", "compute_importance", "importance_one_by_one", "measure_sums", "rule"]

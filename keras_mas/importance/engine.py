@@ -1,7 +1,10 @@
 """Exact importance from one forward and one backward pass per batch."""
 
 import logging
+import sys
+import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -10,7 +13,8 @@ from .batches import batches, count_examples
 from .definition import is_finite, not_finite, squared_norms
 from .outputs import LOGITS, learned_function
 from .rules import rule_for
-from .rules.sums import sum_over_examples
+from .rules.slices import SLICE_BYTES, slices_of, sum_over_examples
+from .sums import ImportanceSums
 from .watch import (
     flatten_layers,
     in_full_precision,
@@ -23,7 +27,7 @@ from .watch import (
 _log = logging.getLogger(__name__)
 
 
-def compute_importance(model, inputs, *, batch_size=256, max_examples=None, output=LOGITS):
+def compute_importance(model, inputs, **options):
     """Mean sensitivity of the squared output norm to every weight.
 
     For inputs x_1 … x_N and network output F,
@@ -47,12 +51,8 @@ def compute_importance(model, inputs, *, batch_size=256, max_examples=None, outp
         inputs: Array `[N, ...]`, a list or dict of arrays, a `tf.data.Dataset`, a
             `keras.utils.PyDataset` or an iterable of batches, scaled as in training, N ≥ 1. Labels
             in it are ignored.
-        batch_size: Examples per pass over arrays; batched data keep their own batches. Changes
-            time and memory, not the result.
-        max_examples: Stop after so many examples; None for all of them.
-        output: Which function was learned. `"logits"`: the outputs, before the softmax or sigmoid
-            that a model may end in; `"output"`: the outputs as they are; the name of a layer; or a
-            function from the model's outputs to one or several tensors.
+        **options: As for `measure_sums`: `batch_size`, `max_examples`, `output`, `slice_bytes`,
+            `verbose`.
 
     Returns:
         Dict from `variable.path` to an array of the variable's shape, all entries ≥ 0, in squared
@@ -72,20 +72,72 @@ def compute_importance(model, inputs, *, batch_size=256, max_examples=None, outp
         >>> {path: values.tolist() for path, values in omega.items()}
         {'line/kernel': [[2.0]], 'line/bias': [2.0]}
     """
-    engine = _Engine(model, output)
+    return measure_sums(model, inputs, **options).mean()
+
+
+def measure_sums(
+    model,
+    inputs,
+    *,
+    batch_size=256,
+    max_examples=None,
+    output=LOGITS,
+    slice_bytes=SLICE_BYTES,
+    verbose="auto",
+):
+    """Return the sums that `compute_importance` takes the mean of, to add those of other shards.
+
+    Args:
+        model: As for `compute_importance`.
+        inputs: As for `compute_importance`.
+        batch_size: Examples per pass over arrays; batched data keep their own batches. Changes
+            time and memory, not the result.
+        max_examples: Stop after so many examples; None for all of them.
+        output: Which function was learned. `"logits"`: the outputs, before the softmax or sigmoid
+            that a model may end in; `"output"`: the outputs as they are; the name of a layer; or a
+            function from the model's outputs to one or several tensors.
+        slice_bytes: Memory for the largest product of a rule; a layer that needs more takes the
+            examples of a batch in slices, of one example at least.
+        verbose: 1 shows a progress bar, 0 none, `"auto"` one on a terminal once a pass has taken
+            two seconds.
+
+    Returns:
+        `ImportanceSums`.
+
+    Raises:
+        ValueError: As `compute_importance`.
+    """
+    engine = _Engine(model, output, slice_bytes)
+    progress = _Progress(verbose)
     examples = 0
     for number, batch in enumerate(batches(inputs, batch_size, max_examples)):
         if not engine.add(batch):
             raise not_finite(model, number)
         examples += count_examples(batch)
-    return engine.mean(examples)
+        progress.update(examples)
+    progress.update(examples, is_last=True)
+    return ImportanceSums(engine.finished(), examples)
+
+
+class _Progress:
+    """Keras's progress bar over examples, whose number is not known before the end."""
+
+    def __init__(self, verbose):
+        self.bar = keras.utils.Progbar(None, unit_name="example") if verbose else None
+        self.waits = 2.0 if verbose == "auto" else 0.0
+        self.is_wanted = verbose != "auto" or sys.stdout.isatty()
+        self.started = time.monotonic()
+
+    def update(self, examples, is_last=False):
+        if self.bar and self.is_wanted and time.monotonic() - self.started >= self.waits:
+            self.bar.update(examples, finalize=is_last)
 
 
 class _Engine:
     """Running sums Σ_k |g_k| by weight path, batch after batch."""
 
-    def __init__(self, model, output):
-        self.model, self.output = model, output
+    def __init__(self, model, output, slice_bytes):
+        self.model, self.output, self.slice_bytes = model, output, slice_bytes
         self.weights = trainable_weights(model)
         self.layers = flatten_layers(model)
         self.sums = {
@@ -112,12 +164,12 @@ class _Engine:
                 _log.info("importance example by example in %s: %s", where, ", ".join(paths))
         return bool(self.traced_step(batch))
 
-    def mean(self, examples):
-        """Return Ω by path, the sums over `examples` divided by their number."""
-        return {path: (sums / examples).numpy() for path, sums in self.sums.items()}
+    def finished(self):
+        """Return the sums by path, as arrays."""
+        return {path: sums.numpy() for path, sums in self.sums.items()}
 
     def _step(self, batch):
-        with in_full_precision(self.layers):
+        with in_full_precision(self.layers), slices_of(self.slice_bytes):
             norms, terms = self._terms(batch)
         for path, term in terms.items():
             self.sums[path].assign_add(tf.cast(term, self.sums[path].dtype))

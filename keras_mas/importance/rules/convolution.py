@@ -14,7 +14,7 @@ from keras import layers
 
 from .dense import kernel_sum
 from .registry import rule
-from .sums import flat_positions, sum_over_slices, sum_to_axes
+from .slices import flat_positions, sum_over_slices, sum_to_axes
 
 # Offsets are multiplied together until they have so many rows: a product of three rows, as the
 # first layer of an image network would have, costs as much time as one of thirty.

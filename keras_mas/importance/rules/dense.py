@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from .registry import rule
-from .sums import flat_positions, sum_over_slices, sum_to_shape
+from .slices import flat_positions, sum_over_slices, sum_to_shape
 
 
 @rule(layers.Dense)

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from .registry import rule
-from .sums import sum_to_axes, sum_to_shape
+from .slices import sum_to_axes, sum_to_shape
 
 _NEUTRAL = {"gamma": 1.0, "scale": 1.0, "beta": 0.0}
 

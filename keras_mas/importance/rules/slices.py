@@ -1,12 +1,26 @@
-"""Sums over positions and over examples, within bounded memory."""
+"""Sums over positions and over examples, a slice of these in memory at a time."""
 
+import contextlib
+import contextvars
 import math
 
 import tensorflow as tf
 
-# Elements of the largest product of one slice of examples: 4 MB of float32. Between 2**18 and 2**24
-# time hardly depends on it.
-SLICE_ELEMENTS = 2**20
+# Memory for the largest product of one slice of examples. Between 1 MB and 64 MB time hardly
+# depends on it.
+SLICE_BYTES = 2**22
+
+_slice_bytes = contextvars.ContextVar("slice_bytes", default=SLICE_BYTES)
+
+
+@contextlib.contextmanager
+def slices_of(size):
+    """Let rules that are traced inside the block take slices of so many bytes."""
+    before = _slice_bytes.set(size)
+    try:
+        yield
+    finally:
+        _slice_bytes.reset(before)
 
 
 def flat_positions(tensor):
@@ -57,7 +71,7 @@ def sum_over_slices(function, examples, elements):
         examples: Tuple of tensors `[N, ...]`, N ≥ 1.
         elements: Elements of the largest product that one example needs; an int.
     """
-    size = max(1, SLICE_ELEMENTS // max(1, elements))
+    size = max(1, _slice_bytes.get() // (examples[0].dtype.size * max(1, elements)))
     total = tf.shape(examples[0])[0]
 
     def part(start):

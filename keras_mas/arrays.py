@@ -1,0 +1,49 @@
+"""Named arrays in one file, never seen half-written."""
+
+import os
+
+import numpy as np
+
+
+def save_arrays(path, arrays):
+    """Write arrays by name to an `.npz` file; a crash leaves the old file or the new one.
+
+    Args:
+        path: File to write, ending in `.npz`.
+        arrays: Dict from name to array.
+
+    Raises:
+        ValueError: If the path does not end in `.npz`.
+    """
+    path = os.fspath(path)
+    if not path.endswith(".npz"):
+        raise ValueError(f"Expected a path that ends in '.npz'. Received: '{path}'.")
+    partial = f"{path}.partial"
+    with open(partial, "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(partial, path)
+
+
+def load_arrays(path, read, what):
+    """Read a file that `save_arrays` wrote.
+
+    Args:
+        path: File to read.
+        read: Function from the dict of arrays to what they stand for; raises what it likes.
+        what: What the file should be, for the error: "a memory written by `SynapticMemory.save`".
+
+    Returns:
+        What `read` returns.
+
+    Raises:
+        ValueError: If the file is damaged, or something else.
+        FileNotFoundError: If there is no such file.
+    """
+    with open(path, "rb") as file:  # `np.load` leaves a damaged file open
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return read(dict(arrays))
+        except Exception as error:
+            raise ValueError(
+                f"Expected {what}. Received: '{path}', which cannot be read as one ({error})."
+            ) from error
