@@ -63,7 +63,7 @@ def importance_one_by_one(model, inputs, *, output=LOGITS):
         ValueError: As `compute_importance`.
 
     Example:
-        >>> import keras
+        >>> import keras, numpy as np
         >>> x = keras.Input([1])
         >>> line = keras.Model(x, keras.layers.Dense(1, name="line")(x))
         >>> line.set_weights([np.array([[1.0]]), np.array([0.0])])
