@@ -13,9 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas.errors import UsageError
+from keras_mas.logs import quiet
 
 from .paths import list_versions, parse_version
-from .runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError, quiet
+from .runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError
 
 # The check before publishing needs a size where the model leaves one open. 224 is customary for
 # images, and every network of keras.applications accepts it.

@@ -5,12 +5,11 @@ version is restored by the graph's own restore operation, and a request reaches 
 no array checked on the way: what fails here fails in the server, what passes here passes there.
 """
 
-import contextlib
-import logging
-
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
+
+from keras_mas.logs import quiet
 
 from .codes import invalid_argument
 
@@ -93,23 +92,6 @@ class LoadedVersion:
             return dict(zip(outputs, values, strict=True))
 
         return call
-
-
-@contextlib.contextmanager
-def quiet():
-    """Silence what TensorFlow logs from Python, below ERROR, while it saves or loads."""
-    loggers = [tf.get_logger(), logging.getLogger("absl")]
-
-    def only_errors(record):
-        return record.levelno >= logging.ERROR
-
-    for logger in loggers:
-        logger.addFilter(only_errors)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(only_errors)
 
 
 def _restore(session, directory):

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -92,7 +93,8 @@ def test_the_commands_of_the_command_line(tmp_path, monkeypatch, capsys):
 def run_served(commands):
     """Run `serve` in the background, on its own ports as the README has it, and then the others."""
     serve, *others = commands
-    with subprocess.Popen(["keras-mas", *serve], stderr=subprocess.PIPE, text=True) as server:
+    script = Path(sys.executable).with_name("keras-mas")
+    with subprocess.Popen([script, *serve], stderr=subprocess.PIPE, text=True) as server:
         try:
             greeting = server.stderr.readline()
             if "in use" in greeting:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mas.serving.runtime import LoadedVersion, LoadError, quiet
+from keras_mas.serving.runtime import LoadedVersion, LoadError
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,3 @@ def test_a_folder_without_a_whole_model_is_an_error_with_its_path(tmp_path, mode
     weights.write_bytes(weights.read_bytes()[:40])
     with pytest.raises(LoadError, match=f"Expected a complete SavedModel in '.*{name}'. Received"):
         LoadedVersion(tmp_path / name)
-
-
-def test_quiet_silences_warnings_and_keeps_errors(caplog):
-    logger = tf.get_logger()
-    logger.addHandler(caplog.handler)
-    with quiet():
-        logger.warning("within")
-        logger.error("an error")
-    logger.warning("after")
-    logger.removeHandler(caplog.handler)
-    assert caplog.messages[0] == "an error" and "within" not in caplog.messages
-    assert "after" in caplog.messages

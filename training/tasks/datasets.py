@@ -2,13 +2,14 @@
 
 import sys
 import threading
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from keras_mas.errors import UsageError
+from keras_mas.logs import quiet
 
 from .errors import DataError, did_you_mean, one_of
 from .images import stack_images
@@ -40,7 +41,7 @@ def read_tfds(name: str, image_size: int | None, data_dir: str | Path | None) ->
         DataError: If the data set is not prepared and cannot be downloaded, lacks a split, or holds
             arrays that do not make a split; see `checked_split`.
     """
-    with _quiet():
+    with quiet():
         builder = _find(name, data_dir)
         _prepare(builder, name)
         _require_splits(builder.info, name)
@@ -58,19 +59,6 @@ def read_tfds(name: str, image_size: int | None, data_dir: str | Path | None) ->
             test=read("test"),
             validation=read(own[0]) if own else None,
         )
-
-
-@contextmanager
-def _quiet():
-    """Keep TFDS's notes about folders it looks into from the user, who can do nothing with them."""
-    from absl import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _find(name, data_dir):
