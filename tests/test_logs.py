@@ -2,7 +2,7 @@ from keras_mas.logs import quiet
 
 
 def test_quiet_silences_warnings_and_keeps_errors(caplog):
-    logger = tf.get_logger()
+    logger = logging.getLogger("tensorflow")
     logger.addHandler(caplog.handler)
     with quiet():
         logger.warning("within")
