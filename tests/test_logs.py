@@ -1,3 +1,5 @@
+import logging
+
 from keras_mas.logs import quiet
 
 
