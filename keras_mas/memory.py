@@ -294,10 +294,11 @@ class SynapticMemory:
         for path, weight in weights.items():
             if path in self._synapses:
                 _check_shape(path, weight.shape, self._synapses[path].importance.shape)
+        present = {weight.path for weight in model.weights}  # frozen ones too
         unmet = [
             path
             for path, kept in self._synapses.items()
-            if kept.weight is None and path not in weights
+            if kept.weight is None and path not in present
         ]
         if strict and unmet:
             raise ValueError(
@@ -355,9 +356,9 @@ def _parsed(arrays):
     loaded = {path: (arrays[_IMPORTANCE + path], arrays[_ANCHOR + path]) for path in paths}
     for path, (importance, anchor) in loaded.items():
         _check_shape(path, anchor.shape, importance.shape)
-        if not (np.all(np.isfinite(anchor)) and np.all(importance >= 0)):
+        if not np.all(np.isfinite(anchor) & np.isfinite(importance) & (importance >= 0)):
             raise ValueError(
-                f"Expected finite anchors and importance ≥ 0. Received: others for '{path}'. The "
+                f"Expected finite anchors and finite importance ≥ 0. Received: others for '{path}'. The "
                 "file is damaged; take an older one."
             )
     return _checked_strength(float(arrays["strength"])), loaded

@@ -506,6 +506,26 @@ def test_a_memory_of_another_architecture_is_refused(tmp_path):
     SynapticMemory.load(tmp_path / "m.npz").protect(renamed, strict=False)
 
 
+def test_a_frozen_layer_of_a_loaded_memory_is_no_mistake(tmp_path):
+    _, memory = protected()
+    memory.save(tmp_path / "m.npz")
+    model = network()
+    model.get_layer("hidden").trainable = False
+    SynapticMemory.load(tmp_path / "m.npz").protect(model)
+    assert model.get_layer("hidden").kernel.regularizer is None
+    assert model.get_layer("out").kernel.regularizer is not None
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, -1.0])
+def test_a_state_that_cannot_be_is_refused(bad):
+    _, memory = protected()
+    state = memory.state()
+    state["importance/hidden/kernel"] = np.full_like(state["importance/hidden/kernel"], bad)
+    with pytest.raises(ValueError, match="finite importance ≥ 0. Received: others for 'hidden/k"):
+        memory.restore(state)
+    assert memory.importance["hidden/kernel"].max() == 0
+
+
 def test_wrong_uses_are_named(tmp_path):
     model, memory = protected()
     with pytest.raises(ValueError, match="held by another `SynapticMemory`"):
