@@ -358,7 +358,7 @@ def _parsed(arrays):
         _check_shape(path, anchor.shape, importance.shape)
         if not np.all(np.isfinite(anchor) & np.isfinite(importance) & (importance >= 0)):
             raise ValueError(
-                f"Expected finite anchors and finite importance ≥ 0. Received: others for '{path}'. "
-                "The file is damaged; take an older one."
+                f"Expected finite anchors, and finite importance ≥ 0. Received: others in '{path}'."
+                " The file is damaged; take an older one."
             )
     return _checked_strength(float(arrays["strength"])), loaded

@@ -521,7 +521,7 @@ def test_a_state_that_cannot_be_is_refused(bad):
     _, memory = protected()
     state = memory.state()
     state["importance/hidden/kernel"] = np.full_like(state["importance/hidden/kernel"], bad)
-    with pytest.raises(ValueError, match="finite importance ≥ 0. Received: others for 'hidden/k"):
+    with pytest.raises(ValueError, match="finite importance ≥ 0. Received: others in 'hidden/k"):
         memory.restore(state)
     assert memory.importance["hidden/kernel"].max() == 0
 
