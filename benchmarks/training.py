@@ -1,0 +1,86 @@
+"""What the penalty costs in training: the time of a step through either door, against plain `fit`.
+
+    python benchmarks/training.py [--models mlp,small-vgg] [--repeats 7]
+
+The doors take turns in one process; a time is the median over the repeats of one epoch of 30 steps,
+after an epoch that traces, and a ratio is one of medians.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from models import MODELS
+
+from keras_mas import MASModel, SynapticMemory
+
+STEPS = 30
+
+
+def plain(model):
+    """Return the model as it is."""
+    return model
+
+
+def regularizer(model):
+    """Return the model held by a memory through its regularizers."""
+    SynapticMemory().protect(model)
+    return model
+
+
+def in_loss(model):
+    """Return a `MASModel` of the same layers."""
+    return MASModel(model.inputs, model.outputs)
+
+
+def decoupled(model):
+    """Return a `MASModel` of the same layers, its penalty decoupled."""
+    return MASModel(model.inputs, model.outputs, penalty="decoupled")
+
+
+DOORS = (plain, regularizer, in_loss, decoupled)
+
+
+def milliseconds_per_step(name, repeats):
+    """Return by door the median time of a step."""
+    build, examples = MODELS[name]
+    rng = np.random.default_rng(0)
+    models = {door.__name__: door(build()) for door in DOORS}
+    shape = models["plain"].input_shape[1:]
+    x = rng.normal(size=(examples * STEPS, *shape)).astype("float32")
+    y = rng.integers(0, 10, size=len(x))
+    times = {door: [] for door in models}
+    for model in models.values():
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), loss)
+        model.fit(x, y, batch_size=examples, verbose=0)
+    for _ in range(repeats):
+        for door, model in models.items():
+            started = time.perf_counter()
+            model.fit(x, y, batch_size=examples, verbose=0)
+            times[door].append((time.perf_counter() - started) / STEPS)
+    return {door: 1e3 * statistics.median(values) for door, values in times.items()}
+
+
+def main():
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="mlp,small-vgg")
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPU cores")
+    print(f"{'network':14} {'door':12} {'ratio':>6} {'ms/step':>9}")
+    for name in args.models.split(","):
+        times = milliseconds_per_step(name, args.repeats)
+        for door, value in times.items():
+            print(f"{name:14} {door:12} {value / times['plain']:6.2f} {value:9.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
