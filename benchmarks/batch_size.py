@@ -88,10 +88,9 @@ def main():
 def draw(rows, path):
     """Draw the mean of Ω, relative to one example at a time, against the batch size."""
     figure, panel = plt.subplots(figsize=(5, 3.2))
+    sizes = [row["batch_size"] for row in rows]
     for key, label in [("exact", "exact"), ("batch_sum", "absolute value after the batch sum")]:
-        panel.plot(
-            [row["batch_size"] for row in rows], [row[key] for row in rows], "o-", label=label
-        )
+        panel.plot(sizes, [row[key] for row in rows], "o-", label=label)
     panel.set_xscale("log", base=2)
     panel.set_xticks(sizes, sizes)
     panel.set_ylim(bottom=0)
