@@ -356,6 +356,11 @@ def _native_errors_dropped():
 
 
 def _sentence(error):
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"Expected the packages of the command line. Received: none called '{error.name}'. "
+            "Install them with: pip install 'keras-mas[training]'"
+        )
     if isinstance(error, OSError) and error.filename:
         return (
             f"Expected to read or write '{error.filename}'. Received: {error.strerror}. Look "

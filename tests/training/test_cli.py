@@ -257,6 +257,12 @@ def test_a_training_that_fails_is_one_sentence(here, capsys):
     assert "Expected a finite loss" in refusal(capsys, 1, *command)
 
 
+def test_a_package_that_is_not_installed_is_named(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_mas.training.commands", None)
+    sentence = refusal(capsys, 1, "train", "insects.toml")
+    assert "Install them with: pip install 'keras-mas[training]'" in sentence
+
+
 def test_a_traceback_only_on_request(here):
     with pytest.raises(ValueError, match="Received: 'nope'"):
         main(["train", "nope", "--debug"])
