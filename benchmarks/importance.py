@@ -23,7 +23,7 @@ import tensorflow as tf
 from models import MODELS
 
 from keras_mas.importance.definition import squared_norms
-from keras_mas.importance.engine import _Engine
+from keras_mas.importance.engine import Engine
 from keras_mas.importance.rules.slices import SLICE_BYTES
 
 # Ways that go example by example, or hold every example's gradient, get this many examples.
@@ -44,8 +44,8 @@ def plain(model, batch):
 
 def exact(model, batch):
     """Return the pass of `compute_importance`."""
-    engine = _Engine(model, "logits", SLICE_BYTES)
-    return lambda: engine.add(batch), len(batch)
+    engine = Engine(model, "logits", SLICE_BYTES)
+    return lambda: engine.add((batch, ())), len(batch)
 
 
 def batch_sum(model, batch):

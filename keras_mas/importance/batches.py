@@ -1,4 +1,4 @@
-"""Unlabelled batches out of whatever `model.fit` takes."""
+"""Batches out of whatever `model.fit` takes."""
 
 import itertools
 
@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 
 
-def batches(inputs, batch_size, max_examples=None):
-    """Yield the inputs of one batch after the other, without labels.
+def batches(inputs, batch_size, max_examples=None, labels=None):
+    """Yield the inputs of one batch after the other, without labels unless these are asked for.
 
     Args:
         inputs: One of
@@ -16,9 +16,12 @@ def batches(inputs, batch_size, max_examples=None):
             `(x, y, sample_weight)`, as for `fit`: y and the sample weights are dropped.
         batch_size: Examples per batch of arrays; batched data keep their own.
         max_examples: Stop after so many examples; None for all of them.
+        labels: None for inputs alone; `"given"` for the y of a dataset beside them; or an array
+            `[N]` beside arrays.
 
     Yields:
-        The model's input structure, of tensors `[n, ...]` with n ≥ 1; the last may be shorter.
+        The model's input structure, of tensors `[n, ...]` with n ≥ 1; the last may be shorter. With
+        labels, a pair of these and the labels.
 
     Raises:
         ValueError: If there is no example, or arrays differ in length.
@@ -27,7 +30,7 @@ def batches(inputs, batch_size, max_examples=None):
         raise ValueError(f"Expected max_examples of at least 1, or None. Received: {max_examples}.")
     _check_end(inputs, max_examples)
     count = 0
-    for batch in _batches(inputs, batch_size):
+    for batch in _batches(inputs, batch_size, labels):
         batch = tf.nest.map_structure(tf.convert_to_tensor, batch)
         if max_examples is not None:
             rows = slice(max_examples - count)
@@ -46,7 +49,9 @@ def batches(inputs, batch_size, max_examples=None):
 
 def count_examples(batch):
     """Return n of a batch whose tensors are `[n, ...]`; ValueError if they disagree."""
-    lengths = {int(array.shape[0]) for array in tf.nest.flatten(batch)}
+    lengths = {int(array.shape[0]) if array.shape else None for array in tf.nest.flatten(batch)}
+    if None in lengths:
+        raise ValueError("Expected arrays [N, ...] of examples. Received: a single number.")
     if len(lengths) != 1:
         raise ValueError(
             f"Expected inputs with the same number of examples. Received: {sorted(lengths)}. "
@@ -55,17 +60,17 @@ def count_examples(batch):
     return lengths.pop()
 
 
-def _batches(inputs, batch_size):
+def _batches(inputs, batch_size, labels):
     if isinstance(inputs, keras.utils.PyDataset):
-        return _without_labels(inputs[i] for i in _forever_or(inputs.num_batches))
+        return _parts((inputs[i] for i in _forever_or(inputs.num_batches)), labels)
     if _is_arrays(inputs):
-        return _slices(inputs, batch_size)
+        return _slices(inputs if labels is None else (inputs, labels), batch_size)
     if isinstance(inputs, tuple | str) or not hasattr(inputs, "__iter__"):
         raise ValueError(
             "Expected an array, a list or dict of arrays (several inputs), or a dataset. Received: "
             f"{type(inputs).__name__}. Pass the inputs alone, without labels."
         )
-    return _without_labels(inputs)
+    return _parts(inputs, labels)
 
 
 def _forever_or(count):
@@ -108,6 +113,16 @@ def _slices(arrays, batch_size):
         yield tf.nest.map_structure(lambda array, rows=rows: array[rows], arrays)
 
 
-def _without_labels(dataset):
+def _parts(dataset, labels):
+    """Yield x, or x and y, of a dataset's batches."""
     for batch in dataset:
-        yield keras.utils.unpack_x_y_sample_weight(batch)[0]
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        if labels is None:
+            yield x
+        elif y is None:
+            raise ValueError(
+                'Expected batches (x, y). Received: batches without labels. Pass labels="exact" or '
+                '"sampled", which need none.'
+            )
+        else:
+            yield x, y

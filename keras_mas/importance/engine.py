@@ -107,12 +107,17 @@ def measure_sums(
     Raises:
         ValueError: As `compute_importance`.
     """
-    engine = _Engine(model, output, slice_bytes)
+    data = ((batch, ()) for batch in batches(inputs, batch_size, max_examples))
+    return run_engine(Engine(model, output, slice_bytes), data, verbose)
+
+
+def run_engine(engine, data, verbose):
+    """Return the `ImportanceSums` of an engine over pairs of inputs and what its targets need."""
     progress = _Progress(verbose)
     examples = 0
-    for number, batch in enumerate(batches(inputs, batch_size, max_examples)):
+    for number, batch in enumerate(data):
         if not engine.add(batch):
-            raise not_finite(model, number)
+            raise not_finite(engine.model, number)
         examples += count_examples(batch)
         progress.update(examples)
     progress.update(examples, is_last=True)
@@ -133,11 +138,26 @@ class _Progress:
             self.bar.update(examples, finalize=is_last)
 
 
-class _Engine:
-    """Running sums Σ_k |g_k| by weight path, batch after batch."""
+def squared_norm_target(outputs, _):
+    """Return what MAS differentiates: [‖F(x_k)‖²]."""
+    return [squared_norms(outputs)]
 
-    def __init__(self, model, output, slice_bytes):
+
+class Engine:
+    """Running sums Σ_k |g_k| by weight path, batch after batch.
+
+    Args:
+        model: Built `keras.Model`.
+        output: As for `measure_sums`.
+        slice_bytes: As for `measure_sums`.
+        targets: Function from the tensors of F and the second part of a batch to a list of tensors
+            `[n]`, each of which is differentiated; their magnitudes add up.
+        magnitude: Function of g_k: |·|, or (·)² for a Fisher information.
+    """
+
+    def __init__(self, model, output, slice_bytes, targets=squared_norm_target, magnitude=tf.abs):
         self.model, self.output, self.slice_bytes = model, output, slice_bytes
+        self.targets, self.magnitude = targets, magnitude
         self.weights = trainable_weights(model)
         self.layers = flatten_layers(model)
         self.sums = {
@@ -169,31 +189,36 @@ class _Engine:
         return {path: sums.numpy() for path, sums in self.sums.items()}
 
     def _step(self, batch):
+        finite = []
         with in_full_precision(self.layers), slices_of(self.slice_bytes):
-            norms, terms = self._terms(batch)
-        for path, term in terms.items():
-            self.sums[path].assign_add(tf.cast(term, self.sums[path].dtype))
-        return is_finite(norms, *terms.values())
+            # A target after the other: the deltas of all of them need not be held at once.
+            for target, terms in self._terms(batch):
+                finite.append(is_finite(target, *terms.values()))
+                for path, term in terms.items():
+                    self.sums[path].assign_add(tf.cast(term, self.sums[path].dtype))
+        return tf.reduce_all(finite)
 
     def _terms(self, batch):
-        """Return ‖F(x_k)‖² and, by path, Σ_k |g_k|: by rule, by layer, or by the whole model."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            norms, calls = self._forward(batch, tape)
+        """Yield each target and, by path, its Σ_k |g_k|: by rule, by layer, or by whole model."""
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            targets, calls = self._forward(batch, tape)
+        graph = targets[0].graph
         # Taken now, before a rule itself reads a weight.
-        used_by = uses(self.weights, norms.graph)
+        used_by = uses(self.weights, graph)
         # Calls inside a loop or a branch have a graph of their own, and no gradient out here.
-        calls = [call for call in calls if call.graph is norms.graph and self._is_separable(call)]
-        deltas = _deltas(tape, norms, calls)
-        terms = self._unused(used_by)
-        terms |= self._by_rules(calls, deltas, used_by)
-        for group, weights in self._groups(calls, terms, used_by):
-            self.slow_ways[group[0].layer.path] = list(weights)
-            terms |= _by_layer(group, deltas, weights)
-        rest = {path: weight for path, weight in self.weights.items() if path not in terms}
-        if rest:
-            self.slow_ways["the whole model"] = list(rest)
-            terms |= self._by_model(batch, rest)
-        return norms, terms
+        calls = [call for call in calls if call.graph is graph and self._is_separable(call)]
+        for number, target in enumerate(targets):
+            deltas = _deltas(tape, target, calls)
+            terms = self._unused(used_by)
+            terms |= self._by_rules(calls, deltas, used_by)
+            for group, weights in self._groups(calls, terms, used_by):
+                self.slow_ways[group[0].layer.path] = list(weights)
+                terms |= self._by_layer(group, deltas, weights)
+            rest = {path: weight for path, weight in self.weights.items() if path not in terms}
+            if rest:
+                self.slow_ways["the whole model"] = list(rest)
+                terms |= self._by_model(batch, rest, number)
+            yield target, terms
 
     def _is_separable(self, call):
         return call.has_only_inputs and call.layer in self.separable
@@ -210,10 +235,11 @@ class _Engine:
         def look(batch):
             tape = tf.GradientTape(watch_accessed_variables=False)
             with tape, in_full_precision(self.layers):
-                norms, calls = self._forward(batch, tape)
-            own = [call for call in calls if call.graph is norms.graph and call.has_only_inputs]
+                targets, calls = self._forward(batch, tape)
+            graph = targets[0].graph
+            own = [call for call in calls if call.graph is graph and call.has_only_inputs]
             called[:] = [call.layer for call in own]
-            return norms, [tf.shape(call.inputs)[0] for call in own]
+            return targets[0], [tf.shape(call.inputs)[0] for call in own]
 
         look = tf.function(look, autograph=False).get_concrete_function(_signature(batch))
         (alone, rows_of_one), (together, rows_of_two) = (
@@ -229,11 +255,12 @@ class _Engine:
         return set(called) - strange
 
     def _forward(self, batch, tape):
+        inputs, extra = batch
         with watching(self.layers, tape) as calls:
-            outputs = self.model(batch, training=False)
-            norms = squared_norms(learned_function(outputs, calls, self.output))
+            outputs = self.model(inputs, training=False)
+            targets = self.targets(learned_function(outputs, calls, self.output), extra)
         self.model._clear_losses()  # what `add_loss` left belongs to this graph alone
-        return norms, calls
+        return targets, calls
 
     def _unused(self, used_by):
         """Return 0 for the weights that F does not read."""
@@ -248,7 +275,8 @@ class _Engine:
             apply = rule_for(call.layer)
             if apply is None:
                 continue
-            for name, term in apply(call.layer, call.inputs, deltas[call], tf.abs).items():
+            sums = apply(call.layer, call.inputs, deltas[call], self.magnitude)
+            for name, term in sums.items():
                 weight = getattr(call.layer, name)  # None without a bias, a tensor with LoRA
                 if self._is_measured(weight) and used_by[weight.path] <= call.operations:
                     terms[weight.path] = _checked(term, call.layer, weight)
@@ -280,44 +308,51 @@ class _Engine:
         path = getattr(weight, "path", None)
         return path is not None and self.weights.get(path) is weight
 
-    def _by_model(self, batch, weights):
+    def _by_model(self, batch, weights, number):
         """Return Σ_k |g_k| by path, from a forward and a backward pass per example."""
 
         def term(*example):
             example = tf.nest.pack_sequence_as(batch, [tensor[None] for tensor in example])
             with tf.GradientTape() as tape:
-                norm, _ = self._forward(example, tape)
-            return _magnitudes(tape, norm, weights)
+                target = self._forward(example, tape)[0][number]
+            return self._magnitudes(tape, target, weights)
 
         sums = sum_over_examples(term, tuple(tf.nest.flatten(batch)))
         return dict(zip(weights, sums, strict=True))
 
+    def _by_layer(self, group, deltas, weights):
+        """Return Σ_k |g_k| by path, from a pass through one layer per example.
 
-def _by_layer(group, deltas, weights):
-    """Return Σ_k |g_k| by path, from a pass through one layer per example.
+        With δ_k held fixed, ∂‖F‖²/∂w = ∂⟨δ_k, z_k⟩/∂w, added up over the calls of the layer.
+        """
+        layer = group[0].layer
+        inputs = [call.inputs for call in group]
+        outputs = [tf.nest.flatten(deltas[call]) for call in group]
 
-    With δ_k held fixed, ∂‖F‖²/∂w = ∂⟨δ_k, z_k⟩/∂w, added up over the calls of the layer.
-    """
-    layer = group[0].layer
-    inputs = [call.inputs for call in group]
-    outputs = [tf.nest.flatten(deltas[call]) for call in group]
+        def term(*example):
+            example = [tensor[None] for tensor in example]
+            with tf.GradientTape() as tape:
+                product = 0.0
+                for call, a, delta in zip(group, *_split(example, inputs, outputs), strict=True):
+                    activation = own_activation(layer)
+                    with replaced(layer, **({"activation": None} if activation else {})):
+                        z = layer.call(a, *call.args[1:], **call.kwargs)
+                    product += sum(
+                        tf.reduce_sum(d * part)
+                        for d, part in zip(delta, tf.nest.flatten(z), strict=True)
+                    )
+            return self._magnitudes(tape, product, weights)
 
-    def term(*example):
-        example = [tensor[None] for tensor in example]
-        with tf.GradientTape() as tape:
-            product = 0.0
-            for call, a, delta in zip(group, *_split(example, inputs, outputs), strict=True):
-                activation = own_activation(layer)
-                with replaced(layer, **({"activation": None} if activation else {})):
-                    z = layer.call(a, *call.args[1:], **call.kwargs)
-                product += sum(
-                    tf.reduce_sum(d * part)
-                    for d, part in zip(delta, tf.nest.flatten(z), strict=True)
-                )
-        return _magnitudes(tape, product, weights)
+        sums = sum_over_examples(term, (*inputs, *(d for delta in outputs for d in delta)))
+        return dict(zip(weights, sums, strict=True))
 
-    sums = sum_over_examples(term, (*inputs, *(d for delta in outputs for d in delta)))
-    return dict(zip(weights, sums, strict=True))
+    def _magnitudes(self, tape, target, weights):
+        gradients = tape.gradient(
+            target,
+            [weight.value for weight in weights.values()],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return [self.magnitude(tf.convert_to_tensor(gradient)) for gradient in gradients]
 
 
 def _split(example, inputs, outputs):
@@ -326,22 +361,13 @@ def _split(example, inputs, outputs):
     return [next(rest) for _ in inputs], [[next(rest) for _ in output] for output in outputs]
 
 
-def _magnitudes(tape, target, weights):
-    gradients = tape.gradient(
-        target,
-        [weight.value for weight in weights.values()],
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
-    return [tf.abs(tf.convert_to_tensor(gradient)) for gradient in gradients]
-
-
-def _deltas(tape, norms, calls):
-    """Return by call the gradient of Σ_k ‖F(x_k)‖² at its pre-activations.
+def _deltas(tape, target, calls):
+    """Return by call the gradient of the sum of a target `[n]` at its pre-activations.
 
     Examples do not mix, so row k of it is δ_k.
     """
     deltas = tape.gradient(
-        norms,
+        target,
         [call.preactivation for call in calls],
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )

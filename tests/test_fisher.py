@@ -1,0 +1,89 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_mas.importance import compute_fisher
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(7, 4, 3)).astype("float32")
+Y = RNG.integers(0, 3, size=7)
+
+
+def classifier(activation=None):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([4, 3])
+    hidden = layers.Conv1D(5, 2, activation="relu", name="convolution")(inputs)
+    hidden = layers.Dense(4, activation="tanh", name="hidden")(layers.Flatten()(hidden))
+    return keras.Model(inputs, layers.Dense(3, activation, name="out")(hidden))
+
+
+def one_by_one(model, expectation):
+    """E_y of the squared gradients of log p(y | x), a tape per example and class."""
+    total = {weight.path: 0.0 for weight in model.trainable_weights}
+    for k in range(len(X)):
+        p = tf.nn.softmax(model(X[k : k + 1]))[0].numpy()
+        for y, weight_of_y in enumerate(expectation(k, p)):
+            with tf.GradientTape() as tape:
+                log_p = tf.nn.log_softmax(model(X[k : k + 1]))[0, y]
+            values = [weight.value for weight in model.trainable_weights]
+            for weight, g in zip(
+                model.trainable_weights, tape.gradient(log_p, values), strict=True
+            ):
+                total[weight.path] = total[weight.path] + weight_of_y * g.numpy() ** 2
+    return {path: values / len(X) for path, values in total.items()}
+
+
+def assert_same(found, expected):
+    for path, values in expected.items():
+        np.testing.assert_allclose(found[path], values, 1e-4, 1e-5 * values.max(), err_msg=path)
+
+
+def test_fisher_of_a_coin_by_hand():
+    # Two logits (0, wx) with w = 0: p = (½, ½), ∂ log p(1)/∂w = x/2 and ∂ log p(0)/∂w = −x/2.
+    # Both squares are x²/4; x = 1 and −3 give (1 + 9)/8 = 1.25. The squared mean would be (−1/2)².
+    inputs = keras.Input([1])
+    model = keras.Model(inputs, layers.Dense(2, use_bias=False, name="coin")(inputs))
+    model.set_weights([np.zeros([1, 2], "float32")])
+    x = np.array([[1.0], [-3.0]], "float32")
+    for labels in ("exact", "sampled", np.array([1, 0])):
+        np.testing.assert_allclose(compute_fisher(model, x, labels)["coin/kernel"], [[1.25, 1.25]])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_every_way_agrees_with_its_definition(batch_size):
+    model = classifier()
+    exact = one_by_one(model, lambda k, p: p)
+    given = one_by_one(model, lambda k, p: np.eye(3)[Y[k]])
+    assert_same(compute_fisher(model, X, batch_size=batch_size), exact)
+    assert_same(compute_fisher(model, X, Y, batch_size=batch_size), given)
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(batch_size)
+    assert_same(compute_fisher(model, dataset, "given"), given)
+
+
+def test_a_softmax_is_looked_behind():
+    model, logits = classifier("softmax"), classifier()
+    assert_same(compute_fisher(model, X), compute_fisher(logits, X))
+
+
+def test_samples_are_the_same_for_every_batch_size_and_exact_in_the_mean():
+    model = classifier()
+    one = compute_fisher(model, X, "sampled", seed=3, batch_size=2)
+    assert_same(compute_fisher(model, X, "sampled", seed=3, batch_size=7), one)
+    many = np.repeat(X, 2000, axis=0)
+    mean = compute_fisher(model, many, "sampled", batch_size=2048)
+    for path, exact in compute_fisher(model, X).items():
+        np.testing.assert_allclose(mean[path], exact, rtol=0.2, atol=0.1 * exact.max())
+
+
+def test_wrong_uses_are_named():
+    model = classifier()
+    with pytest.raises(ValueError, match="labels out of exact, sampled, given, or an array"):
+        compute_fisher(model, X, "empirical")
+    with pytest.raises(ValueError, match="Expected batches \\(x, y\\)"):
+        compute_fisher(model, iter([X]), "given")
+    with pytest.raises(ValueError, match="same number of examples"):
+        compute_fisher(model, X, Y[:3])
+    with pytest.raises(ValueError, match="one output of logits"):
+        compute_fisher(model, X, output="convolution")
