@@ -30,6 +30,9 @@ from keras_mas.importance.rules.slices import SLICE_BYTES
 # Ways that go example by example, or hold every example's gradient, get this many examples.
 FEW = 8
 
+# A short step is called until so much time has passed, so that no way pays for the one before it.
+LEAST_SECONDS = 0.2
+
 
 def plain(model, batch):
     """Return a plain gradient pass over the batch: the unit of every ratio."""
@@ -127,17 +130,23 @@ def setting(name):
 def seconds_per_example(name, ways, repeats):
     """Return the median seconds per example of every way, timed in turn."""
     model, batch = setting(name)
-    steps = {}
+    steps, calls = {}, {}
     for way in ways:
         steps[way] = WAYS[way](model, batch)
-        steps[way][0]()  # traces
+        _seconds(steps[way][0], 1)  # traces
+        calls[way] = max(1, round(LEAST_SECONDS / _seconds(steps[way][0], 1)))
     times = {way: [] for way in ways}
     for _ in range(repeats):
         for way, (step, examples) in steps.items():
-            started = time.perf_counter()
-            step()
-            times[way].append((time.perf_counter() - started) / examples)
+            times[way].append(_seconds(step, calls[way]) / examples)
     return {way: statistics.median(values) for way, values in times.items()}
+
+
+def _seconds(step, calls):
+    started = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return (time.perf_counter() - started) / calls
 
 
 def peak_megabytes(name, way):

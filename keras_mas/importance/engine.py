@@ -173,7 +173,9 @@ class Engine:
         """Add the examples of a batch to the sums; return whether all of it was finite."""
         if self.separable is None:
             self.separable = self._find_separable(batch)
-        signature = _common_signature(self.signature, _signature(batch))
+        signature = _signature(batch)
+        if signature != self.signature:
+            signature = _common_signature(self.signature, signature)
         if signature != self.signature:
             self.signature = signature
             self.slow_ways = {}
