@@ -1,6 +1,6 @@
 """What exact importance costs: time as a ratio to a plain gradient pass, and peak memory.
 
-    python benchmarks/importance.py [--models mlp,small-vgg] [--repeats 7]
+    python benchmarks/importance.py [--networks mlp,small-vgg] [--repeats 7]
 
 Every way works on the same batch of the same network, in one process, in turn; a time is the median
 over the repeats, and a ratio is one of medians. Peak memory is that of a process of its own.
@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from models import MODELS
+from networks import NETWORKS
 
 from keras_mas.importance.definition import squared_norms
 from keras_mas.importance.engine import Engine
@@ -117,7 +117,7 @@ def _dense(gradient):
 
 def setting(name):
     """Build a network and one batch of random examples."""
-    build, examples = MODELS[name]
+    build, examples = NETWORKS[name]
     keras.utils.set_random_seed(0)
     model = build()
     rng = np.random.default_rng(0)
@@ -169,7 +169,7 @@ def _measure_peak(name, way):
 def main():
     """Print a table per network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
@@ -180,7 +180,7 @@ def main():
         return
     print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPU cores")
     print(f"{'network':14} {'way':15} {'ratio':>7} {'ms/example':>11} {'peak MB':>8}")
-    for name in args.models.split(","):
+    for name in args.networks.split(","):
         ways = args.ways.split(",")
         times = seconds_per_example(name, ways, args.repeats)
         for way in ways:

@@ -1,6 +1,6 @@
 """What the penalty costs in training: the time of a step through either door, against plain `fit`.
 
-    python benchmarks/training.py [--models mlp,small-vgg] [--repeats 7]
+    python benchmarks/training.py [--networks mlp,small-vgg] [--repeats 7]
 
 The doors take turns in one process; a time is the median over the repeats of one epoch of 30 steps,
 after an epoch that traces, and a ratio is one of medians.
@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from models import MODELS
+from networks import NETWORKS
 
 from keras_mas import MASModel, SynapticMemory
 
@@ -49,7 +49,7 @@ DOORS = (plain, regularizer, in_loss, decoupled)
 
 def milliseconds_per_step(name, repeats):
     """Return by door the median time of a step."""
-    build, examples = MODELS[name]
+    build, examples = NETWORKS[name]
     rng = np.random.default_rng(0)
     models = {door.__name__: door(build()) for door in DOORS}
     shape = models["plain"].input_shape[1:]
@@ -71,12 +71,12 @@ def milliseconds_per_step(name, repeats):
 def main():
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="mlp,small-vgg")
+    parser.add_argument("--networks", default="mlp,small-vgg")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPU cores")
     print(f"{'network':14} {'door':12} {'ratio':>6} {'ms/step':>9}")
-    for name in args.models.split(","):
+    for name in args.networks.split(","):
         times = milliseconds_per_step(name, args.repeats)
         for door, value in times.items():
             print(f"{name:14} {door:12} {value / times['plain']:6.2f} {value:9.2f}", flush=True)

@@ -65,7 +65,7 @@ def transformer():
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling1D()(x)))
 
 
-MODELS = {
+NETWORKS = {
     "mlp": (mlp, 256),
     "small-vgg": (small_vgg, 64),
     "alexnet": (alexnet, 64),
