@@ -17,7 +17,7 @@ class MASModel(keras.Model):
 
     The same mathematics as `SynapticMemory.protect` on a stock model, and the same weights to
     float32 rounding; here Ω, θ* and λ are part of the model and come back with `model.save`. The
-    reported `loss` holds the penalty, `val_loss` is the task's loss alone.
+    reported `loss` holds the penalty where it is in the loss; `val_loss` is the task's loss alone.
 
         model = MASModel(inputs, outputs, strength=1.0)
         model.compile(...)
@@ -107,9 +107,11 @@ class MASModel(keras.Model):
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
         gradients = tape.gradient(scaled_loss, weights)
-        self._track(loss * _replicas() + tf.cast(self.memory.penalty(self), loss.dtype), x)
+        reported = loss * _replicas()
         if self.penalty == "in_loss":
-            gradients = map(self._with_penalty, gradients, weights)
+            penalty, gradients = self._with_penalty(gradients, weights)
+            reported += tf.cast(penalty, loss.dtype)
+        self._track(reported, x)
         self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
         if self.penalty == "decoupled":
             self._draw_to_anchor(weights)
@@ -134,13 +136,18 @@ class MASModel(keras.Model):
         own = {"strength": self.strength, "penalty": self.penalty}
         return {**super().get_config(), **own}
 
-    def _with_penalty(self, gradient, weight):
-        """Return the gradient of the scaled loss with the penalty's share of this replica added."""
-        pull = self.memory.gradient(weight)
-        if pull is None:
-            return gradient
-        pull = self.optimizer.scale_loss(tf.cast(pull, weight.dtype) / _replicas())
-        return pull if gradient is None else tf.convert_to_tensor(gradient) + pull
+    def _with_penalty(self, gradients, weights):
+        """Return the penalty, and the scaled loss's gradients with this replica's share of its."""
+        total, added = tf.zeros(()), []
+        for gradient, weight in zip(gradients, weights, strict=True):
+            terms = self.memory.penalty_and_gradient(weight)
+            if terms is not None:
+                penalty, pull = terms
+                total += tf.cast(penalty, tf.float32)
+                pull = self.optimizer.scale_loss(_share(tf.cast(pull, weight.dtype)))
+                gradient = pull if gradient is None else tf.convert_to_tensor(gradient) + pull
+            added.append(gradient)
+        return total, added
 
     def _draw_to_anchor(self, weights):
         for weight in weights:
@@ -158,6 +165,11 @@ class MASModel(keras.Model):
 def _replicas():
     """Return among how many replicas a batch is split: Keras adds their gradients up."""
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _share(tensor):
+    """Return one replica's part of a sum over replicas."""
+    return tensor if _replicas() == 1 else tensor / _replicas()
 
 
 def _to_store(key):

@@ -20,10 +20,14 @@ def drift_penalty(weight, importance, anchor, strength):
     return strength * tf.reduce_sum(importance * tf.square(drift))
 
 
-def drift_gradient(weight, importance, anchor, strength):
-    """Return the gradient of `drift_penalty` by the weight, 2 λ Ω (θ − θ*); arguments as there."""
+def penalty_and_gradient(weight, importance, anchor, strength):
+    """Return `drift_penalty` and its gradient by the weight, 2 λ Ω (θ − θ*); arguments as there.
+
+    Together they cost hardly more than one: both are made of Ω (θ − θ*).
+    """
     strength, drift = _strength_and_drift(weight, importance, anchor, strength)
-    return 2.0 * strength * importance * drift
+    pull = importance * drift
+    return strength * tf.reduce_sum(pull * drift), 2.0 * strength * pull
 
 
 def drawn_to_anchor(weight, importance, anchor, strength, rate):
