@@ -54,22 +54,18 @@ class MASModel(keras.Model):
         ValueError: If `strength` is negative or not finite, or `penalty` is neither.
     """
 
-    def __init__(
-        self,
-        inputs,
-        outputs,
-        name=None,
-        *,
-        strength=1.0,
-        penalty="in_loss",
-        memory=None,
-        **kwargs,
-    ):
+    # Keras takes a class for a functional model, and so for one it can save, by this signature.
+    def __init__(self, *args, strength=1.0, penalty="in_loss", memory=None, **kwargs):
         if penalty not in PENALTIES:
             raise ValueError(
                 f"Expected a penalty out of {', '.join(PENALTIES)}. Received: {penalty!r}."
             )
-        super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
+        if not args and "inputs" not in kwargs:
+            raise ValueError(
+                "Expected the inputs and outputs of a functional model. Received: none. Protect a "
+                "network that defines its own `call` as a layer: `MASModel(inputs, net(inputs))`."
+            )
+        super().__init__(*args, **kwargs)
         self.penalty = penalty
         self.memory = SynapticMemory(strength) if memory is None else memory
         self.shares_memory = memory is not None

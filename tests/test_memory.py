@@ -534,6 +534,8 @@ def test_wrong_uses_are_named(tmp_path):
         SynapticMemory().protect(model)
     with pytest.raises(ValueError, match="protects itself. Call `model.consolidate"):
         memory.protect(network(MASModel))
+    with pytest.raises(ValueError, match="inputs and outputs of a functional model"):
+        MASModel(strength=2.0)
     with pytest.raises(ValueError, match="Expected a protected model"):
         SynapticMemory().consolidate(model, A)
     with pytest.raises(ValueError, match="Expected a built model"):
