@@ -14,7 +14,7 @@ class Method(finetune.Method):
 
     def model(self, inputs, outputs, name):
         """Return a `MASModel` around the one memory of all tasks."""
-        return MASModel(inputs, outputs, name, memory=self.memory, penalty=self.penalty)
+        return MASModel(inputs, outputs, name=name, memory=self.memory, penalty=self.penalty)
 
     def protect(self, model):
         """Remember the trainable weights of a model from now on."""
