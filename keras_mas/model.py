@@ -5,8 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from .memory import SynapticMemory
-
-PENALTIES = ("in_loss", "decoupled")
+from .methods import PENALTIES
 
 _MEMORY = "memory:"  # what the keys of λ, Ω and θ* begin with among a model's own variables
 

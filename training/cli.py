@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 
 from keras_mas.errors import UsageError
-from keras_mas.methods import METHODS
+from keras_mas.methods import METHODS, PENALTIES
 from keras_mas.serving.ports import GRPC, REST
 
-from .settings import OPTIMIZERS, PENALTIES, TUNERS
+from .settings import OPTIMIZERS, TUNERS
 from .tasks import builtin_names
 
 
@@ -68,7 +68,7 @@ def _train(commands):
     command = _command(commands, "train", "learn the tasks of a stream, one after the other")
     _add_tasks(command)
     group = command.add_argument_group("method")
-    group.add_argument("--method", default="mas", help=f"{', '.join(METHODS)} (default: mas)")
+    _add_method(group)
     group.add_argument(
         "--strength",
         type=_number(at_least=0),
@@ -76,7 +76,6 @@ def _train(commands):
         metavar="λ",
         help="weight of the penalty beside the loss, ≥ 0 (default: 1.0)",
     )
-    _add_penalty(group)
     _add_seed(group)
     _add_recipe(command)
     group = command.add_argument_group("output")
@@ -106,7 +105,7 @@ def _search(commands):
     command = _command(commands, "search", "find λ with keras-tuner, on validation data")
     _add_tasks(command)
     group = command.add_argument_group("search")
-    group.add_argument("--method", default="mas", help=f"{', '.join(METHODS)} (default: mas)")
+    _add_method(group)
     group.add_argument(
         "--trials",
         type=_number(int, at_least=1),
@@ -133,7 +132,6 @@ def _search(commands):
         metavar="λ",
         help="greatest λ (default: 1000)",
     )
-    _add_penalty(group)
     _add_seed(group)
     _add_recipe(command)
     group = command.add_argument_group("output")
@@ -255,7 +253,8 @@ def _add_data(command):
     )
 
 
-def _add_penalty(command):
+def _add_method(command):
+    command.add_argument("--method", default="mas", help=f"{', '.join(METHODS)} (default: mas)")
     command.add_argument(
         "--penalty",
         choices=PENALTIES,

@@ -3,7 +3,6 @@
 import dataclasses
 
 OPTIMIZERS = ("adam", "sgd")
-PENALTIES = ("in_loss", "decoupled")  # as `keras_mas.model` has them, without TensorFlow
 TUNERS = ("bayesian", "random")
 
 
@@ -69,7 +68,7 @@ class Settings:
     Attributes:
         method: Name out of `keras_mas.methods.METHODS`.
         strength: λ ≥ 0.
-        penalty: Name out of `PENALTIES`: where the penalty acts.
+        penalty: Name out of `keras_mas.methods.PENALTIES`: where the penalty acts.
         seed: Of the initial weights and the order of the examples.
         recipe: How each task is trained.
     """

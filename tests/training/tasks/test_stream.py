@@ -77,7 +77,9 @@ def test_names_that_all_of_them_can_have(make_a_task, name):
 
     layer = keras.layers.Dense(1, name=make_a_task(name).name)
     layer.build((None, 2))
-    tf.compat.v1.Graph().name_scope(name).__enter__()
+    assert layer.kernel.path == f"{name}/kernel"
+    with tf.compat.v1.Graph().name_scope(name) as scope:
+        assert scope == f"{name}/"
 
 
 def test_class_without_training_examples(make_a_task, make_split):
