@@ -14,7 +14,7 @@ from keras import layers
 
 from .dense import kernel_sum
 from .registry import rule
-from .slices import flat_positions, sum_over_slices, sum_to_axes
+from .slices import flat_positions, sum_first, sum_over_slices, sum_to_axes
 
 # Offsets are multiplied together until they have so many rows: a product of three rows, as the
 # first layer of an image network would have, costs as much time as one of thirty.
@@ -79,17 +79,16 @@ def _kernel_sum(a, z, layer, magnitude, groups=1):
 
     def part(a_part, z_part):
         a_part, z_part = _groups_as_examples(a_part, groups), _groups_as_examples(z_part, groups)
-        d = flat_positions(z_part)
+        d = tf.transpose(flat_positions(z_part), [0, 2, 1])
         seen, sums = list(seen_by_offset(a_part)), []
         for first in range(0, len(seen), together):
             terms = tf.concat(seen[first : first + together], axis=-1)
-            g = magnitude(tf.matmul(flat_positions(terms), d, transpose_a=True))
-            by_group = tf.reshape(g, [-1, groups, terms.shape[-1], columns])
-            sums.append(tf.reduce_sum(by_group, axis=0))
-        return tf.concat(sums, axis=1)
+            g = magnitude(tf.matmul(d, flat_positions(terms)))
+            sums.append(sum_first(tf.reshape(g, [-1, groups, columns, terms.shape[-1]])))
+        return tf.concat(sums, axis=2)
 
     elements = max(math.prod(filter(None, z.shape[1:-1])), columns) * together * rows * groups
-    return tf.transpose(sum_over_slices(part, (a, z), elements), [1, 0, 2])
+    return tf.transpose(sum_over_slices(part, (a, z), elements), [2, 0, 1])
 
 
 def _groups_as_examples(tensor, groups):

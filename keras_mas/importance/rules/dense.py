@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from .registry import rule
-from .slices import flat_positions, sum_over_slices, sum_to_shape
+from .slices import flat_positions, sum_first, sum_over_slices, sum_to_shape
 
 
 @rule(layers.Dense)
@@ -29,7 +29,7 @@ def kernel_sum(inputs, delta, magnitude):
         return tf.matmul(magnitude(inputs), magnitude(delta), transpose_a=True)
 
     def part(a, d):
-        return tf.reduce_sum(magnitude(tf.matmul(a, d, transpose_a=True)), axis=0)
+        return sum_first(magnitude(tf.matmul(a, d, transpose_a=True)))
 
     positions = flat_positions(inputs), flat_positions(delta)
     return sum_over_slices(part, positions, elements=inputs.shape[-1] * delta.shape[-1])
@@ -53,7 +53,7 @@ def einsum_dense(layer, inputs, delta, magnitude):
 
         def part(a_part, delta_part):
             products = tf.einsum(f"{a},{z}->{a[0]}{w}", a_part, delta_part)
-            return tf.reduce_sum(magnitude(products), axis=0)
+            return sum_first(magnitude(products))
 
         if set(a) & set(z) <= {a[0]} | set(w):  # a single position
             magnitudes = magnitude(inputs), magnitude(delta)
