@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from .arrays import load_arrays, save_arrays
 from .importance import compute_importance
-from .regularizer import MASRegularizer, drawn_to_anchor, drift_penalty, penalty_and_gradient
+from .regularizer import MASRegularizer, drawn_to_anchor, drift_penalty
 from .stability import warn_if_unstable
 from .weights import trainable_weights
 
@@ -189,13 +189,6 @@ class SynapticMemory:
             for kept in held
         ]
         return tf.add_n([tf.cast(term, keras.config.floatx()) for term in terms or [0.0]])
-
-    def penalty_and_gradient(self, weight):
-        """Return the penalty on one weight and its gradient, or None if the weight is free."""
-        kept = self.kept(weight)
-        if kept is None:
-            return None
-        return penalty_and_gradient(weight, kept.importance, kept.anchor, self._strength)
 
     def drawn(self, weight, rate):
         """Return one weight drawn to its anchor at a learning rate, or None if it is free."""

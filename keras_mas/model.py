@@ -12,7 +12,7 @@ _MEMORY = "memory:"  # what the keys of λ, Ω and θ* begin with among a model'
 
 @keras.saving.register_keras_serializable("keras_mas")
 class MASModel(keras.Model):
-    """A `keras.Model` that adds λ Σ Ω (θ − θ*)² to its loss, with the gradient in closed form.
+    """A `keras.Model` that adds λ Σ Ω (θ − θ*)² to its loss.
 
     The same mathematics as `SynapticMemory.protect` on a stock model, and the same weights to
     float32 rounding; here Ω, θ* and λ are part of the model and come back with `model.save`. The
@@ -99,14 +99,12 @@ class MASModel(keras.Model):
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
+            if self.penalty == "in_loss":
+                loss += tf.cast(self.memory.penalty(self), loss.dtype) / _replicas()
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
         gradients = tape.gradient(scaled_loss, weights)
-        reported = loss * _replicas()
-        if self.penalty == "in_loss":
-            penalty, gradients = self._with_penalty(gradients, weights)
-            reported += tf.cast(penalty, loss.dtype)
-        self._track(reported, x)
+        self._track(loss * _replicas(), x)
         self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
         if self.penalty == "decoupled":
             self._draw_to_anchor(weights)
@@ -131,19 +129,6 @@ class MASModel(keras.Model):
         own = {"strength": self.strength, "penalty": self.penalty}
         return {**super().get_config(), **own}
 
-    def _with_penalty(self, gradients, weights):
-        """Return the penalty, and the scaled loss's gradients with this replica's share of its."""
-        total, added = tf.zeros(()), []
-        for gradient, weight in zip(gradients, weights, strict=True):
-            terms = self.memory.penalty_and_gradient(weight)
-            if terms is not None:
-                penalty, pull = terms
-                total += tf.cast(penalty, tf.float32)
-                pull = self.optimizer.scale_loss(_share(tf.cast(pull, weight.dtype)))
-                gradient = pull if gradient is None else tf.convert_to_tensor(gradient) + pull
-            added.append(gradient)
-        return total, added
-
     def _draw_to_anchor(self, weights):
         for weight in weights:
             drawn = self.memory.drawn(weight, self.optimizer.learning_rate)
@@ -158,13 +143,8 @@ class MASModel(keras.Model):
 
 
 def _replicas():
-    """Return among how many replicas a batch is split: Keras adds their gradients up."""
+    """Return among how many replicas a batch is split: Keras adds their losses and gradients up."""
     return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _share(tensor):
-    """Return one replica's part of a sum over replicas."""
-    return tensor if _replicas() == 1 else tensor / _replicas()
 
 
 def _to_store(key):

@@ -16,18 +16,22 @@ def drift_penalty(weight, importance, anchor, strength):
     Returns:
         Scalar tensor of Ω's dtype, in units of the loss.
     """
-    strength, drift = _strength_and_drift(weight, importance, anchor, strength)
-    return strength * tf.reduce_sum(importance * tf.square(drift))
+    dtype = tf.as_dtype(importance.dtype)
+    return _drift_penalty(
+        *(tf.cast(term, dtype) for term in (weight, importance, anchor, strength))
+    )
 
 
-def penalty_and_gradient(weight, importance, anchor, strength):
-    """Return `drift_penalty` and its gradient by the weight, 2 λ Ω (θ − θ*); arguments as there.
-
-    Together they cost hardly more than one: both are made of Ω (θ − θ*).
-    """
-    strength, drift = _strength_and_drift(weight, importance, anchor, strength)
+@tf.custom_gradient
+def _drift_penalty(weight, importance, anchor, strength):
+    """Return λ Σ Ω (θ − θ*)², and ∂/∂θ = 2 λ Ω (θ − θ*): both are made of Ω (θ − θ*), once."""
+    drift = weight - anchor
     pull = importance * drift
-    return strength * tf.reduce_sum(pull * drift), 2.0 * strength * pull
+
+    def gradient(upstream):
+        return 2.0 * upstream * strength * pull, None, None, None
+
+    return strength * tf.reduce_sum(pull * drift), gradient
 
 
 def drawn_to_anchor(weight, importance, anchor, strength, rate):
@@ -43,15 +47,10 @@ def drawn_to_anchor(weight, importance, anchor, strength, rate):
         strength: λ.
         rate: η, the learning rate, scalar.
     """
-    strength, drift = _strength_and_drift(weight, importance, anchor, strength)
-    rate = tf.cast(rate, drift.dtype)
-    return tf.convert_to_tensor(anchor) + drift / (1.0 + 2.0 * rate * strength * importance)
-
-
-def _strength_and_drift(weight, importance, anchor, strength):
     dtype = tf.as_dtype(importance.dtype)
-    drift = tf.cast(weight, dtype) - tf.convert_to_tensor(anchor)
-    return tf.cast(strength, dtype), drift
+    anchor, strength, rate = (tf.cast(term, dtype) for term in (anchor, strength, rate))
+    drift = tf.cast(weight, dtype) - anchor
+    return anchor + drift / (1.0 + 2.0 * rate * strength * importance)
 
 
 class MASRegularizer(keras.regularizers.Regularizer):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_mas import Consolidate, MASModel, SynapticMemory, compute_importance
-from keras_mas.regularizer import MASRegularizer, drawn_to_anchor, penalty_and_gradient
+from keras_mas.regularizer import MASRegularizer, drawn_to_anchor
 from keras_mas.stability import UnstablePenaltyWarning, stable_curvature
 
 RNG = np.random.default_rng(0)
@@ -71,9 +71,6 @@ def test_the_penalty_and_its_gradient_by_hand():
         penalty = MASRegularizer(importance, anchor, tf.constant(0.5))(weight)
     assert float(penalty) == 2.0
     np.testing.assert_array_equal(tape.gradient(penalty, weight), [2.0, 0.0])
-    both = penalty_and_gradient(weight, importance, anchor, 0.5)
-    assert float(both[0]) == 2.0
-    np.testing.assert_array_equal(both[1], [2.0, 0.0])
 
 
 def test_consolidate_adds_importance_and_moves_the_anchor():
