@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -184,6 +186,53 @@ class Mixing(Reshaped):
         return self.dense(inputs - 0.5 * keras.ops.mean(inputs, axis=0))
 
 
+class Swapped(Reshaped):
+    """Calls its layer twice, the second time with the examples in another order."""
+
+    def call(self, inputs):
+        swapped = self.dense(-2 * keras.ops.flip(inputs, axis=0))
+        return self.dense(inputs) + keras.ops.flip(swapped, axis=0)
+
+
+class Gate(layers.Layer):
+    """Takes two tensors, the second by name, and no rule knows it."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="normal", name="scale")
+
+    def call(self, inputs, by):
+        return inputs * keras.ops.tanh(self.scale * by)
+
+
+def gated(inputs):
+    x = layers.Dense(5, activation="tanh")(inputs)
+    return layers.Dense(2)(Gate()(x, by=layers.Dense(5)(inputs)))
+
+
+def masked(inputs):
+    x = layers.Masking(0.0)(layers.Reshape([4, 4])(layers.ReLU(threshold=0.8)(inputs)))
+    return layers.Dense(2)(layers.GRU(3)(x))
+
+
+def swapped(inputs):
+    return Swapped()(inputs)
+
+
+class Split(layers.Layer):
+    """Answers with a state, and an output that is made of the state."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="normal", name="scale")
+
+    def call(self, inputs):
+        state = keras.ops.tanh(self.scale * inputs)
+        return self.scale + state, state
+
+
+def two_answers(inputs):
+    return layers.Dense(2)(layers.Multiply()(list(Split()(inputs))))
+
+
 class Named(Reshaped):
     """Gives a layer its inputs by name."""
 
@@ -224,6 +273,10 @@ NETWORKS = [
     two_outputs,
     reused_outside,
     subclassed,
+    swapped,
+    gated,
+    masked,
+    two_answers,
 ]
 
 
@@ -304,12 +357,44 @@ def test_data_of_another_kind_are_refused(measure, data):
         measure(line(1.0, 0.0), data)
 
 
-def test_losses_of_the_measured_graph_do_not_stay():
+@WAYS
+def test_losses_and_states_of_layers_stay_as_they_were(measure):
+    class Counting(layers.Layer):
+        """Counts its calls, as a running quantile or a codebook would move, training or not."""
+
+        def build(self, shape):
+            self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, inputs):
+            self.calls.assign_add(1.0)
+            return inputs
+
     inputs = keras.Input([3])
-    model = keras.Model(inputs, layers.Dense(2, activity_regularizer="l2")(inputs))
-    compute_importance(model, np.ones([2, 3]))
+    counting = Counting()
+    hidden = layers.Dense(2, activity_regularizer="l2")(counting(inputs))
+    model = keras.Model(inputs, hidden)
     model(np.ones([2, 3]))
-    assert [float(loss) > 0 for loss in model.losses] == [True]
+    before = [float(loss) for loss in model.losses]
+    calls = float(counting.calls)
+    measure(model, np.ones([4, 3]))
+    assert [float(loss) for loss in model.losses] == before
+    assert before[0] > 0
+    assert float(counting.calls) == calls
+
+
+def test_a_model_that_runs_eagerly(caplog):
+    class Branching(layers.Dense):
+        """Looks at its numbers, which a graph has not."""
+
+        def call(self, inputs):
+            return super().call(inputs if inputs.numpy().sum() > 0 else -3 * inputs)
+
+    model = keras.Sequential([keras.Input([2]), Branching(2)])
+    model.compile(run_eagerly=True)
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
+    with caplog.at_level("INFO", logger="keras_mas"):
+        assert_same(compute_importance(model, x, batch_size=2), importance_one_by_one(model, x))
+    assert "example by example in the whole model, eagerly" in caplog.text
 
 
 def test_the_model_is_left_as_it_was():
@@ -453,6 +538,70 @@ def test_another_output(measure):
         measure(model, x, output="haed")
 
 
+@WAYS
+def test_each_layer_a_function_of_its_own(measure):
+    # The network of `test_importance_of_two_relu_layers`; y is what a layer answers, a its input.
+    # x = (1,  1): y = (1, 1), F = 3;   x = (1, −1): y = (1, 0), F = 2.
+    # First layer, Ω_ij = mean of 2 |a_i| y_j: first column (2 + 2) / 2, second (2 + 0) / 2.
+    # Second layer: mean of 2 |y_i| F: (6 + 4) / 2 and (6 + 0) / 2.
+    # With gradients from behind, the first layer would have those of ‖F‖² too.
+    model = keras.Sequential(
+        [
+            keras.Input([2]),
+            layers.Dense(2, name="in"),
+            layers.ReLU(),
+            layers.Dense(1, activation="sigmoid", name="out"),
+        ],
+        name="net",
+    )
+    set_weights(model, [[1, -1], [0, 2]], [0, 0], [[2], [1]], [0])
+    omega = measure(model, np.array([[1.0, 1.0], [1.0, -1.0]], "float32"), output="layers")
+    np.testing.assert_allclose(omega["net/in/kernel"], [[2, 1], [2, 1]])
+    np.testing.assert_allclose(omega["net/in/bias"], [2, 1])
+    np.testing.assert_allclose(omega["net/out/kernel"], [[5], [3]])
+    np.testing.assert_allclose(omega["net/out/bias"], [5])
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+def test_every_network_layer_by_layer(network):
+    inputs = keras.Input([16])
+    model = keras.Model(inputs, network(inputs))
+    x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
+    fast = compute_importance(model, x, batch_size=3, output="layers")
+    assert_same(fast, importance_one_by_one(model, x, output="layers"))
+
+
+def test_a_layer_alone_is_a_model_of_one_layer():
+    inputs = keras.Input([6, 6, 2])
+    x = layers.Conv2D(3, 3, activation="relu", name="first")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    trunk = keras.Model(inputs, layers.Flatten()(x), name="trunk")
+    model = keras.Model(inputs, layers.Dense(3, name="last")(trunk(inputs)))
+    x = np.random.default_rng(0).normal(size=(5, 6, 6, 2)).astype("float32")
+    omega = compute_importance(model, x, output="layers")
+    for start, end, weights in [("first", "first", 2), ("norm", "relu", 2)]:
+        came = keras.Model(trunk.input, trunk.get_layer(start).input).predict(x, verbose=0)
+        alone = keras.Model(trunk.get_layer(start).input, trunk.get_layer(end).output)
+        expected = compute_importance(alone, came)
+        assert len(expected) == weights
+        assert_same({path: omega[path] for path in expected}, expected)
+
+
+def test_a_weight_in_no_layer_has_no_function_of_its_own():
+    class Scaled(keras.Model):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(1,), name="scale")
+
+        def call(self, inputs):
+            return self.scale * inputs
+
+    model = Scaled(name="scaled")
+    model(np.ones([1, 2]))
+    with pytest.raises(ValueError, match="every weight in a layer.*Received: '.*scale'"):
+        compute_importance(model, np.ones([1, 2]), output="layers")
+
+
 def test_shards_add_up_in_any_order(tmp_path):
     inputs = keras.Input([16])
     model = keras.Model(inputs, mlp(inputs))
@@ -517,12 +666,24 @@ def test_half_precision_is_measured_in_full(policy):
     assert half.layers[-1].compute_dtype == policy.removeprefix("mixed_")
 
 
-def test_the_slow_ways_are_named(caplog):
+@pytest.mark.parametrize(
+    ("network", "where"),
+    [
+        (called_twice, "dense"),
+        (gated, "gate"),
+        (masked, "gru"),
+        (two_answers, "split"),
+        (swapped, "swapped"),
+        (mixing, "the whole model"),
+    ],
+)
+def test_the_slow_ways_are_named(network, where, caplog):
     inputs = keras.Input([16])
-    model = keras.Model(inputs, called_twice(inputs))
+    model = keras.Model(inputs, network(inputs))
+    x = np.random.default_rng(0).normal(size=(2, 16)).astype("float32")
     with caplog.at_level("INFO", logger="keras_mas"):
-        compute_importance(model, np.ones([2, 16]))
-    assert "example by example in dense" in caplog.text
+        compute_importance(model, x)
+    assert re.search(f"example by example in {where}", caplog.text)
 
 
 def test_a_weight_that_is_not_used_has_no_importance():

@@ -5,7 +5,7 @@ import tensorflow as tf
 from ..weights import trainable_weights
 from .batches import batches, count_examples
 from .outputs import LOGITS, learned_function
-from .watch import flatten_layers, in_full_precision, watching
+from .watch import flatten_layers, measuring
 
 
 def squared_norms(outputs):
@@ -78,10 +78,8 @@ def importance_one_by_one(model, inputs, *, output=LOGITS):
     for number, batch in enumerate(batches(inputs, batch_size=1)):
         for k in range(count_examples(batch)):
             example = tf.nest.map_structure(lambda array, k=k: array[k : k + 1], batch)
-            with in_full_precision(layers), tf.GradientTape() as tape:
-                with watching(layers, tape) as calls:
-                    outputs = model(example, training=False)
-                norm = squared_norms(learned_function(outputs, calls, output))
+            with measuring(layers), tf.GradientTape() as tape:
+                norm = squared_norms(learned_function(model, example, tape, output)[0])
             gradients = tape.gradient(
                 norm,
                 [weight.value for weight in weights.values()],

@@ -15,14 +15,7 @@ from .outputs import LOGITS, learned_function
 from .rules import rule_for
 from .rules.slices import SLICE_BYTES, slices_of, sum_over_examples
 from .sums import ImportanceSums
-from .watch import (
-    flatten_layers,
-    in_full_precision,
-    own_activation,
-    replaced,
-    uses,
-    watching,
-)
+from .watch import flatten_layers, measuring, uses
 
 _log = logging.getLogger(__name__)
 
@@ -94,8 +87,11 @@ def measure_sums(
             time and memory, not the result.
         max_examples: Stop after so many examples; None for all of them.
         output: Which function was learned. `"logits"`: the outputs, before the softmax or sigmoid
-            that a model may end in; `"output"`: the outputs as they are; the name of a layer; or a
-            function from the model's outputs to one or several tensors.
+            that a model may end in; `"output"`: the outputs as they are; the name of a layer; a
+            function from the model's outputs to one or several tensors; or `"layers"`: every layer
+            is a function of its own, of what came into it, as in the paper's local version l-MAS
+            (Sec. 4.3): for a ReLU layer y = relu(aW) that is Ω_ij = 2/N Σ_k a_ki y_kj. An
+            activation that is the next layer counts as the layer's own.
         slice_bytes: Memory for the largest product of a rule; a layer that needs more takes the
             examples of a batch in slices, of one example at least.
         verbose: 1 shows a progress bar, 0 none, `"auto"` one on a terminal once a pass has taken
@@ -166,39 +162,52 @@ class Engine:
         }
         self.separable = None
         self.signature = None
-        self.traced_step = None
+        self.step = None
         self.slow_ways = {}  # where weights are measured example by example: their paths
 
     def add(self, batch):
         """Add the examples of a batch to the sums; return whether all of it was finite."""
-        if self.separable is None:
-            self.separable = self._find_separable(batch)
         signature = _signature(batch)
         if signature != self.signature:
             signature = _common_signature(self.signature, signature)
         if signature != self.signature:
             self.signature = signature
             self.slow_ways = {}
-            self.traced_step = tf.function(self._step, autograph=False).get_concrete_function(
-                signature
-            )
+            self.step = self._prepared(batch, signature)
             for where, paths in self.slow_ways.items():
                 _log.info("importance example by example in %s: %s", where, ", ".join(paths))
-        return bool(self.traced_step(batch))
+        return bool(self.step(batch))
 
     def finished(self):
         """Return the sums by path, as arrays."""
         return {path: sums.numpy() for path, sums in self.sums.items()}
 
+    def _prepared(self, batch, signature):
+        """Return the step for batches of a signature."""
+        if self.model.run_eagerly:  # its layers may not be traceable
+            self.slow_ways["the whole model, eagerly"] = list(self.weights)
+            return self._step
+        if self.separable is None:
+            self.separable = self._find_separable(batch)
+        return tf.function(self._step, autograph=False).get_concrete_function(signature)
+
     def _step(self, batch):
+        terms_of = self._terms_by_model if self.model.run_eagerly else self._terms
         finite = []
-        with in_full_precision(self.layers), slices_of(self.slice_bytes):
+        with measuring(self.layers), slices_of(self.slice_bytes):
             # A target after the other: the deltas of all of them need not be held at once.
-            for target, terms in self._terms(batch):
+            for target, terms in terms_of(batch):
                 finite.append(is_finite(target, *terms.values()))
                 for path, term in terms.items():
                     self.sums[path].assign_add(tf.cast(term, self.sums[path].dtype))
         return tf.reduce_all(finite)
+
+    def _terms_by_model(self, batch):
+        """Yield each target and, by path, its Σ_k |g_k|: by whole model."""
+        with tf.GradientTape() as tape:
+            targets, _ = self._forward(batch, tape)
+        for number, target in enumerate(targets):
+            yield target, self._by_model(batch, self.weights, number)
 
     def _terms(self, batch):
         """Yield each target and, by path, its Σ_k |g_k|: by rule, by layer, or by whole model."""
@@ -223,46 +232,44 @@ class Engine:
             yield target, terms
 
     def _is_separable(self, call):
-        return call.has_only_inputs and call.layer in self.separable
+        return call.tensors and call.has_outputs_apart and call.layer in self.separable
 
     def _find_separable(self, batch):
-        """Return the layers to which each example brings one row, and which keep examples apart.
+        """Return the layers to which the k-th example brings the k-th row, alone or in a batch.
 
         Tried with one example and with two: a layer that sees several rows per example (a reshape,
-        a concatenation along the first axis), or time before examples, is not separable; and none
-        is if the model's answer to an example depends on the other.
+        a concatenation along the first axis), examples in another order or time before examples, is
+        not separable; and none is if the model's answer to an example depends on the other.
         """
         called = []
 
         def look(batch):
             tape = tf.GradientTape(watch_accessed_variables=False)
-            with tape, in_full_precision(self.layers):
+            with tape, measuring(self.layers):
                 targets, calls = self._forward(batch, tape)
             graph = targets[0].graph
-            own = [call for call in calls if call.graph is graph and call.has_only_inputs]
+            own = [call for call in calls if call.graph is graph and call.tensors]
             called[:] = [call.layer for call in own]
-            return targets[0], [tf.shape(call.inputs)[0] for call in own]
+            return targets, [call.tensors for call in own]
 
         look = tf.function(look, autograph=False).get_concrete_function(_signature(batch))
-        (alone, rows_of_one), (together, rows_of_two) = (
-            look(tf.nest.map_structure(lambda tensor, n=n: tensor[:n], batch)) for n in (1, 2)
+        alone, together = (
+            look(tf.nest.map_structure(lambda tensor, rows=rows: tf.gather(tensor, rows), batch))
+            for rows in ([0], [0, min(1, count_examples(batch) - 1)])
         )
-        if not np.allclose(alone, together[:1], rtol=1e-3, equal_nan=True):
+        if not all(map(_is_first_of_two, alone[0], together[0])):
             return set()
         strange = {
             layer
-            for layer, one, two in zip(called, rows_of_one, rows_of_two, strict=True)
-            if int(one) != 1 or int(two) != len(together)
+            for layer, ones, twos in zip(called, alone[1], together[1], strict=True)
+            if not all(map(_is_first_of_two, ones, twos))
         }
         return set(called) - strange
 
     def _forward(self, batch, tape):
         inputs, extra = batch
-        with watching(self.layers, tape) as calls:
-            outputs = self.model(inputs, training=False)
-            targets = self.targets(learned_function(outputs, calls, self.output), extra)
-        self.model._clear_losses()  # what `add_loss` left belongs to this graph alone
-        return targets, calls
+        tensors, calls = learned_function(self.model, inputs, tape, self.output)
+        return self.targets(tensors, extra), calls
 
     def _unused(self, used_by):
         """Return 0 for the weights that F does not read."""
@@ -275,7 +282,7 @@ class Engine:
         terms = {}
         for call in calls:
             apply = rule_for(call.layer)
-            if apply is None:
+            if apply is None or not call.has_only_inputs:
                 continue
             sums = apply(call.layer, call.inputs, deltas[call], self.magnitude)
             for name, term in sums.items():
@@ -327,25 +334,19 @@ class Engine:
 
         With δ_k held fixed, ∂‖F‖²/∂w = ∂⟨δ_k, z_k⟩/∂w, added up over the calls of the layer.
         """
-        layer = group[0].layer
-        inputs = [call.inputs for call in group]
-        outputs = [tf.nest.flatten(deltas[call]) for call in group]
+        examples = [(call.tensors, tf.nest.flatten(deltas[call])) for call in group]
 
         def term(*example):
-            example = [tensor[None] for tensor in example]
+            example = tf.nest.pack_sequence_as(examples, [tensor[None] for tensor in example])
             with tf.GradientTape() as tape:
                 product = 0.0
-                for call, a, delta in zip(group, *_split(example, inputs, outputs), strict=True):
-                    activation = own_activation(layer)
-                    with replaced(layer, **({"activation": None} if activation else {})):
-                        z = layer.call(a, *call.args[1:], **call.kwargs)
-                    product += sum(
-                        tf.reduce_sum(d * part)
-                        for d, part in zip(delta, tf.nest.flatten(z), strict=True)
-                    )
+                for call, (tensors, delta) in zip(group, example, strict=True):
+                    z = tf.nest.flatten(call.repeated(tensors))
+                    for d, part in zip(delta, z, strict=True):
+                        product += tf.reduce_sum(d * part)
             return self._magnitudes(tape, product, weights)
 
-        sums = sum_over_examples(term, (*inputs, *(d for delta in outputs for d in delta)))
+        sums = sum_over_examples(term, tuple(tf.nest.flatten(examples)))
         return dict(zip(weights, sums, strict=True))
 
     def _magnitudes(self, tape, target, weights):
@@ -357,10 +358,15 @@ class Engine:
         return [self.magnitude(tf.convert_to_tensor(gradient)) for gradient in gradients]
 
 
-def _split(example, inputs, outputs):
-    """Return an example's tensors as `inputs` and `outputs` are nested."""
-    rest = iter(example)
-    return [next(rest) for _ in inputs], [[next(rest) for _ in output] for output in outputs]
+def _is_first_of_two(one, two):
+    """Return whether `[1, ...]` is the first row of `[2, ...]`, to rounding."""
+    one, two = np.asarray(one), np.asarray(two)
+    if one.shape[:1] != (1,) or two.shape[:1] != (2,) or one.shape[1:] != two.shape[1:]:
+        return False
+    if not np.issubdtype(one.dtype, np.number):
+        return np.array_equal(one, two[:1])
+    scale = np.abs(one[np.isfinite(one)]).max(initial=0.0)
+    return np.allclose(one, two[:1], rtol=1e-3, atol=1e-5 * scale, equal_nan=True)
 
 
 def _deltas(tape, target, calls):

@@ -23,6 +23,7 @@ class Call:
     kwargs: dict
     preactivation: object  # tensor, or a structure of tensors
     output: object
+    is_apart: bool  # whether the layer is a function of its own: its inputs are held fixed
 
     @property
     def inputs(self):
@@ -30,15 +31,40 @@ class Call:
         return self.args[0] if self.args else None
 
     @property
+    def tensors(self):
+        """All tensors that the layer was given."""
+        return [value for value in tf.nest.flatten((self.args, self.kwargs)) if _is_plain(value)]
+
+    @property
     def has_only_inputs(self):
-        """Whether the first argument, one tensor, is all that the layer was given."""
-        rest = [*self.args[1:], *self.kwargs.values()]
-        return tf.is_tensor(self.inputs) and not any(map(tf.is_tensor, tf.nest.flatten(rest)))
+        """Whether the first argument is the one tensor that the layer was given."""
+        return _is_plain(self.inputs) and len(self.tensors) == 1
+
+    @property
+    def has_outputs_apart(self):
+        """Whether no tensor of its output is made of another: those of an inner model may be."""
+        single = len(tf.nest.flatten(self.preactivation)) == 1
+        return single or not isinstance(self.layer, keras.Model)
+
+    def repeated(self, tensors):
+        """Call the layer as it was called, with other tensors; return its pre-activation."""
+        tensors = iter(tensors)
+        args, kwargs = tf.nest.map_structure(
+            lambda value: next(tensors) if _is_plain(value) else value, (self.args, self.kwargs)
+        )
+        activation = own_activation(self.layer)
+        with replaced(self.layer, **({"activation": None} if activation else {})):
+            return self.layer.call(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def watching(layers, tape):
+def watching(layers, tape, apart=()):
     """Record the calls of `layers` inside the `with` block.
+
+    Args:
+        layers: The layers of a model.
+        tape: The tape that watches what comes out of each call.
+        apart: Those of them into which no gradient may flow from the layers behind.
 
     Yields:
         List of `Call`s in the order in which they ended.
@@ -46,27 +72,44 @@ def watching(layers, tape):
     calls = []
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            recorded = _recording(layer, layer.call, calls.append, tape)
+            recorded = _recording(layer, layer.call, calls.append, tape, layer in apart)
             stack.enter_context(replaced(layer, call=recorded))
         yield calls
 
 
-def _recording(layer, call, record, tape):
+def _recording(layer, call, record, tape, is_apart):
     def recorded(*args, **kwargs):
+        if is_apart:
+            args, kwargs = tf.nest.map_structure(_held_fixed, (args, kwargs))
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
         activation = own_activation(layer)
-        with replaced(layer, activation=None) if activation else contextlib.nullcontext():
+        with replaced(layer, **({"activation": None} if activation else {})):
             preactivation = call(*args, **kwargs)
+        if len(tf.nest.flatten(preactivation)) > 1 and not isinstance(layer, keras.Model):
+            # Copies: the gradient at a state must not hold what flows through an output made of it.
+            preactivation = tf.nest.map_structure(_copied, preactivation)
         for tensor in tf.nest.flatten(preactivation):
             if tf.is_tensor(tensor) and tensor.dtype.is_floating:
                 tape.watch(tensor)
         made = frozenset(operation.name for operation in graph.get_operations()[before:])
         output = activation(preactivation) if activation else preactivation
-        record(Call(layer, graph, made, args, kwargs, preactivation, output))
+        record(Call(layer, graph, made, args, kwargs, preactivation, output, is_apart))
         return output
 
     return recorded
+
+
+def _is_plain(value):
+    return isinstance(value, tf.Tensor)
+
+
+def _copied(value):
+    return tf.identity(value) if _is_plain(value) else value
+
+
+def _held_fixed(value):
+    return tf.stop_gradient(value) if _is_plain(value) and value.dtype.is_floating else value
 
 
 def own_activation(layer):
@@ -95,10 +138,15 @@ def replaced(instance, **attributes):
 
 
 @contextlib.contextmanager
-def in_full_precision(layers):
-    """Compute in the precision of the variables: half precision would overflow in ∂‖F‖²."""
+def measuring(layers):
+    """Compute in the precision of the variables, and leave no update and no loss in the layers.
+
+    Half precision would overflow in ∂‖F‖².
+    """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(keras.StatelessScope())
         for layer in layers:
+            stack.enter_context(replaced(layer, _losses=[]))
             if layer.compute_dtype != layer.variable_dtype:
                 policy = keras.DTypePolicy(layer.variable_dtype)
                 stack.enter_context(replaced(layer, _dtype_policy=policy))
