@@ -1,6 +1,10 @@
 """Consolidate when `fit` ends."""
 
+import inspect
+
 import keras
+
+from .importance import measure_sums
 
 
 class Consolidate(keras.callbacks.Callback):
@@ -13,18 +17,21 @@ class Consolidate(keras.callbacks.Callback):
         inputs: Unlabelled inputs of the task being fitted, as for `compute_importance`.
         memory: The `SynapticMemory` that protects the model; None for a `MASModel`, which has its
             own.
-        batch_size: As for `compute_importance`.
+        **options: As for `compute_importance`: `batch_size`, `max_examples`, `output`, ….
 
     Raises:
+        TypeError: If there is no such option.
         ValueError: When training starts, if `memory` is None and the model is not a `MASModel`;
             when it ends, as `SynapticMemory.consolidate`.
     """
 
-    def __init__(self, inputs, memory=None, *, batch_size=256):
+    def __init__(self, inputs, memory=None, **options):
         super().__init__()
+        # A misspelt option is told now, not when hours of training are over.
+        inspect.signature(measure_sums).bind(None, inputs, **options)
         self.inputs = inputs
         self.memory = memory
-        self.batch_size = batch_size
+        self.options = options
 
     def on_train_begin(self, logs=None):
         """Check, before anything is learned, that there is a memory to consolidate."""
@@ -37,6 +44,6 @@ class Consolidate(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Consolidate."""
         if self.memory is None:
-            self.model.consolidate(self.inputs, batch_size=self.batch_size)
+            self.model.consolidate(self.inputs, **self.options)
         else:
-            self.memory.consolidate(self.model, self.inputs, batch_size=self.batch_size)
+            self.memory.consolidate(self.model, self.inputs, **self.options)

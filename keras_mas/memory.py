@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from .arrays import load_arrays, save_arrays
-from .importance import compute_importance
+from .importance import ImportanceSums, compute_importance
 from .regularizer import MASRegularizer, drawn_to_anchor, drift_penalty
 from .stability import warn_if_unstable
 from .weights import trainable_weights
@@ -149,17 +149,18 @@ class SynapticMemory:
             self._synapses[weight.path].weight = weight
         return new
 
-    def consolidate(self, model, inputs, *, batch_size=256):
+    def consolidate(self, model, inputs, **options):
         """Make what the model knows now the thing to protect: Ω ← Ω + Ω_now, θ* ← θ.
 
         Args:
             model: The model that was just fitted; its output is the function to keep.
-            inputs: Unlabelled inputs, as for `compute_importance`.
-            batch_size: As for `compute_importance`.
+            inputs: Unlabelled inputs, as for `compute_importance`; or `ImportanceSums` of this
+                model, measured elsewhere.
+            **options: As for `compute_importance`: `batch_size`, `max_examples`, `output`, ….
 
         Raises:
-            ValueError: If nothing is protected, or as `compute_importance`; then the memory is left
-                as it was.
+            ValueError: If nothing is protected, if sums are of another model, or as
+                `compute_importance`; then the memory is left as it was.
         """
         held = self._held(model)
         if not held:
@@ -167,7 +168,7 @@ class SynapticMemory:
                 f"Expected a protected model. Received: '{model.name}', none of whose weights this "
                 "memory protects. Call `memory.protect(model)` before the first `fit`."
             )
-        importance = compute_importance(model, inputs, batch_size=batch_size)
+        importance = self._measured(model, inputs, options)
         for path, kept in held.items():
             if path in importance:  # not frozen since
                 kept.importance.assign_add(importance[path])
@@ -260,6 +261,20 @@ class SynapticMemory:
                 self._synapses[path] = Synapses.of(importance, anchor)
             self._synapses[path].importance.assign(importance)
             self._synapses[path].anchor.assign(anchor)
+
+    def _measured(self, model, inputs, options):
+        """Return Ω_now by path of the trainable weights that are held."""
+        if not isinstance(inputs, ImportanceSums):
+            return compute_importance(model, inputs, **options)
+        importance, held = inputs.mean(), self._held(model)
+        for path in trainable_weights(model).keys() & held.keys():
+            if path not in importance:
+                raise ValueError(
+                    f"Expected sums over the weights of '{model.name}'. Received: none for "
+                    f"'{path}'. Measure the sums with this model, its weights as they are now."
+                )
+            _check_shape(path, importance[path].shape, held[path].importance.shape)
+        return importance
 
     def _held(self, model):
         held = {weight.path: self.kept(weight) for weight in model.weights}

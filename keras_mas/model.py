@@ -12,7 +12,7 @@ _MEMORY = "memory:"  # what the keys of λ, Ω and θ* begin with among a model'
 
 @keras.saving.register_keras_serializable("keras_mas")
 class MASModel(keras.Model):
-    """A `keras.Model` that adds λ Σ Ω (θ − θ*)² to its loss.
+    """A `keras.Model` that adds λ Σ Ω (θ − θ*)² to its loss, with the gradient in closed form.
 
     The same mathematics as `SynapticMemory.protect` on a stock model, and the same weights to
     float32 rounding; here Ω, θ* and λ are part of the model and come back with `model.save`. The
@@ -78,10 +78,10 @@ class MASModel(keras.Model):
     def strength(self, value):
         self.memory.strength = value
 
-    def consolidate(self, inputs, *, batch_size=256):
+    def consolidate(self, inputs, **options):
         """Make what the model knows now the thing to protect; see `SynapticMemory.consolidate`."""
         self._attend()
-        self.memory.consolidate(self, inputs, batch_size=batch_size)
+        self.memory.consolidate(self, inputs, **options)
 
     def make_train_function(self, force=False):
         """Attend to every trainable weight, and warn, before a `fit` takes its first step."""

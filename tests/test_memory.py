@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_mas import Consolidate, MASModel, SynapticMemory, compute_importance
+from keras_mas.importance import ImportanceSums, measure_sums
 from keras_mas.regularizer import MASRegularizer, drawn_to_anchor
 from keras_mas.stability import UnstablePenaltyWarning, stable_curvature
 
@@ -240,6 +241,34 @@ def test_consolidate_at_the_end_of_fit():
         np.testing.assert_array_equal(memory.importance[path], values)
     with pytest.raises(ValueError, match="Expected a memory, or a `MASModel`"):
         fit(model, A, LABELS_A, callbacks=[Consolidate(A)])
+
+
+def test_consolidate_takes_the_options_of_the_importance():
+    model, memory = protected()
+    fit(model, A, LABELS_A, callbacks=[Consolidate(A, memory, max_examples=3, output="layers")])
+    for path, values in compute_importance(model, A[:3], output="layers").items():
+        np.testing.assert_array_equal(memory.importance[path], values)
+    with pytest.raises(TypeError, match="max_exmaples"):
+        Consolidate(A, max_exmaples=3)
+
+
+@pytest.mark.parametrize("kind", [keras.Model, MASModel])
+def test_consolidate_sums_that_others_measured(kind):
+    model = compiled(network(kind))
+    memory = SynapticMemory().protect(model) if kind is keras.Model else model.memory
+    fit(model, A, LABELS_A)
+    sums = measure_sums(model, A[:10]) + measure_sums(model, A[10:])
+    if kind is keras.Model:
+        memory.consolidate(model, sums)
+    else:
+        model.consolidate(sums)
+    for path, values in compute_importance(model, A).items():
+        np.testing.assert_allclose(memory.importance[path], values, rtol=1e-5)
+    of_another = ImportanceSums({"dense/kernel": np.ones([2, 2])}, 1)
+    before = memory.importance
+    with pytest.raises(ValueError, match="Expected sums over the weights of.*Received: none for"):
+        memory.consolidate(model, of_another)
+    assert all(np.array_equal(memory.importance[path], before[path]) for path in before)
 
 
 def test_val_loss_is_without_the_penalty():
