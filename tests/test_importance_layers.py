@@ -10,6 +10,8 @@ import logging
 import keras
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from keras import layers
 
 from keras_mas import compute_importance, importance_one_by_one
@@ -248,6 +250,107 @@ def test_the_layer_agrees_with_the_definition(kind, shape, options, floatx, tole
     assert "whole model" not in said
 
 
+RANKS = {
+    1: (layers.Conv1D, layers.Conv1DTranspose, layers.DepthwiseConv1D, layers.SeparableConv1D),
+    2: (layers.Conv2D, layers.Conv2DTranspose, layers.DepthwiseConv2D, layers.SeparableConv2D),
+    3: (layers.Conv3D, layers.Conv3DTranspose),
+}
+
+
+@st.composite
+def convolutions(draw):
+    """Return a convolution: class, input shape, options."""
+    rank = draw(st.sampled_from(list(RANKS)))
+    kind = draw(st.sampled_from(RANKS[rank]))
+    is_transposed, by_channel = "Transpose" in kind.__name__, "Conv" not in kind.__name__[:4]
+    kernel = draw(st.tuples(*[st.integers(1, 3)] * rank))
+    options = {"kernel_size": kernel, "use_bias": draw(st.booleans())}
+    options["padding"] = draw(
+        st.sampled_from(["valid", "same", *["causal"] * (kind is layers.Conv1D)])
+    )
+    # TensorFlow strides or dilates, and by channel all axes alike.
+    step = draw(st.integers(1, 3)) if by_channel else draw(st.tuples(*[st.integers(1, 3)] * rank))
+    options[
+        draw(st.sampled_from(["strides"] if is_transposed else ["strides", "dilation_rate"]))
+    ] = step
+    groups = draw(st.integers(1, 2)) if kind in (layers.Conv1D, layers.Conv2D, layers.Conv3D) else 1
+    if groups > 1:
+        options["groups"] = groups
+    if by_channel:
+        options["depth_multiplier"] = draw(st.integers(1, 2))
+    if "Depthwise" not in kind.__name__:
+        options["filters"] = groups * draw(st.integers(1, 2))
+    options["activation"] = draw(st.sampled_from([None, "relu", "tanh"]))
+    sizes = [draw(st.integers((k - 1) * 3 + 1, (k - 1) * 3 + 3)) for k in kernel]
+    return kind, (*sizes, groups * draw(st.integers(1, 3))), options
+
+
+@st.composite
+def normalizations(draw):
+    """Return a normalization over one or several axes, with or without its weights."""
+    shape = draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))
+    kind = draw(
+        st.sampled_from(
+            [layers.BatchNormalization, layers.LayerNormalization, layers.RMSNormalization]
+        )
+    )
+    axes = draw(st.sets(st.integers(1, len(shape)), min_size=1))
+    if kind is layers.RMSNormalization:  # Keras 3.15 cannot run others
+        axes = range(min(axes), len(shape) + 1)
+    options = {"axis": min(axes) if kind is layers.BatchNormalization else sorted(axes)}
+    if kind is not layers.RMSNormalization:
+        options["center"] = draw(st.booleans())
+        options["scale"] = draw(st.booleans())
+    return kind, tuple(shape), options
+
+
+@st.composite
+def embeddings(draw):
+    """Return an embedding of words that repeat within an example."""
+    options = {"input_dim": draw(st.integers(4, 9)), "output_dim": draw(st.integers(1, 4))}
+    return (
+        layers.Embedding,
+        tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=2))),
+        options,
+    )
+
+
+@st.composite
+def contractions(draw):
+    """Return a Dense layer on any number of positions, or an EinsumDense of any letters."""
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    if draw(st.booleans()):
+        options = {"units": draw(st.integers(1, 4)), "use_bias": draw(st.booleans())}
+        return layers.Dense, shape, options
+    # Each axis of the input is summed over, kept beside the kernel, or kept within it.
+    inputs = "bcd"[: len(shape)]
+    roles = draw(st.lists(st.sampled_from("sbk"), min_size=len(shape), max_size=len(shape)))
+    kept = [letter for letter, role in zip(inputs, roles, strict=True) if role != "s"]
+    within = [letter for letter, role in zip(inputs, roles, strict=True) if role != "b"]
+    new = list("xy"[: draw(st.integers(1, 2))])
+    outputs = draw(st.permutations(kept + new))
+    kernel = draw(st.permutations(within + new))
+    sizes = dict(zip(inputs, shape, strict=True)) | {"x": 2, "y": 3}
+    options = {
+        "equation": f"a{inputs},{''.join(kernel)}->a{''.join(outputs)}",
+        "output_shape": tuple(sizes[letter] for letter in outputs),
+        "bias_axes": "".join(sorted(draw(st.sets(st.sampled_from(outputs))))) or None,
+    }
+    return layers.EinsumDense, shape, options
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    case=st.one_of(convolutions(), normalizations(), embeddings(), contractions()),
+    batch_size=st.integers(1, 5),
+)
+def test_any_options_agree_with_the_definition(case, batch_size):
+    model = build(*case)
+    x = examples(model, 5)
+    fast = compute_importance(model, x, batch_size=batch_size)
+    assert_same(fast, importance_one_by_one(model, x), 1e-4)
+
+
 def test_no_layer_is_missing():
     known = {*CASES, *THROUGH_ANOTHER, *FOREIGN, *FROZEN}
     missing = [
@@ -277,3 +380,10 @@ def source_of(parent):
     if parent is keras.Layer or not parent.__module__.startswith("keras"):
         return ""
     return inspect.getsource(parent)
+
+
+def test_a_scale_on_other_axes_than_the_normalized_ones():
+    # Of two axes of one length, Keras 3.15 normalizes the first here and scales the second.
+    model = build(layers.RMSNormalization, (3, 3), {"axis": [1]})
+    x = examples(model, 4)
+    assert_same(compute_importance(model, x), importance_one_by_one(model, x), 1e-4)

@@ -22,6 +22,10 @@ def normalization(layer, inputs, delta, magnitude):
 @rule(layers.RMSNormalization)
 def rms_normalization(layer, inputs, delta, magnitude):
     """Return the sum for z = γ∘â."""
+    axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
+    rank = inputs.shape.rank
+    if {axis % rank for axis in axes} != set(range(rank - len(axes), rank)):
+        return {}  # Keras 3.15 multiplies the last axes by γ, whichever were normalized
     return {"scale": _sum(delta * _normalized(layer, inputs), layer, magnitude)}
 
 
