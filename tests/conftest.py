@@ -1,11 +1,18 @@
-"""What every test starts from: a fixed seed, fresh layer names, float32, a quiet TensorFlow."""
+"""What every test starts from: a fixed seed, fresh layer names, float32, a quiet TensorFlow.
+
+`pytest --hypothesis-profile=default` draws other cases than those of every run.
+"""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import hypothesis
 import keras
 import pytest
+
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

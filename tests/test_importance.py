@@ -288,7 +288,7 @@ def test_every_network_agrees_with_the_definition(network):
     assert_same(compute_importance(model, x, batch_size=3), importance_one_by_one(model, x))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(n=st.integers(1, 7), batch_size=st.integers(1, 8), seed=st.integers(0, 999))
 def test_batches_equal_one_by_one(n, batch_size, seed):
     keras.utils.set_random_seed(seed)
@@ -462,6 +462,26 @@ def test_bad_input_is_named(measure):
     frozen.trainable = False
     with pytest.raises(ValueError, match="trainable weights.*with none"):
         measure(frozen, column(1))
+
+
+def test_data_that_the_model_does_not_take():
+    inputs = keras.Input([3])
+    model = keras.Model(inputs, layers.Dense(2)(inputs), name="net")
+    weights = model.get_weights()
+    words = np.array([["a", "b", "c"]])
+    with pytest.raises(ValueError, match=r"'net' can take.*\(1, 3\) string in batch 1 \(counted"):
+        compute_importance(model, iter([np.ones([2, 3]), words]))
+    with pytest.raises(ValueError, match="arrays of numbers.*ndarray of dtype object"):
+        compute_importance(model, np.array([[1, "b", None]], dtype=object))
+    with pytest.raises(
+        ValueError, match="Expected arrays .N, .... of examples. Received: a single"
+    ):
+        compute_importance(model, iter([1, 2]))
+    # The second batch is no other length of the same thing: the model refuses it, and says so.
+    with pytest.raises(ValueError, match=r"expected shape=\(None, 3\), found shape=\(None, 2\)"):
+        compute_importance(model, iter([np.ones([2, 3]), np.ones([2, 2])]))
+    assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
+    assert "call" not in vars(model)
 
 
 @WAYS

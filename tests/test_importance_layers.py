@@ -339,7 +339,7 @@ def contractions(draw):
     return layers.EinsumDense, shape, options
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     case=st.one_of(convolutions(), normalizations(), embeddings(), contractions()),
     batch_size=st.integers(1, 5),

@@ -31,12 +31,13 @@ def batches(inputs, batch_size, max_examples=None, labels=None):
     _check_end(inputs, max_examples)
     count = 0
     for batch in _batches(inputs, batch_size, labels):
-        batch = tf.nest.map_structure(tf.convert_to_tensor, batch)
-        if max_examples is not None:
-            rows = slice(max_examples - count)
-            batch = tf.nest.map_structure(lambda tensor, rows=rows: tensor[rows], batch)
-        if count_examples(batch):
-            count += count_examples(batch)
+        batch = tf.nest.map_structure(_tensor, batch)
+        examples = count_examples(batch)
+        if max_examples is not None and examples > max_examples - count:
+            examples = max_examples - count
+            batch = tf.nest.map_structure(lambda tensor, n=examples: tensor[:n], batch)
+        if examples:
+            count += examples
             yield batch
         if count == max_examples:
             return
@@ -49,7 +50,8 @@ def batches(inputs, batch_size, max_examples=None, labels=None):
 
 def count_examples(batch):
     """Return n of a batch whose tensors are `[n, ...]`; ValueError if they disagree."""
-    lengths = {int(array.shape[0]) if array.shape else None for array in tf.nest.flatten(batch)}
+    shapes = [tuple(array.shape) for array in tf.nest.flatten(batch)]
+    lengths = {int(shape[0]) if shape else None for shape in shapes}
     if None in lengths:
         raise ValueError("Expected arrays [N, ...] of examples. Received: a single number.")
     if len(lengths) != 1:
@@ -58,6 +60,17 @@ def count_examples(batch):
             "Pass one row of every input per example."
         )
     return lengths.pop()
+
+
+def _tensor(array):
+    try:
+        return tf.convert_to_tensor(array)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"Expected arrays of numbers. Received: a {type(array).__name__} of dtype "
+            f"{getattr(array, 'dtype', None)}, of which no tensor can be made. Convert the "
+            'examples, with `numpy.asarray(x, "float32")` for example.'
+        ) from None
 
 
 def _batches(inputs, batch_size, labels):

@@ -112,12 +112,28 @@ def run_engine(engine, data, verbose):
     progress = _Progress(verbose)
     examples = 0
     for number, batch in enumerate(data):
-        if not engine.add(batch):
+        try:
+            finite = engine.add(batch)
+        except tf.errors.OpError as error:
+            raise _refused(engine.model, batch, number, error) from error
+        if not finite:
             raise not_finite(engine.model, number)
         examples += count_examples(batch)
         progress.update(examples)
     progress.update(examples, is_last=True)
     return ImportanceSums(engine.finished(), examples)
+
+
+def _refused(model, batch, number, error):
+    """Return the error of a batch that a model has failed on."""
+    taken, _ = batch
+    received = tf.nest.map_structure(
+        lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype.name}", taken
+    )
+    return ValueError(
+        f"Expected inputs that '{model.name}' can take. Received: {received} in batch {number} "
+        f"(counted from 0), and TensorFlow's {type(error).__name__}. Call `model(batch)` on it."
+    )
 
 
 class _Progress:
@@ -187,8 +203,9 @@ class Engine:
         if self.model.run_eagerly:  # its layers may not be traceable
             self.slow_ways["the whole model, eagerly"] = list(self.weights)
             return self._step
-        if self.separable is None:
-            self.separable = self._find_separable(batch)
+        # Other shapes are tried again: the model may refuse them, or take them in another way.
+        separable = self._find_separable(batch)
+        self.separable = separable if self.separable is None else self.separable & separable
         return tf.function(self._step, autograph=False).get_concrete_function(signature)
 
     def _step(self, batch):

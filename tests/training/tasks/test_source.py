@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_mas.errors import UsageError
@@ -37,7 +37,6 @@ def zoo():
 # Holding out.
 
 
-@settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 3), min_size=1, max_size=60),
     fraction=st.floats(0.01, 0.99),
