@@ -1,13 +1,13 @@
 """Ω: how much each weight matters to what the network has learned.
 
-`definition.py` is the equation, one example at a time. `engine.py` gives the same numbers from one
-forward and one backward pass per batch, by a rule per layer class (`rules/`). `fisher.py` is the
-same engine with squares.
+`definition.py` is the equation, one example at a time. `measure.py` gives the same numbers by an
+engine (`engine.py`) that takes one forward and one backward pass per batch, with a rule per layer
+class (`rules/`). `fisher.py` is the same engine with squares.
 """
 
 from .definition import importance_one_by_one
-from .engine import compute_importance, measure_sums
 from .fisher import compute_fisher
+from .measure import compute_importance, measure_sums
 from .rules import rule
 from .sums import ImportanceSums
 

@@ -1,153 +1,19 @@
-"""Exact importance from one forward and one backward pass per batch."""
+"""The engine: Σ_k |g_k| from one forward and one backward pass per batch."""
 
 import logging
-import sys
-import time
 
-import keras
-import numpy as np
 import tensorflow as tf
 
 from ..weights import trainable_weights
-from .batches import batches, count_examples
-from .definition import is_finite, not_finite, squared_norms
-from .outputs import LOGITS, learned_function
+from .batches import count_examples
+from .definition import is_finite, squared_norms
+from .outputs import learned_function
 from .rules import rule_for
-from .rules.slices import SLICE_BYTES, slices_of, sum_over_examples
-from .sums import ImportanceSums
+from .rules.slices import slices_of, sum_over_examples
+from .separable import find_separable
 from .watch import flatten_layers, measuring, uses
 
 _log = logging.getLogger(__name__)
-
-
-def compute_importance(model, inputs, **options):
-    """Mean sensitivity of the squared output norm to every weight.
-
-    For inputs x_1 … x_N and network output F,
-
-        Ω = 1/N Σ_k |∂‖F(x_k; θ)‖² / ∂θ|
-
-    which is Eq. 2 of Aljundi et al., "Memory Aware Synapses", ECCV 2018 (arXiv:1711.09601,
-    Sec. 4.1, global version). The absolute value is taken per example, before the mean; codes that
-    take it after the batch mean let examples cancel and depend on the batch size. No label is read.
-
-    One forward and one backward pass per batch serve the weights of every layer class with a rule
-    (`keras_mas.importance.rule` adds one). Others (recurrent layers, layers called several times,
-    layers of your own) are measured one example at a time, layer by layer where that is possible:
-    as exact, and slower. The log (`keras_mas`, level INFO) names them.
-
-    Args:
-        model: Built `keras.Model`, outputs `[N, ...]`; several outputs add their squared norms. It
-            runs with `training=False` (dropout is off, batch statistics stay fixed), in the
-            precision of its variables, and is left as it was. Its answer to an example must not
-            depend on the other examples of a batch.
-        inputs: Array `[N, ...]`, a list or dict of arrays, a `tf.data.Dataset`, a
-            `keras.utils.PyDataset` or an iterable of batches, scaled as in training, N ≥ 1. Labels
-            in it are ignored.
-        **options: As for `measure_sums`: `batch_size`, `max_examples`, `output`, `slice_bytes`,
-            `verbose`.
-
-    Returns:
-        Dict from `variable.path` to an array of the variable's shape, all entries ≥ 0, in squared
-        output units per unit of weight; float32, or float64 where the variable is. A key for each
-        trainable weight.
-
-    Raises:
-        ValueError: If the model is not built, has no trainable weights or gives NaN or infinite
-            outputs; if the inputs are empty or of unequal length; if `output` names nothing.
-
-    Example:
-        >>> import keras, numpy as np
-        >>> x = keras.Input([1])
-        >>> line = keras.Model(x, keras.layers.Dense(1, name="line")(x))
-        >>> line.set_weights([np.array([[1.0]]), np.array([0.0])])
-        >>> omega = compute_importance(line, np.array([[1.0], [-1.0]]))
-        >>> {path: values.tolist() for path, values in omega.items()}
-        {'line/kernel': [[2.0]], 'line/bias': [2.0]}
-    """
-    return measure_sums(model, inputs, **options).mean()
-
-
-def measure_sums(
-    model,
-    inputs,
-    *,
-    batch_size=256,
-    max_examples=None,
-    output=LOGITS,
-    slice_bytes=SLICE_BYTES,
-    verbose="auto",
-):
-    """Return the sums that `compute_importance` takes the mean of, to add those of other shards.
-
-    Args:
-        model: As for `compute_importance`.
-        inputs: As for `compute_importance`.
-        batch_size: Examples per pass over arrays; batched data keep their own batches. Changes
-            time and memory, not the result.
-        max_examples: Stop after so many examples; None for all of them.
-        output: Which function was learned. `"logits"`: the outputs, before the softmax or sigmoid
-            that a model may end in; `"output"`: the outputs as they are; the name of a layer; a
-            function from the model's outputs to one or several tensors; or `"layers"`: every layer
-            is a function of its own, of what came into it, as in the paper's local version l-MAS
-            (Sec. 4.3): for a ReLU layer y = relu(aW) that is Ω_ij = 2/N Σ_k a_ki y_kj. An
-            activation that is the next layer counts as the layer's own.
-        slice_bytes: Memory for the largest product of a rule; a layer that needs more takes the
-            examples of a batch in slices, of one example at least.
-        verbose: 1 shows a progress bar, 0 none, `"auto"` one on a terminal once a pass has taken
-            two seconds.
-
-    Returns:
-        `ImportanceSums`.
-
-    Raises:
-        ValueError: As `compute_importance`.
-    """
-    data = ((batch, ()) for batch in batches(inputs, batch_size, max_examples))
-    return run_engine(Engine(model, output, slice_bytes), data, verbose)
-
-
-def run_engine(engine, data, verbose):
-    """Return the `ImportanceSums` of an engine over pairs of inputs and what its targets need."""
-    progress = _Progress(verbose)
-    examples = 0
-    for number, batch in enumerate(data):
-        try:
-            finite = engine.add(batch)
-        except tf.errors.OpError as error:
-            raise _refused(engine.model, batch, number, error) from error
-        if not finite:
-            raise not_finite(engine.model, number)
-        examples += count_examples(batch)
-        progress.update(examples)
-    progress.update(examples, is_last=True)
-    return ImportanceSums(engine.finished(), examples)
-
-
-def _refused(model, batch, number, error):
-    """Return the error of a batch that a model has failed on."""
-    taken, _ = batch
-    received = tf.nest.map_structure(
-        lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype.name}", taken
-    )
-    return ValueError(
-        f"Expected inputs that '{model.name}' can take. Received: {received} in batch {number} "
-        f"(counted from 0), and TensorFlow's {type(error).__name__}. Call `model(batch)` on it."
-    )
-
-
-class _Progress:
-    """Keras's progress bar over examples, whose number is not known before the end."""
-
-    def __init__(self, verbose):
-        self.bar = keras.utils.Progbar(None, unit_name="example") if verbose else None
-        self.waits = 2.0 if verbose == "auto" else 0.0
-        self.is_wanted = verbose != "auto" or sys.stdout.isatty()
-        self.started = time.monotonic()
-
-    def update(self, examples, is_last=False):
-        if self.bar and self.is_wanted and time.monotonic() - self.started >= self.waits:
-            self.bar.update(examples, finalize=is_last)
 
 
 def squared_norm_target(outputs, _):
@@ -177,19 +43,20 @@ class Engine:
             for path, weight in self.weights.items()
         }
         self.separable = None
-        self.signature = None
+        self.signature = None  # of the batches that `step` takes
+        self.most_examples = 0
         self.step = None
         self.slow_ways = {}  # where weights are measured example by example: their paths
 
     def add(self, batch):
         """Add the examples of a batch to the sums; return whether all of it was finite."""
-        signature = _signature(batch)
-        if signature != self.signature:
-            signature = _common_signature(self.signature, signature)
-        if signature != self.signature:
+        signature = _common_signature(self.signature, _signature(batch))
+        examples = min(2, count_examples(batch))  # a batch of one tells nothing of larger ones
+        if signature != self.signature or examples > self.most_examples:
             self.signature = signature
+            self.most_examples = max(examples, self.most_examples)
             self.slow_ways = {}
-            self.step = self._prepared(batch, signature)
+            self.step = self._prepared(batch)
             for where, paths in self.slow_ways.items():
                 _log.info("importance example by example in %s: %s", where, ", ".join(paths))
         return bool(self.step(batch))
@@ -198,15 +65,16 @@ class Engine:
         """Return the sums by path, as arrays."""
         return {path: sums.numpy() for path, sums in self.sums.items()}
 
-    def _prepared(self, batch, signature):
-        """Return the step for batches of a signature."""
+    def _prepared(self, batch):
+        """Return the step for batches like this one."""
         if self.model.run_eagerly:  # its layers may not be traceable
             self.slow_ways["the whole model, eagerly"] = list(self.weights)
             return self._step
         # Other shapes are tried again: the model may refuse them, or take them in another way.
-        separable = self._find_separable(batch)
+        with measuring(self.layers):
+            separable = find_separable(self._forward, batch, _signature(batch))
         self.separable = separable if self.separable is None else self.separable & separable
-        return tf.function(self._step, autograph=False).get_concrete_function(signature)
+        return tf.function(self._step, autograph=False).get_concrete_function(self.signature)
 
     def _step(self, batch):
         terms_of = self._terms_by_model if self.model.run_eagerly else self._terms
@@ -250,38 +118,6 @@ class Engine:
 
     def _is_separable(self, call):
         return call.tensors and call.has_outputs_apart and call.layer in self.separable
-
-    def _find_separable(self, batch):
-        """Return the layers to which the k-th example brings the k-th row, alone or in a batch.
-
-        Tried with one example and with two: a layer that sees several rows per example (a reshape,
-        a concatenation along the first axis), examples in another order or time before examples, is
-        not separable; and none is if the model's answer to an example depends on the other.
-        """
-        called = []
-
-        def look(batch):
-            tape = tf.GradientTape(watch_accessed_variables=False)
-            with tape, measuring(self.layers):
-                targets, calls = self._forward(batch, tape)
-            graph = targets[0].graph
-            own = [call for call in calls if call.graph is graph and call.tensors]
-            called[:] = [call.layer for call in own]
-            return targets, [call.tensors for call in own]
-
-        look = tf.function(look, autograph=False).get_concrete_function(_signature(batch))
-        alone, together = (
-            look(tf.nest.map_structure(lambda tensor, rows=rows: tf.gather(tensor, rows), batch))
-            for rows in ([0], [0, min(1, count_examples(batch) - 1)])
-        )
-        if not all(map(_is_first_of_two, alone[0], together[0])):
-            return set()
-        strange = {
-            layer
-            for layer, ones, twos in zip(called, alone[1], together[1], strict=True)
-            if not all(map(_is_first_of_two, ones, twos))
-        }
-        return set(called) - strange
 
     def _forward(self, batch, tape):
         inputs, extra = batch
@@ -373,17 +209,6 @@ class Engine:
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         return [self.magnitude(tf.convert_to_tensor(gradient)) for gradient in gradients]
-
-
-def _is_first_of_two(one, two):
-    """Return whether `[1, ...]` is the first row of `[2, ...]`, to rounding."""
-    one, two = np.asarray(one), np.asarray(two)
-    if one.shape[:1] != (1,) or two.shape[:1] != (2,) or one.shape[1:] != two.shape[1:]:
-        return False
-    if not np.issubdtype(one.dtype, np.number):
-        return np.array_equal(one, two[:1])
-    scale = np.abs(one[np.isfinite(one)]).max(initial=0.0)
-    return np.allclose(one, two[:1], rtol=1e-3, atol=1e-5 * scale, equal_nan=True)
 
 
 def _deltas(tape, target, calls):

@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from .batches import batches, count_examples
-from .engine import Engine, run_engine
+from .engine import Engine
+from .measure import run_engine
 from .outputs import LOGITS
 from .rules.slices import SLICE_BYTES
 
