@@ -39,8 +39,9 @@ class MASModel(keras.Model):
         strength: λ ≥ 0, the weight of the penalty beside the loss. 0 is plain fine-tuning.
         penalty: `"in_loss"`, the paper's; or `"decoupled"`: the optimizer steps on the task's loss
             alone, and then θ ← θ* + (θ − θ*) / (1 + 2 η λ Ω) with the learning rate η, the proximal
-            step of the same penalty, as AdamW treats weight decay. It is stable for every λ. Under
-            Adam, which enlarges small gradients, the same λ holds less than in the loss.
+            step of the same penalty, as AdamW treats weight decay. It is stable for every λ. The
+            same λ holds less than in the loss: with momentum m like λ (1 − m), and under Adam,
+            which enlarges small gradients, like a thousandth in our experiments. Start from 10.
         memory: A `SynapticMemory` that several models share, heads on one trunk for example: the
             weights that it attends to are held, and `strength` is its own. None for a memory of
             this model, of all its trainable weights.
