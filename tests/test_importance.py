@@ -472,14 +472,17 @@ def test_data_that_the_model_does_not_take():
     model = keras.Model(inputs, layers.Dense(2)(inputs), name="net")
     weights = model.get_weights()
     words = np.array([["a", "b", "c"]])
-    with pytest.raises(ValueError, match=r"'net' can take.*\(1, 3\) string in batch 1 \(counted"):
-        compute_importance(model, iter([np.ones([2, 3]), words]))
+    with pytest.raises(ValueError, match=r"'net' can take.*\(1, 3\) string in batch 0 \(counted"):
+        compute_importance(model, words)
     with pytest.raises(ValueError, match="arrays of numbers.*ndarray of dtype object"):
         compute_importance(model, np.array([[1, "b", None]], dtype=object))
     with pytest.raises(
         ValueError, match="Expected arrays .N, .... of examples. Received: a single"
     ):
         compute_importance(model, iter([1, 2]))
+    for other in (np.ones([2, 3], "float32"), [np.ones([2, 3])], {"a": np.ones([2, 3])}):
+        with pytest.raises(ValueError, match=r"Expected every batch of one structure.*and then"):
+            compute_importance(model, iter([np.ones([2, 3]), other]))
     # The second batch is no other length of the same thing: the model refuses it, and says so.
     with pytest.raises(ValueError, match=r"expected shape=\(None, 3\), found shape=\(None, 2\)"):
         compute_importance(model, iter([np.ones([2, 3]), np.ones([2, 2])]))

@@ -234,7 +234,18 @@ def _signature(batch):
 def _common_signature(known, new):
     if known is None:
         return new
-    return tf.nest.map_structure(lambda a, b: a.most_specific_common_supertype([b]), known, new)
+    try:
+        common = tf.nest.map_structure(
+            lambda a, b: a.most_specific_common_supertype([b]), known, new
+        )
+    except (TypeError, ValueError):
+        common = None
+    if common is None or None in tf.nest.flatten(common):
+        raise ValueError(
+            f"Expected every batch of one structure, and of one dtype and rank in each part. "
+            f"Received: {known[0]}, and then {new[0]}."
+        )
+    return common
 
 
 def _sum_dtype(weight):
