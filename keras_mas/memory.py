@@ -266,6 +266,11 @@ class SynapticMemory:
         """Return Ω_now by path of the trainable weights that are held."""
         if not isinstance(inputs, ImportanceSums):
             return compute_importance(model, inputs, **options)
+        if options:
+            raise ValueError(
+                f"Expected sums alone, which were measured with options of their own. Received: "
+                f"{', '.join(options)} beside them. Pass these to `measure_sums`."
+            )
         importance, held = inputs.mean(), self._held(model)
         for path in trainable_weights(model).keys() & held.keys():
             if path not in importance:

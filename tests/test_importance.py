@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
-from reference import importance_by_differences
+from reference import importance_by_differences, importance_by_plain_tape
 
 from keras_mas import compute_importance, importance_one_by_one
 from keras_mas.importance import ImportanceSums, measure_sums, rule
@@ -260,6 +260,229 @@ def mixing(inputs):
     return Mixing()(inputs)
 
 
+class Keeping(layers.Layer):
+    """Leaves something in an attribute, or takes something from one, or moves a state."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="normal", name="scale")
+        self.calls = self.add_weight(shape=(), initializer="ones", trainable=False, name="calls")
+
+    def call(self, inputs):
+        self.kept = keras.ops.tanh(inputs * self.scale)
+        if self.way == "takes":
+            return self.kept * self.beside
+        if self.way == "moves":
+            self.calls.assign_add(1.0)
+            return self.kept * self.calls
+        return inputs * self.kept
+
+
+class Around(keras.Model):
+    """Puts a function of its inputs and one layer between two Dense layers."""
+
+    def __init__(self, function, layer):
+        super().__init__()
+        self.function, self.layer = function, layer
+        self.before = layers.Dense(12, activation="tanh")
+        self.after = layers.Dense(2)
+
+    def call(self, inputs):
+        return self.after(self.function(self.before(inputs), self.layer))
+
+
+def leaves_an_attribute(x, layer):
+    return layer(x) + layer.kept
+
+
+def takes_an_attribute(x, layer):
+    layer.beside = x + 1
+    return layer(x)
+
+
+def gradient_inside(x, layer):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        energy = layer(x)
+    return tape.gradient(energy, x)
+
+
+def rows_by_the_data(x, layer):
+    keep = keras.ops.reshape(x, (-1, 4, 3))[..., 0] > 0
+    rows = tf.boolean_mask(keras.ops.reshape(x, (-1, 4, 3)), keep)
+    answers = tf.scatter_nd(tf.where(keep), layer(rows), (*keras.ops.shape(keep), 3))
+    return keras.ops.reshape(answers, (-1, 12))
+
+
+class Tokens(layers.Layer):
+    """Answers with several rows per example."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(3, 3), initializer="normal", name="kernel")
+
+    def call(self, inputs):
+        return keras.ops.tanh(keras.ops.matmul(keras.ops.reshape(inputs, (-1, 3)), self.kernel))
+
+
+class Beside(layers.Layer):
+    """Answers with a tensor, and with something beside it."""
+
+    def __init__(self, beside):
+        super().__init__()
+        self.beside = beside
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]), initializer="normal")
+
+    def call(self, inputs):
+        z = keras.ops.tanh(keras.ops.matmul(inputs, self.kernel))
+        return z, self.beside(z, self.kernel)
+
+
+class Complex(Beside):
+    def call(self, inputs):
+        z = keras.ops.matmul(inputs, self.kernel)
+        return tf.complex(z, 2 * z * z)
+
+
+class Sparse(layers.Layer):
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(12, 12), initializer="normal")
+
+    def call(self, inputs, dense):
+        return tf.tanh(tf.sparse.sparse_dense_matmul(inputs, self.kernel)) * dense
+
+
+def around(function, layer):
+    """Return a network around a layer that is used in a strange way."""
+
+    def network(inputs):
+        return Around(function, layer())(inputs)
+
+    network.__name__ = f"{function.__name__}_{layer.__name__}"
+    return network
+
+
+def first(x, layer):
+    return layer(x)[0]
+
+
+def as_tokens(x, layer):
+    return keras.ops.reshape(layer(x), (-1, 12))
+
+
+def absolute(x, layer):
+    return tf.abs(layer(x)) ** 2
+
+
+def sparse_and_dense(x, layer):
+    return layer(tf.sparse.from_dense(x), x)
+
+
+def some_columns(x, layer):
+    return keras.ops.take(layer(x), [1, 5], axis=1)
+
+
+def alone(x, layer):
+    return layer(x)
+
+
+def dense():
+    return layers.Dense(12, activation="tanh")
+
+
+def leaves():
+    return Keeping("leaves")
+
+
+def takes():
+    return Keeping("takes")
+
+
+def moves():
+    return Keeping("moves")
+
+
+def per_row():
+    return layers.Dense(3)
+
+
+def tokens():
+    return Tokens()
+
+
+def norm_beside():
+    return Beside(lambda z, kernel: keras.ops.sum(kernel**2))
+
+
+def none_beside():
+    return Beside(lambda z, kernel: None)
+
+
+def choice_beside():
+    return Beside(lambda z, kernel: keras.ops.argmax(z, axis=-1))
+
+
+def doubles_beside():
+    return Beside(lambda z, kernel: tf.cast(z, tf.float64))
+
+
+def complex_numbers():
+    return Complex(None)
+
+
+class ImplicitMask(layers.Layer):
+    """Has a layer inside that takes its mask from the tensor itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+        self.inner = layers.GRU(3)
+
+    def build(self, shape):
+        self.inner.build(shape)
+        self.gain = self.add_weight(shape=(3,), initializer="ones", name="gain")
+
+    def call(self, inputs):
+        return self.inner(inputs) * self.gain
+
+
+class TwoAnswers(ImplicitMask):
+    """Answers with a masked sequence, and its mean."""
+
+    def build(self, shape):
+        self.inner = layers.Masking(0.0)
+
+    def call(self, inputs):
+        x = self.inner(inputs)
+        return x, keras.ops.mean(x, axis=1)
+
+
+def some_zeros(inputs):
+    return layers.Reshape([4, 4])(layers.ReLU(threshold=0.8)(inputs))
+
+
+def implicit_mask(inputs):
+    return layers.Dense(2)(ImplicitMask()(layers.Masking(0.0)(some_zeros(inputs))))
+
+
+class MaskBesideMean(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.two, self.gru, self.out = TwoAnswers(), layers.GRU(3), layers.Dense(2)
+
+    def call(self, inputs):
+        x, mean = self.two(inputs)
+        return self.out(self.gru(x))
+
+
+def mask_beside_mean(inputs):
+    return MaskBesideMean()(some_zeros(inputs))
+
+
 NETWORKS = [
     named,
     reshaped,
@@ -277,6 +500,21 @@ NETWORKS = [
     gated,
     masked,
     two_answers,
+    implicit_mask,
+    mask_beside_mean,
+    around(alone, moves),
+    around(leaves_an_attribute, leaves),
+    around(takes_an_attribute, takes),
+    around(gradient_inside, dense),
+    around(rows_by_the_data, per_row),
+    around(as_tokens, tokens),
+    around(first, norm_beside),
+    around(first, none_beside),
+    around(first, choice_beside),
+    around(first, doubles_beside),
+    around(absolute, complex_numbers),
+    around(sparse_and_dense, Sparse),
+    around(some_columns, dense),
 ]
 
 
@@ -286,6 +524,8 @@ def test_every_network_agrees_with_the_definition(network):
     model = keras.Model(inputs, network(inputs))
     x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
     slow = importance_one_by_one(model, x)
+    # Nothing that watches a layer may change what the model answers.
+    assert_same(slow, importance_by_plain_tape(model, x))
     assert_same(compute_importance(model, x, batch_size=3), slow)
     # A first batch of one tells nothing of how examples stand beside each other.
     assert_same(compute_importance(model, iter([x[:1], x[1:5], x[5:]])), slow)
@@ -383,6 +623,54 @@ def test_losses_and_states_of_layers_stay_as_they_were(measure):
     assert [float(loss) for loss in model.losses] == before
     assert before[0] > 0
     assert float(counting.calls) == calls
+
+
+@pytest.mark.parametrize("output", ["logits", "layers"])
+@WAYS
+def test_a_function_of_tensorflow_is_not_left_with_a_trace_of_ours(measure, output):
+    class Compiled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.out = layers.Dense(4), layers.Dense(2, activation="softmax")
+
+        @tf.function
+        def call(self, inputs):
+            return self.out(self.inner(inputs))
+
+    keras.utils.set_random_seed(0)
+    model, plain = Compiled(), keras.Sequential([layers.Dense(4), layers.Dense(2, "softmax")])
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+    model(x[:2])
+    plain(x[:2])
+    plain.set_weights(model.get_weights())
+    found, expected = measure(model, x, output=output), measure(plain, x, output=output)
+    for one, other in zip(found.values(), expected.values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+    # A trace with our held inputs in it would let the first layer learn nothing.
+    before = model.inner.kernel.numpy()
+    model.compile("sgd", "mse")
+    model.fit(x, np.zeros([6, 2]), verbose=0)
+    assert np.abs(model.inner.kernel.numpy() - before).max() > 0
+
+
+def test_examples_that_are_alike_do_not_hide_their_order():
+    inputs = keras.Input([16])
+    model = keras.Model(inputs, swapped(inputs))
+    x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
+    x[1] = x[0]
+    assert_same(compute_importance(model, x), importance_one_by_one(model, x))
+
+
+def test_outputs_of_several_kinds():
+    keras.backend.set_floatx("float32")
+    inputs = keras.Input([2])
+    single = layers.Dense(1, name="single")(inputs)
+    double = layers.Dense(1, dtype="float64", name="double")(inputs)
+    model = keras.Model(inputs, [single, double])
+    x = np.random.default_rng(1).normal(size=(4, 2)).astype("float32")
+    assert_same(compute_importance(model, x), importance_one_by_one(model, x))
+    with pytest.raises(ValueError, match="Expected at least one output tensor"):
+        compute_importance(model, x, output=lambda outputs: [])
 
 
 def test_a_model_that_runs_eagerly(caplog):
@@ -491,6 +779,29 @@ def test_data_that_the_model_does_not_take():
 
 
 @WAYS
+def test_a_branch_of_python_on_a_tensor(measure):
+    class Branching(layers.Layer):
+        def call(self, inputs):
+            return inputs if keras.ops.sum(inputs) > 0 else -inputs
+
+    class Outer(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.branching = layers.Dense(2), Branching()
+
+        def call(self, inputs):
+            return self.branching(self.dense(inputs))
+
+    model = Outer()
+    model(np.ones([1, 2]))
+    if measure is importance_one_by_one:  # runs eagerly
+        assert len(measure(model, np.ones([2, 2]))) == 2
+        return
+    with pytest.raises(ValueError, match=r"compile\(run_eagerly=True\)"):
+        measure(model, np.ones([2, 2]))
+
+
+@WAYS
 def test_infinite_outputs_are_named_by_batch(measure):
     with pytest.raises(ValueError, match=r"outputs.*'sequential'.*batch 1 \(counted from 0\)"):
         measure(line(1, 0), iter([column(1), column(np.nan)]))
@@ -593,8 +904,13 @@ def test_every_network_layer_by_layer(network):
     inputs = keras.Input([16])
     model = keras.Model(inputs, network(inputs))
     x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
-    fast = compute_importance(model, x, batch_size=3, output="layers")
-    assert_same(fast, importance_one_by_one(model, x, output="layers"))
+    try:
+        slow = importance_one_by_one(model, x, output="layers")
+    except ValueError:  # a layer of it has no function of its own, example by example
+        with pytest.raises(ValueError, match="Expected|Exception encountered"):
+            compute_importance(model, x, batch_size=3, output="layers")
+    else:
+        assert_same(compute_importance(model, x, batch_size=3, output="layers"), slow)
 
 
 def test_a_layer_alone_is_a_model_of_one_layer():
@@ -641,6 +957,9 @@ def test_shards_add_up_in_any_order(tmp_path):
     # The mean of the shards' means would weigh a like b.
     with pytest.raises(ValueError, match=r"one model.*differ in '.*', of shape"):
         a + measure_sums(line(1, 0), column(1))
+    for sums, examples in [(-1.0, 1), (np.nan, 1), (1.0, 0)]:
+        with pytest.raises(ValueError, match="Expected (finite sums|at least one example)"):
+            ImportanceSums({"w": np.array(sums)}, examples)
     np.savez(tmp_path / "other.npz", x=x)
     with pytest.raises(ValueError, match="Expected sums written by `ImportanceSums.save`"):
         ImportanceSums.load(tmp_path / "other.npz")

@@ -74,6 +74,7 @@ CASES = {
     layers.DepthwiseConv1D: [
         (LINE, dict(kernel_size=3)),
         (LINE, dict(kernel_size=3, depth_multiplier=2, padding="same", activation="relu")),
+        (LINE, dict(kernel_size=2, dilation_rate=2, padding="same")),
     ],
     layers.DepthwiseConv2D: [
         (IMAGE, dict(kernel_size=3)),
@@ -107,6 +108,7 @@ CASES = {
         (VECTOR, dict()),
         (IMAGE, dict(axis=[1, 2])),
         (IMAGE, dict(axis=2)),
+        (IMAGE, dict(axis=[1, -1])),
         (LINE, dict(center=False)),
         (LINE, dict(scale=False)),
     ],
@@ -214,8 +216,8 @@ def build(kind, shape, options):
 
 def examples(model, count):
     rng = np.random.default_rng(3)
-    if model.input.dtype == "int32":
-        return rng.integers(0, 4, size=(count, *model.input_shape[1:]))
+    if model.input.dtype == "int32":  # Keras counts negative ones from the end
+        return rng.integers(-2, 4, size=(count, *model.input_shape[1:]))
     return rng.normal(size=(count, *model.input_shape[1:]))
 
 
@@ -382,8 +384,22 @@ def source_of(parent):
     return inspect.getsource(parent)
 
 
-def test_a_scale_on_other_axes_than_the_normalized_ones():
-    # Of two axes of one length, Keras 3.15 normalizes the first here and scales the second.
-    model = build(layers.RMSNormalization, (3, 3), {"axis": [1]})
+@pytest.mark.parametrize(
+    ("kind", "shape", "options"),
+    [
+        # Of two axes of one length, Keras 3.15 normalizes the first here and scales the second,
+        (layers.RMSNormalization, (3, 3), dict(axis=[1])),
+        # and adds a bias along the last axis, if that has its length, whatever axis it is of.
+        (
+            layers.EinsumDense,
+            LINE,
+            dict(equation="abc,cd->abd", output_shape=(9, 9), bias_axes="b"),
+        ),
+        (layers.Conv2D, (4, 6, 6), dict(filters=4, kernel_size=3, data_format="channels_first")),
+    ],
+    ids=identify,
+)
+def test_a_weight_on_another_axis_than_said(kind, shape, options):
+    model = build(kind, shape, options)
     x = examples(model, 4)
     assert_same(compute_importance(model, x), importance_one_by_one(model, x), 1e-4)

@@ -17,13 +17,23 @@ def squared_norms(outputs):
     Returns:
         Tensor `[N]`, float32, or float64 where an output is.
     """
-    return tf.add_n([_squared_norm(output) for output in tf.nest.flatten(outputs)])
+    norms = [_squared_norm(output) for output in tf.nest.flatten(outputs)]
+    widest = tf.float64 if any(norm.dtype == tf.float64 for norm in norms) else tf.float32
+    return tf.add_n([tf.cast(norm, widest) for norm in norms])
 
 
 def _squared_norm(output):
-    # Half precision would overflow at ‖F‖ = 256.
-    output = output if output.dtype == tf.float64 else tf.cast(output, tf.float32)
-    return tf.reduce_sum(tf.square(output), axis=tf.range(1, tf.rank(output)))
+    if output.shape.rank == 0:
+        raise ValueError(
+            "Expected outputs with a row for each example. Received: a single number. Choose "
+            "another `output`."
+        )
+    squares = tf.square(output)
+    if output.dtype.is_complex:
+        squares = tf.math.real(output * tf.math.conj(output))
+    elif output.dtype != tf.float64:
+        squares = tf.square(tf.cast(output, tf.float32))  # half precision would overflow at 256
+    return tf.reduce_sum(squares, axis=tf.range(1, tf.rank(output)))
 
 
 def is_finite(norms, *magnitudes):
@@ -31,6 +41,24 @@ def is_finite(norms, *magnitudes):
     # A sum tells in one pass; in float32 and of terms ≥ 0 it is not infinite by itself.
     sums = [tf.reduce_sum(tensor) for tensor in (norms, *magnitudes)]
     return tf.reduce_all([tf.math.is_finite(total) for total in sums])
+
+
+# What TensorFlow raises on data that a model was not made for, or on Python's `if` of a tensor.
+FAILURES = (tf.errors.OpError, tf.errors.OperatorNotAllowedInGraphError)
+
+
+def refused(model, inputs, number, error):
+    """Return the error of a batch, counted from 0, that TensorFlow has failed on."""
+    received = tf.nest.map_structure(
+        lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype.name}", inputs
+    )
+    said = str(error).strip().split("\n\n")[-1].splitlines()[0]  # what stands before is a trace
+    return ValueError(
+        f"Expected inputs that '{model.name}' can take, and outputs with a row for each of them. "
+        f"Received: {received} in batch {number} (counted from 0), on which TensorFlow said: "
+        f"{said}. Try `model(batch)`; a model that needs the numbers themselves in its "
+        "`call` is measured after `compile(run_eagerly=True)`."
+    )
 
 
 def not_finite(model, number):
@@ -79,7 +107,10 @@ def importance_one_by_one(model, inputs, *, output=LOGITS):
         for k in range(count_examples(batch)):
             example = tf.nest.map_structure(lambda array, k=k: array[k : k + 1], batch)
             with measuring(layers), tf.GradientTape() as tape:
-                norm = squared_norms(learned_function(model, example, tape, output)[0])
+                try:
+                    norm = squared_norms(learned_function(model, example, tape, output)[0])
+                except FAILURES as error:
+                    raise refused(model, example, number, error) from error
             gradients = tape.gradient(
                 norm,
                 [weight.value for weight in weights.values()],

@@ -117,7 +117,7 @@ class Engine:
             yield target, terms
 
     def _is_separable(self, call):
-        return call.tensors and call.has_outputs_apart and call.layer in self.separable
+        return call.tensors and call.layer in self.separable
 
     def _forward(self, batch, tape):
         inputs, extra = batch
@@ -135,9 +135,9 @@ class Engine:
         terms = {}
         for call in calls:
             apply = rule_for(call.layer)
-            if apply is None or not call.has_only_inputs:
+            if apply is None or not call.has_a_rules_form:
                 continue
-            sums = apply(call.layer, call.inputs, deltas[call], self.magnitude)
+            sums = apply(call.layer, call.tensors[0], *deltas[call], self.magnitude)
             for name, term in sums.items():
                 weight = getattr(call.layer, name)  # None without a bias, a tensor with LoRA
                 if self._is_measured(weight) and used_by[weight.path] <= call.operations:
@@ -187,16 +187,15 @@ class Engine:
 
         With δ_k held fixed, ∂‖F‖²/∂w = ∂⟨δ_k, z_k⟩/∂w, added up over the calls of the layer.
         """
-        examples = [(call.tensors, tf.nest.flatten(deltas[call])) for call in group]
+        examples = [(call.tensors, deltas[call]) for call in group]
 
         def term(*example):
             example = tf.nest.pack_sequence_as(examples, [tensor[None] for tensor in example])
             with tf.GradientTape() as tape:
                 product = 0.0
                 for call, (tensors, delta) in zip(group, example, strict=True):
-                    z = tf.nest.flatten(call.repeated(tensors))
-                    for d, part in zip(delta, z, strict=True):
-                        product += tf.reduce_sum(d * part)
+                    for d, z in zip(delta, call.repeated(tensors), strict=True):
+                        product += tf.cast(tf.reduce_sum(d * z), tf.float64)
             return self._magnitudes(tape, product, weights)
 
         sums = sum_over_examples(term, tuple(tf.nest.flatten(examples)))
@@ -212,16 +211,19 @@ class Engine:
 
 
 def _deltas(tape, target, calls):
-    """Return by call the gradient of the sum of a target `[n]` at its pre-activations.
+    """Return by call the gradients of the sum of a target `[n]` at its answers.
 
-    Examples do not mix, so row k of it is δ_k.
+    Examples do not mix, so row k of them is δ_k.
     """
     deltas = tape.gradient(
         target,
-        [call.preactivation for call in calls],
+        [call.answers for call in calls],
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
-    return dict(zip(calls, deltas, strict=True))
+    return {
+        call: [tf.convert_to_tensor(delta) for delta in parts]  # a gather leaves slices of it
+        for call, parts in zip(calls, deltas, strict=True)
+    }
 
 
 def _signature(batch):

@@ -4,10 +4,9 @@ import sys
 import time
 
 import keras
-import tensorflow as tf
 
 from .batches import batches, count_examples
-from .definition import not_finite
+from .definition import FAILURES, not_finite, refused
 from .engine import Engine
 from .outputs import LOGITS
 from .rules.slices import SLICE_BYTES
@@ -108,26 +107,14 @@ def run_engine(engine, data, verbose):
     for number, batch in enumerate(data):
         try:
             finite = engine.add(batch)
-        except tf.errors.OpError as error:
-            raise _refused(engine.model, batch, number, error) from error
+        except FAILURES as error:
+            raise refused(engine.model, batch[0], number, error) from error
         if not finite:
             raise not_finite(engine.model, number)
         examples += count_examples(batch)
         progress.update(examples)
     progress.update(examples, is_last=True)
     return ImportanceSums(engine.finished(), examples)
-
-
-def _refused(model, batch, number, error):
-    """Return the error of a batch that a model has failed on."""
-    taken, _ = batch
-    received = tf.nest.map_structure(
-        lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype.name}", taken
-    )
-    return ValueError(
-        f"Expected inputs that '{model.name}' can take. Received: {received} in batch {number} "
-        f"(counted from 0), and TensorFlow's {type(error).__name__}. Call `model(batch)` on it."
-    )
 
 
 class _Progress:

@@ -40,9 +40,13 @@ def learned_function(model, inputs, tape, choice):
             is in no layer.
     """
     apart = _functions_of_their_own(model) if choice == LAYERS else ()
-    with watching(flatten_layers(model), tape, apart) as calls:
+    # What a call of a layer moves (a counter, a codebook) it moves in this scope alone.
+    with watching(flatten_layers(model), tape, apart) as calls, keras.StatelessScope():
         outputs = model(inputs, training=False)
-    return _chosen(outputs, calls, choice), calls
+    tensors = [tensor for tensor in _chosen(outputs, calls, choice) if tensor is not None]
+    if not tensors:
+        raise ValueError(f"Expected at least one output tensor of '{model.name}'. Received: none.")
+    return tensors, calls
 
 
 def _functions_of_their_own(model):
@@ -67,7 +71,15 @@ def _functions_of_their_own(model):
 def _chosen(outputs, calls, choice):
     if callable(choice):
         return tf.nest.flatten(choice(outputs))
+    outer = tf.compat.v1.get_default_graph()
     if choice == LAYERS:
+        for call in calls:
+            if call.is_apart and call.graph is not outer:
+                raise ValueError(
+                    f"Expected every layer called by the model itself, for output='{LAYERS}'. "
+                    f"Received: '{call.layer.path}', called in a loop, a branch or a function of "
+                    "TensorFlow. Choose another output."
+                )
         answers = [_activated(call, calls) for call in calls if call.is_apart]
         ends = {id(tensor) for tensor in tf.nest.flatten(outputs)}
         return [
@@ -79,7 +91,7 @@ def _chosen(outputs, calls, choice):
         return tf.nest.flatten(outputs)
     if choice == LOGITS:
         return [_before_probabilities(tensor, calls) for tensor in tf.nest.flatten(outputs)]
-    named = [call for call in calls if call.layer.name == choice]
+    named = [call for call in calls if call.layer.name == choice and call.graph is outer]
     if not named:
         names = list(dict.fromkeys(call.layer.name for call in calls))
         raise ValueError(
@@ -93,7 +105,7 @@ def _before_probabilities(tensor, calls):
     """Return what a softmax or sigmoid made the tensor of, or the tensor itself."""
     for call in calls:
         if call.output is tensor and _ends_in_probabilities(call.layer):
-            return call.inputs if call.preactivation is tensor else call.preactivation
+            return call.tensors[0] if call.preactivation is tensor else call.preactivation
     return tensor
 
 
@@ -102,7 +114,7 @@ def _activated(call, calls):
     behind = [
         later
         for later in calls
-        if any(tensor is call.output for tensor in later.tensors)
+        if any(tensor is call.output for tensor in later.given)
         and not isinstance(later.layer, keras.Model)  # its first layer is there too
     ]
     if len(behind) == 1 and isinstance(behind[0].layer, _ACTIVATIONS):

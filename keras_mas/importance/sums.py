@@ -26,6 +26,17 @@ class ImportanceSums:
     sums: dict
     examples: int
 
+    def __post_init__(self):
+        """Refuse what is no sum of magnitudes over examples, with a ValueError."""
+        if self.examples < 1:
+            raise ValueError(f"Expected at least one example. Received: {self.examples}.")
+        for path, a in self.sums.items():
+            if not np.all(np.isfinite(a) & (a >= 0)):
+                raise ValueError(
+                    f"Expected finite sums of magnitudes, ≥ 0. Received: others in '{path}'. "
+                    "Measure this shard again."
+                )
+
     def __add__(self, other):
         """Return the sums over the examples of both; ValueError if they are of two models."""
         shapes = [{path: a.shape for path, a in part.sums.items()} for part in (self, other)]

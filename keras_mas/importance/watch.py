@@ -19,42 +19,80 @@ class Call:
     layer: keras.Layer
     graph: tf.Graph
     operations: frozenset  # names of the operations of the call, its activation left out
-    args: tuple
+    given: list  # the tensors that came to it
+    args: tuple  # what it was called with: these tensors, or copies that hold them fixed
     kwargs: dict
     preactivation: object  # tensor, or a structure of tensors
     output: object
     is_apart: bool  # whether the layer is a function of its own: its inputs are held fixed
 
     @property
-    def inputs(self):
-        """What the layer was called with first; None if everything was given by name."""
-        return self.args[0] if self.args else None
-
-    @property
     def tensors(self):
-        """All tensors that the layer was given."""
-        return [value for value in tf.nest.flatten((self.args, self.kwargs)) if _is_plain(value)]
+        """All tensors that it was called with."""
+        return _tensors((self.args, self.kwargs))
 
     @property
-    def has_only_inputs(self):
-        """Whether the first argument is the one tensor that the layer was given."""
-        return _is_plain(self.inputs) and len(self.tensors) == 1
+    def results(self):
+        """All tensors of its pre-activation."""
+        return _tensors(self.preactivation)
+
+    @property
+    def answers(self):
+        """The tensors of its pre-activation through which a gradient can flow."""
+        return _answers(self.preactivation)
+
+    @property
+    def has_a_rules_form(self):
+        """Whether one tensor, its first argument, goes in, and one comes out."""
+        one = len(self.tensors) == len(self.results) == len(self.answers) == 1
+        return one and bool(self.args) and _is_plain(self.args[0])
 
     @property
     def has_outputs_apart(self):
         """Whether no tensor of its output is made of another: those of an inner model may be."""
-        single = len(tf.nest.flatten(self.preactivation)) == 1
-        return single or not isinstance(self.layer, keras.Model)
+        return len(self.results) == 1 or not isinstance(self.layer, keras.Model)
+
+    def is_closed(self):
+        """Return whether it takes nothing but its tensors and variables, and leaves but its output.
+
+        A layer may read what another has left in an attribute, use a mask that a tensor carries, or
+        leave something itself; and a gradient taken inside a model reads the layer's weights again.
+        To be asked before any gradient is taken of the graph.
+        """
+        captured = {tensor.ref() for tensor in self.graph.internal_captures}
+        may_enter = captured | {tensor.ref() for tensor in self.tensors}
+        may_leave = captured | {tensor.ref() for tensor in self.results}
+        return not any(
+            self._takes(operation, may_enter) or self._leaves(operation, may_leave)
+            for operation in map(self.graph.get_operation_by_name, self.operations)
+        )
+
+    def _takes(self, operation, may_enter):
+        return any(
+            tensor.op.name not in self.operations
+            and tensor.op.type != "Const"
+            and tensor.ref() not in may_enter
+            for tensor in operation.inputs
+        )
+
+    def _leaves(self, operation, may_leave):
+        return operation.type != "Const" and any(
+            reader.name not in self.operations
+            for tensor in operation.outputs
+            if tensor.ref() not in may_leave
+            for reader in tensor.consumers()
+        )
 
     def repeated(self, tensors):
-        """Call the layer as it was called, with other tensors; return its pre-activation."""
+        """Call the layer as it was called, with other tensors; return its answers to them."""
         tensors = iter(tensors)
         args, kwargs = tf.nest.map_structure(
             lambda value: next(tensors) if _is_plain(value) else value, (self.args, self.kwargs)
         )
         activation = own_activation(self.layer)
-        with replaced(self.layer, **({"activation": None} if activation else {})):
-            return self.layer.call(*args, **kwargs)
+        without = replaced(self.layer, **({"activation": None} if activation else {}))
+        with without, keras.StatelessScope():
+            return _answers(_own_call(self.layer)(*args, **kwargs))
 
 
 @contextlib.contextmanager
@@ -72,13 +110,16 @@ def watching(layers, tape, apart=()):
     calls = []
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            recorded = _recording(layer, layer.call, calls.append, tape, layer in apart)
+            recorded = _recording(layer, calls.append, tape, layer in apart)
             stack.enter_context(replaced(layer, call=recorded))
         yield calls
 
 
-def _recording(layer, call, record, tape, is_apart):
+def _recording(layer, record, tape, is_apart):
+    call = _own_call(layer)
+
     def recorded(*args, **kwargs):
+        given = _tensors((args, kwargs))
         if is_apart:
             args, kwargs = tf.nest.map_structure(_held_fixed, (args, kwargs))
         graph = tf.compat.v1.get_default_graph()
@@ -86,15 +127,14 @@ def _recording(layer, call, record, tape, is_apart):
         activation = own_activation(layer)
         with replaced(layer, **({"activation": None} if activation else {})):
             preactivation = call(*args, **kwargs)
-        if len(tf.nest.flatten(preactivation)) > 1 and not isinstance(layer, keras.Model):
+        if len(_tensors(preactivation)) > 1 and not isinstance(layer, keras.Model):
             # Copies: the gradient at a state must not hold what flows through an output made of it.
             preactivation = tf.nest.map_structure(_copied, preactivation)
-        for tensor in tf.nest.flatten(preactivation):
-            if tf.is_tensor(tensor) and tensor.dtype.is_floating:
-                tape.watch(tensor)
+        for tensor in _answers(preactivation):
+            tape.watch(tensor)
         made = frozenset(operation.name for operation in graph.get_operations()[before:])
         output = activation(preactivation) if activation else preactivation
-        record(Call(layer, graph, made, args, kwargs, preactivation, output, is_apart))
+        record(Call(layer, graph, made, given, args, kwargs, preactivation, output, is_apart))
         return output
 
     return recorded
@@ -104,12 +144,35 @@ def _is_plain(value):
     return isinstance(value, tf.Tensor)
 
 
+def _own_call(layer):
+    # Not a `tf.function` itself, which would keep what is traced while the layer is watched.
+    return getattr(layer.call, "python_function", layer.call)
+
+
+def _tensors(structure):
+    return [value for value in tf.nest.flatten(structure) if _is_plain(value)]
+
+
+def _answers(structure):
+    return [tensor for tensor in _tensors(structure) if tensor.dtype.is_floating]
+
+
 def _copied(value):
-    return tf.identity(value) if _is_plain(value) else value
+    return _masked_as(value, tf.identity(value)) if _is_plain(value) else value
 
 
 def _held_fixed(value):
-    return tf.stop_gradient(value) if _is_plain(value) and value.dtype.is_floating else value
+    if not (_is_plain(value) and value.dtype.is_floating):
+        return value
+    return _masked_as(value, tf.stop_gradient(value))
+
+
+def _masked_as(tensor, copy):
+    """Give a copy the mask that Keras hangs on a tensor."""
+    mask = getattr(tensor, "_keras_mask", None)
+    if mask is not None:
+        copy._keras_mask = mask
+    return copy
 
 
 def own_activation(layer):
@@ -139,12 +202,11 @@ def replaced(instance, **attributes):
 
 @contextlib.contextmanager
 def measuring(layers):
-    """Compute in the precision of the variables, and leave no update and no loss in the layers.
+    """Compute in the precision of the variables, and leave no loss in the layers.
 
     Half precision would overflow in ∂‖F‖².
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(keras.StatelessScope())
         for layer in layers:
             stack.enter_context(replaced(layer, _losses=[]))
             if layer.compute_dtype != layer.variable_dtype:

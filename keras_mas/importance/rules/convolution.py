@@ -12,9 +12,9 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from .dense import kernel_sum
+from .dense import bias_sums, kernel_sum
 from .registry import rule
-from .slices import flat_positions, sum_first, sum_over_slices, sum_to_axes
+from .slices import flat_positions, sum_first, sum_over_slices
 
 # Offsets are multiplied together until they have so many rows: a product of three rows, as the
 # first layer of an image network would have, costs as much time as one of thirty.
@@ -24,48 +24,49 @@ _LEAST_ROWS = 32
 @rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 def convolution(layer, inputs, delta, magnitude):
     """Return the sums of a convolution with kernel `[*offsets, I / groups, O]`."""
-    a, delta = _channels_last(layer, inputs), _channels_last(layer, delta)
-    kernel = _kernel_sum(a, delta, layer, magnitude, layer.groups)
+    a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
+    kernel = _kernel_sum(a, d, layer, magnitude, layer.groups)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
 @rule(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 def transposed_convolution(layer, inputs, delta, magnitude):
     """Return the sums of a transposed convolution with kernel `[*offsets, O, I]`."""
-    a, delta = _channels_last(layer, inputs), _channels_last(layer, delta)
-    kernel = _kernel_sum(delta, a, layer, magnitude)
+    a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
+    kernel = _kernel_sum(d, a, layer, magnitude)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
 @rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 def depthwise_convolution(layer, inputs, delta, magnitude):
     """Return the sums of a convolution per channel with kernel `[*offsets, I, multiplier]`."""
-    a, delta = _channels_last(layer, inputs), _channels_last(layer, delta)
-    kernel = _depthwise_sum(a, delta, layer, layer.kernel.shape, magnitude)
+    a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
+    kernel = _depthwise_sum(a, d, layer, layer.kernel.shape, magnitude)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
 @rule(layers.SeparableConv1D, layers.SeparableConv2D)
 def separable_convolution(layer, inputs, delta, magnitude):
     """Return the sums of z = pointwise(depthwise(a)): each kernel with its own inputs and δ."""
-    a, delta = _channels_last(layer, inputs), _channels_last(layer, delta)
-    middle = _depthwise(a, layer.depthwise_kernel, layer)
+    a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
+    middle = _depthwise(a, layer.depthwise_kernel, layer, layer.padding)
     matrix = tf.reshape(layer.pointwise_kernel, layer.pointwise_kernel.shape[-2:])
-    middle_delta = tf.matmul(delta, matrix, transpose_b=True)
+    middle_delta = tf.matmul(d, matrix, transpose_b=True)
     shape = layer.depthwise_kernel.shape
     return _sums(
         layer,
         delta,
         magnitude,
         depthwise_kernel=_depthwise_sum(a, middle_delta, layer, shape, magnitude),
-        pointwise_kernel=kernel_sum(middle, delta, magnitude),
+        pointwise_kernel=kernel_sum(middle, d, magnitude),
     )
 
 
 def _sums(layer, delta, magnitude, **kernels):
     """Return the sums of kernels in the shape of their weights, and of the bias."""
     sums = {name: tf.reshape(terms, getattr(layer, name).shape) for name, terms in kernels.items()}
-    return sums | {"bias": tf.reduce_sum(magnitude(sum_to_axes(delta, [-1])), axis=0)}
+    behind = delta.shape.rank - 2 if layer.data_format == "channels_first" else 0
+    return sums | bias_sums(layer, delta, magnitude, behind)
 
 
 def _kernel_sum(a, z, layer, magnitude, groups=1):
@@ -112,9 +113,10 @@ def _depthwise_sum(a, delta, layer, shape, magnitude):
 
     def part(a_part, delta_part):
         side_by_side = tf.zeros([*offsets, tf.shape(a_part)[0] * features, multiplier], a.dtype)
+        padded = _padded(a_part, delta_part, layer)
         with tf.GradientTape() as tape:
             tape.watch(side_by_side)
-            z = _depthwise(_examples_as_channels(a_part), side_by_side, layer)
+            z = _depthwise(_examples_as_channels(padded), side_by_side, layer, "valid")
         g = tape.gradient(z, side_by_side, output_gradients=_examples_as_channels(delta_part))
         by_example = tf.reshape(g, [*offsets, -1, features, multiplier])
         return tf.reduce_sum(magnitude(by_example), axis=len(offsets))
@@ -122,13 +124,13 @@ def _depthwise_sum(a, delta, layer, shape, magnitude):
     return sum_over_slices(part, (a, delta), math.prod(filter(None, a.shape[1:])))
 
 
-def _depthwise(a, kernel, layer):
+def _depthwise(a, kernel, layer, padding):
     # Keras has no causal padding here; a layer refuses it too.
     return keras.ops.depthwise_conv(
         a,
         kernel,
         strides=layer.strides,
-        padding=layer.padding,
+        padding=padding,
         dilation_rate=layer.dilation_rate,
         data_format="channels_last",
     )
@@ -147,19 +149,29 @@ def _offsets(a, z, layer):
 
     Plain slices serve every rank and dilation, which TensorFlow's own patch extraction does not.
     """
-    geometry = list(zip(layer.kernel_size, layer.strides, layer.dilation_rate, strict=True))
+    geometry = _geometry(layer)
     sizes = [_size(z, axis + 1) for axis in range(len(geometry))]
-    pads = [
-        _pads(layer.padding, _size(a, axis + 1), size, *one)
-        for axis, (size, one) in enumerate(zip(sizes, geometry, strict=True))
-    ]
 
     def seen(part):
-        padded = tf.pad(part, [(0, 0), *pads, (0, 0)])
+        padded = _padded(part, z, layer)
         for offset in itertools.product(*map(range, layer.kernel_size)):
             yield padded[(slice(None), *_seen(offset, sizes, geometry))]
 
     return seen
+
+
+def _padded(a, z, layer):
+    """Return the inputs with the zeros around them that a layer adds to answer with z."""
+    pads = [
+        _pads(layer.padding, _size(a, axis + 1), _size(z, axis + 1), *one)
+        for axis, one in enumerate(_geometry(layer))
+    ]
+    return tf.pad(a, [(0, 0), *pads, (0, 0)])
+
+
+def _geometry(layer):
+    """Return kernel size, stride and dilation, per axis."""
+    return list(zip(layer.kernel_size, layer.strides, layer.dilation_rate, strict=True))
 
 
 def _seen(offset, sizes, geometry):

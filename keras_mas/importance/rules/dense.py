@@ -13,10 +13,7 @@ from .slices import flat_positions, sum_first, sum_over_slices, sum_to_shape
 @rule(layers.Dense)
 def dense(layer, inputs, delta, magnitude):
     """Return the sums for z = aW + b."""
-    return {
-        "kernel": kernel_sum(inputs, delta, magnitude),
-        "bias": bias_sum(layer.bias, delta, magnitude),
-    }
+    return {"kernel": kernel_sum(inputs, delta, magnitude)} | bias_sums(layer, delta, magnitude)
 
 
 def kernel_sum(inputs, delta, magnitude):
@@ -35,17 +32,44 @@ def kernel_sum(inputs, delta, magnitude):
     return sum_over_slices(part, positions, elements=inputs.shape[-1] * delta.shape[-1])
 
 
-def bias_sum(bias, delta, magnitude):
-    """Return Σ_k magnitude(Σ_t δ_kt) for a bias added by broadcasting, or zeros without one."""
-    shape = [] if bias is None else bias.shape
-    return tf.reduce_sum(magnitude(sum_to_shape(delta, shape)), axis=0)
+def bias_sums(layer, delta, magnitude, behind=0):
+    """Return Σ_k magnitude(Σ_t δ_kt) for the bias of a layer, or nothing where it has none.
+
+    Args:
+        layer: Layer with a `bias`, which may be None.
+        delta: δ, `[N, ...]`.
+        magnitude: As for a rule.
+        behind: The number of axes of the outputs behind those of the bias.
+    """
+    if layer.bias is None:
+        return {}
+    shape = [*layer.bias.shape, *[1] * behind]
+    if _is_added_elsewhere(shape, delta.shape):
+        return {}
+    sums = tf.reduce_sum(magnitude(sum_to_shape(delta, shape)), axis=0)
+    return {"bias": tf.reshape(sums, layer.bias.shape)}
+
+
+def _is_added_elsewhere(shape, outputs):
+    """Return whether Keras adds a bias along another axis than its shape says.
+
+    `keras.ops.add` (3.15) takes a vector for a bias of the last axis, or else of the second, if
+    that has its length.
+    """
+    vector = [size for size in shape if size != 1]
+    if len(vector) != 1:
+        return False
+    axis = outputs.rank - len(shape) + shape.index(vector[0])
+    if outputs[-1] == vector[0]:
+        return axis != outputs.rank - 1
+    return outputs[1] == vector[0] and axis != 1
 
 
 @rule(layers.EinsumDense)
 def einsum_dense(layer, inputs, delta, magnitude):
     """Return the sums for z = einsum(equation, a, W) + b, by the same letters."""
     a, w, z = _letters(layer.equation, inputs.shape.rank)
-    sums = {"bias": bias_sum(layer.bias, delta, magnitude)}
+    sums = bias_sums(layer, delta, magnitude)
     # Where each letter names one axis, and the examples' letter is no axis of W, g_k is the
     # contraction of a_k and δ_k. The rare equation that is not so is measured by its definition.
     is_plain = all(len(set(letters)) == len(letters) for letters in (a, w, z))

@@ -13,9 +13,16 @@ _NEUTRAL = {"gamma": 1.0, "scale": 1.0, "beta": 0.0}
 @rule(layers.BatchNormalization, layers.LayerNormalization, layers.GroupNormalization)
 def normalization(layer, inputs, delta, magnitude):
     """Return the sums for z = γ∘â + β, with â the normalized input: g_γ = Σ_t δ∘â, g_β = Σ_t δ."""
-    return {
+    sums = {
         "gamma": _sum(delta * _normalized(layer, inputs), layer, magnitude),
         "beta": _sum(delta, layer, magnitude),
+    }
+    weights = {name: getattr(layer, name) for name in sums}
+    # Keras reads weights over several axes in the order of the input's axes, whatever their shape.
+    return {
+        name: tf.reshape(sums[name], weight.shape)
+        for name, weight in weights.items()
+        if weight is not None
     }
 
 

@@ -15,7 +15,7 @@ def embedding(layer, inputs, delta, magnitude):
     array of examples × symbols is made: a row per pair that occurs.
     """
     symbols, features = layer.embeddings.shape
-    inputs = tf.cast(inputs, tf.int64)
+    inputs = tf.cast(inputs, tf.int64) % symbols  # Keras counts negative ones from the end
     example = tf.range(tf.shape(inputs, tf.int64)[0])
     example = tf.reshape(example, [-1] + [1] * (inputs.shape.rank - 1))
     pairs, place = tf.unique(tf.reshape(example * symbols + inputs, [-1]), tf.int64)
