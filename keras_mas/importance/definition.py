@@ -1,5 +1,7 @@
 """The definition of importance, one example at a time: obviously right, and slow."""
 
+import re
+
 import tensorflow as tf
 
 from ..weights import trainable_weights
@@ -47,12 +49,17 @@ def is_finite(norms, *magnitudes):
 FAILURES = (tf.errors.OpError, tf.errors.OperatorNotAllowedInGraphError)
 
 
+_KERAS_SAYS = ("Exception encountered when calling", "Arguments received by")
+
+
 def refused(model, inputs, number, error):
     """Return the error of a batch, counted from 0, that TensorFlow has failed on."""
     received = tf.nest.map_structure(
         lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype.name}", inputs
     )
-    said = str(error).strip().split("\n\n")[-1].splitlines()[0]  # what stands before is a trace
+    # Around what TensorFlow said stand a trace, and what Keras says of the layer.
+    paragraphs = re.sub("\x1b\\[\\dm", "", str(error)).strip().split("\n\n")
+    said = [part for part in paragraphs if not part.startswith(_KERAS_SAYS)][-1].splitlines()[0]
     return ValueError(
         f"Expected inputs that '{model.name}' can take, and outputs with a row for each of them. "
         f"Received: {received} in batch {number} (counted from 0), on which TensorFlow said: "
