@@ -397,7 +397,7 @@ def source_of(parent):
             layers.EinsumDense,
             LINE,
             dict(equation="abc,cd->abd", output_shape=(9, 9), bias_axes="b"),
-        ),  # noqa: E501
+        ),
     ],
     ids=identify,
 )
