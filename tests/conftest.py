@@ -1,6 +1,6 @@
 """What every test starts from: a fixed seed, fresh layer names, float32, a quiet TensorFlow.
 
-`pytest --hypothesis-profile=default` draws other cases than those of every run.
+`pytest --hypothesis-profile=random` draws other cases than those of every run.
 """
 
 import os
@@ -12,6 +12,7 @@ import keras
 import pytest
 
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("random", deadline=None)
 hypothesis.settings.load_profile("fixed")
 
 
