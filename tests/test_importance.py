@@ -653,6 +653,26 @@ def test_a_function_of_tensorflow_is_not_left_with_a_trace_of_ours(measure, outp
     assert np.abs(model.inner.kernel.numpy() - before).max() > 0
 
 
+def test_sequences_of_many_lengths_are_not_traced_one_by_one():
+    traces = []
+
+    class Counted(layers.Layer):
+        def call(self, inputs):
+            traces.append(inputs.shape)
+            return inputs
+
+    inputs = keras.Input([None, 2])
+    x = Counted()(layers.Dense(3, activation="relu")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    rng = np.random.default_rng(0)
+    data = [rng.normal(size=(3, length, 2)).astype("float32") for length in (4, 5, 6, 7, 9)]
+    traces.clear()
+    found = compute_importance(model, iter(data))
+    assert len(traces) == 4  # tried and traced with the first length, and with any
+    slow = [importance_one_by_one(model, batch) for batch in data]
+    assert_same(found, {path: sum(part[path] for part in slow) / 5 for path in found})
+
+
 def test_examples_that_are_alike_do_not_hide_their_order():
     inputs = keras.Input([16])
     model = keras.Model(inputs, swapped(inputs))

@@ -5,7 +5,6 @@ import logging
 import tensorflow as tf
 
 from ..weights import trainable_weights
-from .batches import count_examples
 from .definition import is_finite, squared_norms
 from .outputs import learned_function
 from .rules import rule_for
@@ -43,30 +42,38 @@ class Engine:
             for path, weight in self.weights.items()
         }
         self.separable = None
+        self.kinds = set()  # of batches met so far
         self.signature = None  # of the batches that `step` takes
-        self.most_examples = 0
+        self.only_ones = None  # whether they are batches of one, which tell nothing of larger ones
         self.step = None
         self.slow_ways = {}  # where weights are measured example by example: their paths
 
     def add(self, batch):
         """Add the examples of a batch to the sums; return whether all of it was finite."""
-        signature = _common_signature(self.signature, _signature(batch))
-        examples = min(2, count_examples(batch))  # a batch of one tells nothing of larger ones
-        if signature != self.signature or examples > self.most_examples:
-            self.signature = signature
-            self.most_examples = max(examples, self.most_examples)
-            self.slow_ways = {}
-            self.step = self._prepared(batch)
-            for where, paths in self.slow_ways.items():
-                _log.info("importance example by example in %s: %s", where, ", ".join(paths))
+        kind = _kind(batch)
+        if kind not in self.kinds:
+            self.kinds.add(kind)
+            self._prepare(batch)
         return bool(self.step(batch))
 
     def finished(self):
         """Return the sums by path, as arrays."""
         return {path: sums.numpy() for path, sums in self.sums.items()}
 
-    def _prepared(self, batch):
-        """Return the step for batches like this one."""
+    def _prepare(self, batch):
+        """Have a step for all kinds of batches met so far, of which this is one."""
+        signature = _common_signature(self.signature, _signature(batch))
+        only_ones = all(is_one for is_one, *_ in self.kinds)
+        if (signature, only_ones) == (self.signature, self.only_ones):
+            return
+        self.signature, self.only_ones = signature, only_ones
+        self.slow_ways = {}
+        self.step = self._traced(batch)
+        for where, paths in self.slow_ways.items():
+            _log.info("importance example by example in %s: %s", where, ", ".join(paths))
+
+    def _traced(self, batch):
+        """Return the step for batches of the signature, having tried it on one."""
         if self.model.run_eagerly:  # its layers may not be traceable
             self.slow_ways["the whole model, eagerly"] = list(self.weights)
             return self._step
@@ -224,6 +231,13 @@ def _deltas(tape, target, calls):
         call: [tf.convert_to_tensor(delta) for delta in parts]  # a gather leaves slices of it
         for call, parts in zip(calls, deltas, strict=True)
     }
+
+
+def _kind(batch):
+    """Return what two batches for which the same step will do have in common."""
+    tensors = tf.nest.flatten(batch)
+    parts = [(tuple(tensor.shape)[1:], tensor.dtype) for tensor in tensors]
+    return tensors[0].shape[0] == 1, type(batch[0]), *parts
 
 
 def _signature(batch):
