@@ -53,11 +53,11 @@ class Call:
         return len(self.results) == 1 or not isinstance(self.layer, keras.Model)
 
     def is_closed(self):
-        """Return whether it takes nothing but its tensors and variables, and leaves but its output.
+        """Return whether only its tensors and variables go in, and only its output comes out.
 
         A layer may read what another has left in an attribute, use a mask that a tensor carries, or
-        leave something itself; and a gradient taken inside a model reads the layer's weights again.
-        To be asked before any gradient is taken of the graph.
+        leave something itself; and a gradient taken inside a model reads its numbers again. To be
+        asked before any gradient is taken of the graph.
         """
         captured = {tensor.ref() for tensor in self.graph.internal_captures}
         may_enter = captured | {tensor.ref() for tensor in self.tensors}

@@ -16,7 +16,7 @@ def rule(*layer_classes):
     and returns a dict from the attribute that holds a weight (`"kernel"`) to Σ_k magnitude(g_k), a
     tensor of that weight's shape: first the sum over the positions of an example, then the
     magnitude, then the sum over examples. A weight that the dict leaves out is measured example by
-    example.
+    example, and so is a layer that is called several times, or with several tensors.
 
     Example:
         >>> import keras, tensorflow as tf
