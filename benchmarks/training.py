@@ -1,6 +1,6 @@
 """What the penalty costs in training: the time of a step through either door, against plain `fit`.
 
-    python benchmarks/training.py [--networks mlp,small-vgg] [--repeats 15]
+    python benchmarks/training.py [--networks mlp,small-vgg] [--repeats 40]
 
 The doors take turns in one process; a time is the median over the repeats of one epoch of 30 steps,
 after an epoch that traces, and a ratio is one of medians.
@@ -72,7 +72,7 @@ def main():
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", default="mlp,small-vgg")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=40)
     args = parser.parse_args()
     print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPU cores")
     print(f"{'network':14} {'door':12} {'ratio':>6} {'ms/step':>9}")
