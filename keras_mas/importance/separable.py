@@ -26,6 +26,32 @@ def find_separable(forward, batch, signature):
         batch: Structure of tensors `[n, ...]`, n ≥ 1.
         signature: Its `tf.TensorSpec`s, for any n.
     """
+    candidates, look = _traced(forward, signature)
+    rows = _tried(count_examples(batch))
+    together = look(_rows_of(batch, rows))
+    keeps_apart = [True] * len(together)
+    for k, row in enumerate(rows):
+        for i, (alone, beside) in enumerate(
+            zip(look(_rows_of(batch, [row])), together, strict=True)
+        ):
+            keeps_apart[i] &= all(
+                _is_row(one, many, k, len(rows)) for one, many in zip(alone, beside, strict=True)
+            )
+    by_target, *by_call = keeps_apart
+    if not by_target:
+        return set()
+    kept = zip(candidates, by_call, strict=True)
+    strange = {
+        layer for (layer, is_self_contained), apart in kept if not (is_self_contained and apart)
+    }
+    return {layer for layer, _ in candidates} - strange
+
+
+def _traced(forward, signature):
+    """Return the layers called, each with whether it is self-contained, and a function to try them.
+
+    That function answers with the fingerprints of the targets, and then of every call.
+    """
     candidates = []
 
     def look(batch):
@@ -35,35 +61,22 @@ def find_separable(forward, batch, signature):
         own = [call for call in calls if call.graph is graph and call.tensors]
         uncounted = _uncounted(graph)
         candidates[:] = [(call.layer, _is_self_contained(call, uncounted)) for call in own]
-        return [
-            [_fingerprints(tensor) for tensor in tensors]
-            for tensors in (targets, *((*call.tensors, *call.results) for call in own))
-        ]
+        seen = [targets, *((*call.tensors, *call.results) for call in own)]
+        return [[_fingerprints(tensor) for tensor in tensors] for tensors in seen]
 
     look = tf.function(look, autograph=False).get_concrete_function(signature)
+    return candidates, lambda batch: tf.nest.map_structure(np.asarray, look(batch))
 
-    def seen(rows):
-        part = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), batch)
-        return [[prints.numpy() for prints in tensors] for tensors in look(part)]
 
-    examples = count_examples(batch)
-    rows = sorted({k * (examples - 1) // (_TRIED - 1) for k in range(_TRIED)})
-    rows = rows if examples > 1 else [0, 0]
-    together = seen(rows)
-    keep_apart = [True] * len(together)
-    for k, row in enumerate(rows):
-        for i, (alone, beside) in enumerate(zip(seen([row]), together, strict=True)):
-            keep_apart[i] &= all(
-                _is_row(one, many, k, len(rows)) for one, many in zip(alone, beside, strict=True)
-            )
-    if not keep_apart[0]:
-        return set()
-    layers = {layer for layer, _ in candidates}
-    return layers - {
-        layer
-        for (layer, is_self_contained), apart in zip(candidates, keep_apart[1:], strict=True)
-        if not (is_self_contained and apart)
-    }
+def _tried(examples):
+    """Return the numbers of the examples to try, spread over the batch; one alone beside itself."""
+    if examples == 1:
+        return [0, 0]
+    return sorted({k * (examples - 1) // (_TRIED - 1) for k in range(_TRIED)})
+
+
+def _rows_of(batch, rows):
+    return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), batch)
 
 
 def _is_self_contained(call, uncounted):
