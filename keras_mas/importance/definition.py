@@ -30,11 +30,12 @@ def _squared_norm(output):
             "Expected outputs with a row for each example. Received: a single number. Choose "
             "another `output`."
         )
-    squares = tf.square(output)
     if output.dtype.is_complex:
         squares = tf.math.real(output * tf.math.conj(output))
-    elif output.dtype != tf.float64:
-        squares = tf.square(tf.cast(output, tf.float32))  # half precision would overflow at 256
+    else:
+        # Half precision would overflow at ‖F‖ = 256.
+        precise = output if output.dtype == tf.float64 else tf.cast(output, tf.float32)
+        squares = tf.square(precise)
     return tf.reduce_sum(squares, axis=tf.range(1, tf.rank(output)))
 
 
@@ -47,7 +48,6 @@ def is_finite(norms, *magnitudes):
 
 # What TensorFlow raises on data that a model was not made for, or on Python's `if` of a tensor.
 FAILURES = (tf.errors.OpError, tf.errors.OperatorNotAllowedInGraphError)
-
 
 _KERAS_SAYS = ("Exception encountered when calling", "Arguments received by")
 
