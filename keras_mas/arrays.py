@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 
+from .files import atomic_file
+
 
 def save_arrays(path, arrays):
     """Write arrays by name to an `.npz` file; a crash leaves the old file or the new one.
@@ -18,10 +20,8 @@ def save_arrays(path, arrays):
     path = os.fspath(path)
     if not path.endswith(".npz"):
         raise ValueError(f"Expected a path that ends in '.npz'. Received: '{path}'.")
-    partial = f"{path}.partial"
-    with open(partial, "wb") as file:
+    with atomic_file(path) as file:
         np.savez(file, **arrays)
-    os.replace(partial, path)
 
 
 def load_arrays(path, read, what):

@@ -1,0 +1,96 @@
+"""Files and folders that appear whole or not at all, whatever is interrupted."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+# What the name of an unfinished file or folder begins with. TensorFlow Serving ignores such names.
+UNFINISHED = ".tmp-"
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """Open a file to write that takes its place at `path` when the block ends without an error.
+
+    It is written beside `path`, forced to the disk and renamed: after a crash there is the old file
+    or the new one, and an error leaves the old one.
+
+    Args:
+        path: File to write; an existing one is replaced.
+        mode: `"wb"`, or `"w"` for UTF-8 text.
+
+    Yields:
+        The open file.
+    """
+    path = Path(path)
+    unfinished = _unfinished(path)
+    try:
+        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Make a folder to fill that takes its place at `path` when the block ends without an error.
+
+    Args:
+        path: Folder to make. Its parents are made; it must not exist when the block ends.
+
+    Yields:
+        Path of the empty folder, beside `path`.
+
+    Raises:
+        OSError: If `path` exists when the block ends; what was written is removed, as after any
+            error.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = _unfinished(path)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for folder, _, files in os.walk(unfinished):
+            for name in files:
+                _sync(Path(folder) / name)
+            _sync(Path(folder))
+        # `os.rename` takes an empty folder's place without a word.
+        if path.exists():
+            raise FileExistsError(f"Expected no '{path}' yet. Received: one that exists.")
+        os.rename(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Remove what killed processes left unfinished in a folder that no other process writes to."""
+    for path in Path(folder).glob(f"{UNFINISHED}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{UNFINISHED}{path.name}-{secrets.token_hex(4)}")
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

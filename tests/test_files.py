@@ -1,0 +1,59 @@
+import pytest
+
+from keras_mas.files import atomic_file, atomic_folder, remove_unfinished
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_not_there_before_it_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    with atomic_file(path, "w") as file:
+        file.write("λ")
+        assert not path.exists()
+    assert path.read_text(encoding="utf-8") == "λ"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_file(path, "w") as file:
+        file.write("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_is_not_there_before_it_is_whole(tmp_path):
+    with atomic_folder(tmp_path / "models" / "1") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "a.txt").write_text("a")
+        assert not (tmp_path / "models" / "1").exists()
+        # TensorFlow Serving takes a name that is an integer for a version.
+        assert folder.name.startswith(".tmp-")
+    assert names(tmp_path / "models") == ["1"]
+    assert (tmp_path / "models/1/inner/a.txt").read_text() == "a"
+
+
+def test_an_error_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="no"), atomic_folder(tmp_path / "1") as folder:
+        (folder / "a.txt").write_text("a")
+        raise ValueError("no")
+    assert names(tmp_path) == []
+
+
+def test_an_existing_folder_stays(tmp_path):
+    with pytest.raises(FileExistsError, match="Expected no"), atomic_folder(tmp_path / "1"):
+        (tmp_path / "1").mkdir()
+    assert names(tmp_path) == ["1"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".tmp-1-aa").mkdir()
+    (tmp_path / ".tmp-1-aa" / "a").write_text("a")
+    (tmp_path / ".tmp-b").write_text("b")
+    (tmp_path / "kept").write_text("c")
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == ["kept"]
