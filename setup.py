@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 
-def rooms():
+def package_dirs():
     """Map every installed package to its folder: `training/` installs as `keras_mas.training`."""
     folders = {name: name.replace(".", "/") for name in find_packages(include=["keras_mas*"])}
     for room in ("training", "serving"):
@@ -14,7 +14,7 @@ def rooms():
     return folders
 
 
-ROOMS = rooms()
+PACKAGE_DIRS = package_dirs()
 
 SERVING = ["tensorflow-serving-api>=2.19", "requests>=2.31"]
 TRAINING = [
@@ -38,8 +38,8 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.14",
-    packages=list(ROOMS),
-    package_dir=ROOMS,
+    packages=list(PACKAGE_DIRS),
+    package_dir=PACKAGE_DIRS,
     install_requires=["tensorflow>=2.20", "keras>=3.12", "numpy>=1.26"],
     extras_require={"training": TRAINING, "serving": SERVING, "test": TEST},
     entry_points={"console_scripts": ["keras-mas = keras_mas.training.cli:main"]},

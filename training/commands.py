@@ -20,12 +20,12 @@ from keras_mas.serving.ports import GRPC, REST
 from keras_mas.serving.standin import StandIn
 
 from .backbones import check_backbone
-from .console import result_console, talk_console
+from .console import result_console, stderr_console
 from .progress import TaskLines
 from .report import draw, load_result, print_comparison, print_result, title
-from .run import Learned, Listener, heads_of, saved_heads, train
+from .run import Listener, TaskResult, heads_of, saved_heads, train
 from .search import Trial, search
-from .settings import Recipe, Settings, Space, recipe_for
+from .settings import Recipe, SearchSpace, Settings, recipe_for
 from .tasks import TaskStream, load_tasks
 
 
@@ -82,8 +82,8 @@ def run_search(args: argparse.Namespace) -> None:
         )
     stream = _load_stream(args)
     settings = _settings(args, stream, strength=0.0)
-    space = Space(args.tuner, args.trials, args.strength_min, args.strength_max)
-    talk = talk_console()
+    space = SearchSpace(args.tuner, args.trials, args.strength_min, args.strength_max)
+    talk = stderr_console()
     trials, folder = search(
         stream, settings, space, args.directory, on_trial=lambda trial: _tell(trial, talk)
     )
@@ -145,7 +145,7 @@ def run_serve(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with StandIn({name: args.model}, grpc_port=args.port, rest_port=args.rest_port) as server:
         _check_available(name, server.grpc_port, args.model)
-        talk_console().print(
+        stderr_console().print(
             f"stand-in for TensorFlow Serving: model '{name}' at gRPC 127.0.0.1:{server.grpc_port} "
             f"and http://127.0.0.1:{server.rest_port}/v1/models/{name}. Ctrl-C stops it.",
             soft_wrap=True,
@@ -197,7 +197,7 @@ def _check_available(name, grpc_port, folder):
     with GrpcClient(f"127.0.0.1:{grpc_port}") as client:
         versions = client.status(name)
     for failed in (status for status in versions if status.state != "AVAILABLE"):
-        talk_console().print(f"version {failed.version}: {failed.error}", soft_wrap=True)
+        stderr_console().print(f"version {failed.version}: {failed.error}", soft_wrap=True)
     if not any(status.state == "AVAILABLE" for status in versions):
         raise RuntimeError(
             f"Expected a version that can be served in '{folder}'. Received: {len(versions)} that "
@@ -211,8 +211,8 @@ class _Exporter(Listener):
     def __init__(self, base):
         self.base = base
 
-    def learned(self, news: Learned) -> None:
-        _export(self.base, news.number, news.models, news.classes)
+    def task_finished(self, result: TaskResult) -> None:
+        _export(self.base, result.number, result.models, result.classes)
 
 
 def _export(base, number, models, classes):

@@ -8,6 +8,6 @@ def result_console() -> Console:
     return Console(markup=False, highlight=False)
 
 
-def talk_console() -> Console:
+def stderr_console() -> Console:
     """Return a console on standard error that prints text as it is."""
     return Console(stderr=True, markup=False, highlight=False)

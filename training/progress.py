@@ -3,8 +3,8 @@
 import keras
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .console import talk_console
-from .run import Learned, Listener
+from .console import stderr_console
+from .run import Listener, TaskResult
 from .tasks import Task, TaskStream
 
 
@@ -20,7 +20,7 @@ class TaskLines(Listener):
         self.title = title
         self.total = len(stream.tasks)
         self.width = max(len(task.name) for task in stream.tasks)
-        self.console = talk_console()
+        self.console = stderr_console()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -39,18 +39,18 @@ class TaskLines(Listener):
     def __exit__(self, *exception):
         self.bar.stop()
 
-    def starts(self, number: int, task: Task, epochs: int) -> None:
+    def task_started(self, number: int, task: Task, epochs: int) -> None:
         """Start a bar of epochs."""
         for finished in self.bar.task_ids:
             self.bar.remove_task(finished)
         self.bar.add_task(f"{self.title} task {number}/{self.total} {task.name}", total=epochs)
 
-    def learned(self, news: Learned) -> None:
+    def task_finished(self, result: TaskResult) -> None:
         """Print the task's accuracy, and what is left of all tasks so far."""
-        so_far = news.accuracies[: news.number]
-        when = f"{news.seconds:.1f} s" if news.seconds else "as saved"
+        so_far = result.accuracies[: result.number]
+        when = f"{result.seconds:.1f} s" if result.seconds else "as saved"
         self.console.print(
-            f"{self.title}  task {news.number}/{self.total}  {news.task.name:{self.width}}  "
+            f"{self.title}  task {result.number}/{self.total}  {result.task.name:{self.width}}  "
             f"accuracy {so_far[-1]:.3f}  of all so far {sum(so_far) / len(so_far):.3f}  {when}",
             soft_wrap=True,
         )

@@ -40,7 +40,7 @@ class DivergedError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Learned:
+class TaskResult:
     """What a listener is told when a task has been learned.
 
     Attributes:
@@ -65,10 +65,13 @@ class Listener:
 
     callbacks: tuple[keras.callbacks.Callback, ...] = ()
 
-    def starts(self, number: int, task: Task, epochs: int) -> None:
+    def task_started(self, number: int, task: Task, epochs: int) -> None:
         """Task `number`, counted from 1, is about to be learned in so many epochs."""
 
-    def learned(self, news: Learned) -> None:
+    def importance_measured(self, examples: int, total: int | None) -> None:
+        """So many examples of the task have been measured; of how many, if that is known."""
+
+    def task_finished(self, result: TaskResult) -> None:
         """Hear that a task has been learned, or has been found in the run's folder."""
 
 
@@ -231,14 +234,14 @@ class _Run:
             seconds = 0.0
         else:
             for listener in self.listeners:
-                listener.starts(number + 1, task, recipe.for_task(number)[1])
+                listener.task_started(number + 1, task, recipe.for_task(number)[1])
             self._learn(number, task)
             self.rows.append(self._accuracies())
             self._save(saved, number)
             seconds = time.perf_counter() - started
-        news = self._news(number, task, seconds)
+        result = self._task_result(number, task, seconds)
         for listener in self.listeners:
-            listener.learned(news)
+            listener.task_finished(result)
 
     def result(self):
         """Return what a finished run found, without the user's arguments."""
@@ -284,7 +287,7 @@ class _Run:
             )
         self._check_finite(history.history["loss"][-1], task)
         with self._timed("importance"):
-            self.method.task_ends(model, data.inputs)
+            self.method.after_task(model, data.inputs, on_progress=self._importance_measured)
 
     def _training_data(self, task):
         """Return what to learn from: held-out data too, unless it is what is evaluated on."""
@@ -297,6 +300,10 @@ class _Run:
 
     def _callbacks(self):
         return [callback for listener in self.listeners for callback in listener.callbacks]
+
+    def _importance_measured(self, examples, total):
+        for listener in self.listeners:
+            listener.importance_measured(examples, total)
 
     def _check_finite(self, loss, task):
         if not np.isfinite(loss):
@@ -339,10 +346,10 @@ class _Run:
             weight.assign(values[weight.path])
         self.method.load(folder / "memory.npz")
 
-    def _news(self, number, task, seconds):
+    def _task_result(self, number, task, seconds):
         heads = {head.name: head for head in self.head_of.values()}
         learned = self._learned_heads(number)
-        return Learned(
+        return TaskResult(
             number=number + 1,
             task=task,
             accuracies=self.rows[-1],

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras_tuner as kt
 
 from .run import DivergedError, Listener, describe, is_finished, read_json, train, write_json
-from .settings import Settings, Space
+from .settings import SearchSpace, Settings
 from .tasks import TaskStream
 
 _OBJECTIVE = "average_accuracy"
@@ -38,7 +38,7 @@ class Trial:
 def search(
     stream: TaskStream,
     settings: Settings,
-    space: Space,
+    space: SearchSpace,
     directory: Path,
     *,
     listeners: Sequence[Listener] = (),

@@ -81,7 +81,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """What a search tries, and how.
 
     Attributes:

@@ -70,6 +70,7 @@ def measure_sums(
     output=LOGITS,
     slice_bytes=SLICE_BYTES,
     verbose="auto",
+    on_progress=None,
 ):
     """Return the sums that `compute_importance` takes the mean of, to add those of other shards.
 
@@ -89,6 +90,8 @@ def measure_sums(
             examples of a batch in slices, of one example at least.
         verbose: 1 shows a progress bar, 0 none, `"auto"` one on a terminal once a pass has taken
             two seconds.
+        on_progress: Function told after every batch how many examples have been measured, and of
+            how many, or None where that is not known. It takes the place of the progress bar.
 
     Returns:
         `ImportanceSums`.
@@ -97,12 +100,12 @@ def measure_sums(
         ValueError: As `compute_importance`.
     """
     data = ((batch, ()) for batch in batches(inputs, batch_size, max_examples))
-    return run_engine(Engine(model, output, slice_bytes), data, verbose)
+    return run_engine(Engine(model, output, slice_bytes), data, verbose, on_progress)
 
 
-def run_engine(engine, data, verbose):
+def run_engine(engine, data, verbose, on_progress=None):
     """Return the `ImportanceSums` of an engine over pairs of inputs and what its targets need."""
-    progress = _Progress(verbose)
+    progress = _Progress(0 if on_progress else verbose)
     examples = 0
     for number, batch in enumerate(data):
         try:
@@ -113,6 +116,8 @@ def run_engine(engine, data, verbose):
             raise not_finite(engine.model, number)
         examples += count_examples(batch)
         progress.update(examples)
+        if on_progress:
+            on_progress(examples, None)
     progress.update(examples, is_last=True)
     return ImportanceSums(engine.finished(), examples)
 

@@ -22,12 +22,13 @@ class Method:
     def protect(self, model):
         """Be told, before the first task, what all tasks share: a trunk or a whole model."""
 
-    def task_ends(self, model, inputs):
+    def after_task(self, model, inputs, on_progress=None):
         """Take note of what was learned.
 
         Args:
             model: Model of the task, trunk and head, just fitted.
             inputs: The task's training inputs, without labels.
+            on_progress: As for `measure_sums`.
         """
 
     def save(self, path):

@@ -20,9 +20,9 @@ class Method(finetune.Method):
         """Remember the trainable weights of a model from now on."""
         self.memory.attend(model)
 
-    def task_ends(self, model, inputs):
+    def after_task(self, model, inputs, on_progress=None):
         """Add the importance of the held weights for this task, and move the anchor."""
-        model.consolidate(inputs)
+        model.consolidate(inputs, on_progress=on_progress)
 
     def save(self, path):
         """Write Ω, θ* and λ."""

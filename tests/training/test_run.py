@@ -15,15 +15,15 @@ from keras_mas.training.tasks import TaskStream
 
 class Notes(Listener):
     def __init__(self, fail_at=None):
-        self.started, self.news, self.fail_at = [], [], fail_at
+        self.started, self.result, self.fail_at = [], [], fail_at
 
-    def starts(self, number, task, epochs):
+    def task_started(self, number, task, epochs):
         if number == self.fail_at:
             raise KeyboardInterrupt
         self.started.append((number, task.name, epochs))
 
-    def learned(self, news):
-        self.news.append(news)
+    def task_finished(self, result):
+        self.result.append(result)
 
 
 def test_a_run_records_what_it_found(stream, settings, tmp_path):
@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(stream, settings, tmp_pat
     notes = Notes()
     resumed = train(stream, settings, tmp_path / "cut", listeners=[notes])
     assert notes.started == [(3, "cats", 6)]
-    assert [news.seconds == 0 for news in notes.news] == [True, True, False]
+    assert [result.seconds == 0 for result in notes.result] == [True, True, False]
     assert resumed["accuracy_matrix"] == whole["accuracy_matrix"]
     for name in ("whole", "cut"):
         models, _ = saved_heads(tmp_path / name, 3)
@@ -100,7 +100,7 @@ def test_a_finished_run_is_not_repeated(stream, settings, tmp_path):
     notes = Notes()
     assert train(stream, settings, tmp_path / "run", listeners=[notes]) == first
     assert notes.started == []
-    assert len(notes.news) == 3
+    assert len(notes.result) == 3
 
 
 def test_strength_zero_is_fine_tuning(stream, settings, tmp_path):

@@ -2,7 +2,7 @@ import pytest
 
 from keras_mas.training import search as search_module
 from keras_mas.training.search import search
-from keras_mas.training.settings import Space
+from keras_mas.training.settings import SearchSpace
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def trained(monkeypatch):
 
 
 def space(trials=12, tuner="random"):
-    return Space(tuner, trials, strength_min=1e-3, strength_max=1e3)
+    return SearchSpace(tuner, trials, strength_min=1e-3, strength_max=1e3)
 
 
 @pytest.mark.parametrize("tuner", ["random", "bayesian"])
