@@ -8,7 +8,7 @@ from .importance import measure_sums
 
 
 class Consolidate(keras.callbacks.Callback):
-    """Make what was learned the thing to protect, at the end of each `fit`.
+    """Protect what was learned when each `fit` ends.
 
     Put it last in `callbacks`, so that callbacks which change the weights when training ends
     (`EarlyStopping(restore_best_weights=True)`) have done so.
@@ -21,8 +21,9 @@ class Consolidate(keras.callbacks.Callback):
 
     Raises:
         TypeError: If there is no such option.
-        ValueError: When training starts, if `memory` is None and the model is not a `MASModel`;
-            when it ends, as `SynapticMemory.consolidate`.
+        ValueError: When training starts, if `memory` is None and the model is not a `MASModel`, or
+            if the memory protects no weight of it; when training ends, as
+            `SynapticMemory.consolidate`.
     """
 
     def __init__(self, inputs, memory=None, **options):
@@ -34,8 +35,10 @@ class Consolidate(keras.callbacks.Callback):
         self.options = options
 
     def on_train_begin(self, logs=None):
-        """Check, before anything is learned, that there is a memory to consolidate."""
-        if self.memory is None and not hasattr(self.model, "consolidate"):
+        """Check, before anything is learned, that a memory protects the model."""
+        if self.memory is not None:
+            self.memory.check(self.model)
+        elif not hasattr(self.model, "consolidate"):
             raise ValueError(
                 f"Expected a memory, or a `MASModel`. Received: '{self.model.name}', a "
                 f"{type(self.model).__name__}. Pass `Consolidate(inputs, memory)`."

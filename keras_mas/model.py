@@ -1,22 +1,28 @@
 """MASModel: a Keras model whose own train_step protects what it has learned."""
 
+import contextlib
+from typing import Any
+from urllib.parse import quote, unquote
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from .memory import SynapticMemory
-from .methods import PENALTIES
+from .options import PENALTIES
+from .regularizer import penalty_outside_loss
 
-_MEMORY = "memory:"  # what the keys of λ, Ω and θ* begin with among a model's own variables
+_MEMORY = "memory:"  # what the keys of the memory begin with among a model's own variables
+_SHARED = "shared"  # there if other weights of the model are free
 
 
 @keras.saving.register_keras_serializable("keras_mas")
 class MASModel(keras.Model):
-    """A `keras.Model` that adds λ Σ Ω (θ − θ*)² to its loss, with the gradient in closed form.
+    """A `keras.Model` that protects what it has learned by λ Σ Ω (θ − θ*)².
 
     The same mathematics as `SynapticMemory.protect` on a stock model, and the same weights to
-    float32 rounding; here Ω, θ* and λ are part of the model and come back with `model.save`. The
-    reported `loss` holds the penalty where it is in the loss; `val_loss` is the task's loss alone.
+    float32 rounding; here Ω, θ* and λ are part of the model and come back with `model.save`, and
+    the penalty may be decoupled from the loss.
 
         model = MASModel(inputs, outputs, strength=1.0)
         model.compile(...)
@@ -24,10 +30,9 @@ class MASModel(keras.Model):
         model.consolidate(inputs_of_a)
         model.fit(b, ...)
 
-    `keras.models.load_model` finds the class once `keras_mas.MASModel` has been named, or
-    `keras_mas` imported after Keras. `keras.models.clone_model` gives a model that remembers
-    nothing, with λ = 1. `train_step` does what Keras's own does, and so do metrics, sample weights,
-    gradient clipping, loss scaling and distribution.
+    `keras.models.clone_model` gives a model that remembers nothing, with λ = 1. `train_step` does
+    what Keras's own does, and so do metrics, sample weights, gradient clipping, gradient
+    accumulation, loss scaling and distribution.
 
     A network that defines its own `call` is protected as one layer of it,
     `MASModel(inputs, network(inputs))`.
@@ -43,19 +48,24 @@ class MASModel(keras.Model):
             same λ holds less than in the loss: with momentum m like λ (1 − m), and under Adam,
             which enlarges small gradients, like a thousandth in our experiments. Start from 10.
         memory: A `SynapticMemory` that several models share, heads on one trunk for example: the
-            weights that it attends to are held, and `strength` is its own. None for a memory of
-            this model, of all its trainable weights.
+            weights that it protects are held, and `strength` is its own. A loaded memory protects
+            the weights that it recognizes in the model. None for a memory of this model, of all its
+            trainable weights.
+        batch_norm: As for `SynapticMemory.protect`, for a memory of this model.
         **kwargs: Passed to `keras.Model`.
 
     Attributes:
         memory: The `SynapticMemory` that holds λ, Ω and θ*.
 
     Raises:
-        ValueError: If `strength` is negative or not finite, or `penalty` is neither.
+        ValueError: If `strength` is negative or not finite, `penalty` is neither, or a loaded
+            memory does not fit the model.
     """
 
     # Keras takes a class for a functional model, and so for one it can save, by this signature.
-    def __init__(self, *args, strength=1.0, penalty="in_loss", memory=None, **kwargs):
+    def __init__(
+        self, *args, strength=1.0, penalty="in_loss", memory=None, batch_norm=None, **kwargs
+    ):
         if penalty not in PENALTIES:
             raise ValueError(
                 f"Expected a penalty out of {', '.join(PENALTIES)}. Received: {penalty!r}."
@@ -67,32 +77,38 @@ class MASModel(keras.Model):
             )
         super().__init__(*args, **kwargs)
         self.penalty = penalty
+        self.batch_norm = batch_norm
         self.memory = SynapticMemory(strength) if memory is None else memory
         self.shares_memory = memory is not None
+        if self.shares_memory:
+            self.memory.recognize(self)
+        elif self.trainable_weights:
+            self.memory.protect(self, batch_norm=batch_norm)
 
     @property
-    def strength(self):
-        """λ, a float. Setting it acts in the next training step."""
+    def strength(self) -> float:
+        """λ. Setting it acts in the next training step."""
         return self.memory.strength
 
     @strength.setter
-    def strength(self, value):
+    def strength(self, value: float) -> None:
         self.memory.strength = value
 
-    def consolidate(self, inputs, **options):
-        """Make what the model knows now the thing to protect; see `SynapticMemory.consolidate`."""
-        self._attend()
+    def consolidate(self, inputs: Any, **options: Any) -> None:
+        """Protect what the model knows now, too; see `SynapticMemory.consolidate`."""
+        self._protect_own()
         self.memory.consolidate(self, inputs, **options)
 
-    def make_train_function(self, force=False):
-        """Attend to every trainable weight, and warn, before a `fit` takes its first step."""
-        new = self._attend()
-        if self.penalty == "in_loss":
-            self.memory.warn_if_unstable(self)
-        return super().make_train_function(force=force or bool(new))
+    def make_train_function(self, force: bool = False):
+        """Check that the protection acts, and warn if it is unstable, when a `fit` begins."""
+        self._protect_own()
+        self.memory.before_fit(self)
+        return super().make_train_function(force=force)
 
-    def _attend(self):
-        return [] if self.shares_memory else self.memory.attend(self)
+    def _protect_own(self):
+        """Protect a model whose weights were all frozen when it was made."""
+        if not self.shares_memory and not self.memory.importance:
+            self.memory.protect(self, batch_norm=self.batch_norm)
 
     def train_step(self, data):
         """Take one step on the task's loss and the penalty; `data` as `fit` passes it."""
@@ -100,43 +116,71 @@ class MASModel(keras.Model):
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
-            if self.penalty == "in_loss":
-                loss += tf.cast(self.memory.penalty(self), loss.dtype) / _replicas()
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
         gradients = tape.gradient(scaled_loss, weights)
-        self._track(loss * _replicas(), x)
+        self._track_loss(loss * _replicas(), x)
+        rate, steps = self.optimizer.learning_rate, self._optimizer_steps()
         self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
         if self.penalty == "decoupled":
-            self._draw_to_anchor(weights)
+            self._take_proximal_step(weights, rate, self._optimizer_steps() > steps)
         return self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Return the task's loss and, unless it is decoupled, the penalty."""
+        decoupled = self.penalty == "decoupled"
+        with penalty_outside_loss() if decoupled else contextlib.nullcontext():
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def save_own_variables(self, store):
         """Write λ, Ω and θ* beside the model's own variables (called by `save`)."""
         super().save_own_variables(store)
-        for key, array in self.memory.state().items():
-            store[_to_store(key)] = array
+        for key, array in self.memory.state(self).items():
+            store[_MEMORY + quote(key, safe="")] = array  # HDF5 would take "/" for a folder
+        if self.shares_memory:
+            store[_MEMORY + _SHARED] = np.array(1)
 
     def load_own_variables(self, store):
         """Read λ, Ω and θ* back (called when a model or its weights are loaded)."""
         arrays = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118 (HDF5)
-        remembered = {key: arrays.pop(key) for key in list(arrays) if key.startswith(_MEMORY)}
+        remembered = {
+            unquote(key.removeprefix(_MEMORY)): arrays.pop(key)
+            for key in list(arrays)
+            if key.startswith(_MEMORY)
+        }
         super().load_own_variables(arrays)
-        if remembered:  # a stock model's weights file has none
-            self.memory.restore({_from_store(key): array for key, array in remembered.items()})
+        if not remembered:  # the weights of a stock model
+            return
+        if remembered.pop(_SHARED, None) is not None and not self.shares_memory:
+            self.memory.release()
+            self.memory, self.shares_memory = SynapticMemory(), True
+        self.memory.restore(remembered, self)
 
     def get_config(self):
         """Return the model's config with λ; Ω and θ* travel with the variables."""
-        own = {"strength": self.strength, "penalty": self.penalty}
+        own = {
+            "strength": self.strength,
+            "penalty": self.penalty,
+            "batch_norm": self.batch_norm,
+        }
         return {**super().get_config(), **own}
 
-    def _draw_to_anchor(self, weights):
-        for weight in weights:
-            drawn = self.memory.drawn(weight, self.optimizer.learning_rate)
-            if drawn is not None:
-                weight.assign(tf.cast(drawn, weight.dtype))
+    def _optimizer_steps(self):
+        """Return how often the optimizer has moved the weights.
 
-    def _track(self, loss, x):
+        It does not with every batch that it accumulates gradients of, nor where a scaled loss was
+        infinite.
+        """
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return tf.identity(optimizer.iterations)
+
+    def _take_proximal_step(self, weights, rate, has_stepped):
+        for weight in weights:
+            pulled = self.memory.proximal_step(weight, rate)
+            if pulled is not None:
+                weight.assign(tf.where(has_stepped, tf.cast(pulled, weight.dtype), weight))
+
+    def _track_loss(self, loss, x):
         examples = tf.shape(tf.nest.flatten(x)[0])[0]
         for metric in self.metrics:
             if metric.name == "loss":
@@ -146,12 +190,3 @@ class MASModel(keras.Model):
 def _replicas():
     """Return among how many replicas a batch is split: Keras adds their losses and gradients up."""
     return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _to_store(key):
-    # HDF5 would take "/" for a folder.
-    return _MEMORY + key.replace("/", "|")
-
-
-def _from_store(key):
-    return key.removeprefix(_MEMORY).replace("|", "/")

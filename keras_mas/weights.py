@@ -2,10 +2,14 @@
 
 import dataclasses
 import itertools
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
+
+# In a chain of names: a layer that Keras named itself, "dense_3", which tells nothing.
+_AUTOMATIC = "*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,17 +19,24 @@ class WeightIdentity:
     Attributes:
         place: Where it stands in the structure of its model: the numbers of the layers that hold
             it, from the outermost inwards, and its own name, as in `"1/0/kernel"`. Layers without
-            weights are not counted. Names of models and layers play no part, so that the place is
-            the same after `load_model`, in a clone and in a model that was built again.
+            weights are not counted. The place is the same after `load_model`, in a clone and in a
+            model that was built again.
+        names: The names of the model and of these layers, `"shop/trunk/*"`, with `*` for one that
+            Keras made up.
         path: `variable.path`, which changes when a model is loaded or wrapped.
         shape: Its shape.
         dtype: Name of its dtype.
     """
 
     place: str
+    names: str
     path: str
     shape: tuple[int, ...]
     dtype: str
+
+    def __str__(self) -> str:
+        """Return the weight as an error names it."""
+        return f"'{self.path}' {list(self.shape)} {self.dtype}"
 
 
 def identities(model: keras.Layer) -> list[tuple[WeightIdentity, keras.Variable]]:
@@ -37,24 +48,153 @@ def identities(model: keras.Layer) -> list[tuple[WeightIdentity, keras.Variable]
         model: Built `keras.Model` or `keras.Layer`.
     """
     found = {}
-    for place, weight in _places(model):
+    for place, names, weight in _places(model, "", _given_name(model)):
         if id(weight) not in found:
-            identity = WeightIdentity(place, weight.path, tuple(weight.shape), weight.dtype)
+            identity = WeightIdentity(place, names, weight.path, tuple(weight.shape), weight.dtype)
             found[id(weight)] = identity, weight
     return list(found.values())
 
 
-def _places(layer: keras.Layer, within: str = "") -> Iterator[tuple[str, keras.Variable]]:
+def _places(
+    layer: keras.Layer, within: str, names: str
+) -> Iterator[tuple[str, str, keras.Variable]]:
     # Keras offers no public list of a layer's own weights, nor of the layers inside a layer.
     own = [*layer._trainable_variables, *layer._non_trainable_variables]
-    names: Counter[str] = Counter()
+    count: Counter[str] = Counter()
     for weight in own:
-        repeated = f"-{names[weight.name]}" if names[weight.name] else ""
-        names[weight.name] += 1
-        yield f"{within}{weight.name}{repeated}", weight
+        repeated = f"-{count[weight.name]}" if count[weight.name] else ""
+        count[weight.name] += 1
+        yield f"{within}{weight.name}{repeated}", names, weight
     inner = layer._flatten_layers(include_self=False, recursive=False)
     for number, inside in enumerate(part for part in inner if part.weights):
-        yield from _places(inside, f"{within}{number}/")
+        yield from _places(inside, f"{within}{number}/", f"{names}/{_given_name(inside)}")
+
+
+def _given_name(layer):
+    # Keras names a layer after its class, "lstm_cell_2" for an `LSTMCell`.
+    letters = re.sub(r"_\d+$", "", layer.name).replace("_", "").lower()
+    return _AUTOMATIC if letters == type(layer).__name__.replace("_", "").lower() else layer.name
+
+
+def find_weights(
+    wanted: Sequence[WeightIdentity], model: keras.Layer, names_in_use: Iterable[str] = ()
+) -> dict[int, tuple[WeightIdentity, keras.Variable]]:
+    """Find weights again in a model, by their identities.
+
+    The places decide: the weights stand in the model as they stood in theirs, or one of the two
+    models is a part of the other. Where that does not find all of them, their paths or the names of
+    their layers may. A weight is never taken for one of another shape or dtype, nor where the names
+    say that layers have changed places.
+
+    Args:
+        wanted: Identities of the weights of one model.
+        model: Built `keras.Model` or `keras.Layer`.
+        names_in_use: `names` of other weights that are remembered.
+
+    Returns:
+        For the number in `wanted` of each weight that was found, its identity in the model and the
+        weight.
+
+    Raises:
+        ValueError: If the model holds the weights in several ways.
+    """
+    there = identities(model)
+    is_alike = _Likeness(wanted, there, names_in_use)
+    exact = _by_place(wanted, there, is_alike)
+    if len(exact) == len(wanted):
+        return exact
+    outer = {prefix for identity, _ in there for prefix in _prefixes(identity.place)}
+    inner = {prefix for identity in wanted for prefix in _prefixes(identity.place)}
+    ways = [
+        exact,
+        *(_by_place(wanted, there, is_alike, added=prefix) for prefix in sorted(outer)),
+        *(_by_place(wanted, there, is_alike, removed=prefix) for prefix in sorted(inner)),
+        _by_key(wanted, there, lambda identity: identity.path),
+        _by_key(wanted, there, _given_chain),
+    ]
+    most = max(map(len, ways))
+    best = {
+        tuple((k, id(weight)) for k, (_, weight) in way.items()): way
+        for way in ways
+        if len(way) == most
+    }
+    first, *others = best.values()
+    if others:
+        k = next(k for k in first if first[k][1] is not others[0].get(k, (None, None))[1])
+        raise ValueError(
+            f"'{model.name}' holds the remembered weights in several ways: {wanted[k]} may be "
+            f"{first[k][0]} at {first[k][0].place} or another one. Protect the part of the model "
+            "that is meant, or give its layers the names that they had."
+        )
+    return first
+
+
+class _Likeness:
+    """Whether a weight may be taken for a wanted one that stands at the same place."""
+
+    def __init__(self, wanted, there, names_in_use):
+        self.present = _ends(identity.names for identity, _ in there)
+        self.known = _ends([*names_in_use, *(identity.names for identity in wanted)])
+
+    def __call__(self, wanted, found):
+        if (wanted.shape, wanted.dtype) != (found.shape, found.dtype):
+            return False
+        ours, theirs = wanted.names.split("/"), found.names.split("/")
+        pairs = zip(reversed(ours), reversed(theirs), strict=False)
+        differ = [a != b and _AUTOMATIC not in (a, b) for a, b in pairs]
+        if not any(differ):
+            return True
+        # Something has another name. It may have been renamed; but where its old name, or its new
+        # one, is in use elsewhere too, parts of the model have changed places.
+        if len(ours) == len(theirs) and not any(differ[:-1]):  # the model itself
+            return wanted.names not in self.present and found.names not in self.known
+        return not (_ends([wanted.names]) & self.present or _ends([found.names]) & self.known)
+
+
+def _ends(chains):
+    """Return the chains of names, and each without its model's name."""
+    ends = {end for names in chains for end in (names, names.partition("/")[2])}
+    return {end for end in ends if set(end) - {_AUTOMATIC, "/"}}
+
+
+def _by_place(wanted, there, is_alike, added="", removed=""):
+    """Return what stands where it stood, after a part of the place has been added or removed."""
+    at_place = {identity.place: (identity, weight) for identity, weight in there}
+    found = {}
+    for k, identity in enumerate(wanted):
+        if identity.place.startswith(removed):
+            match = at_place.get(added + identity.place.removeprefix(removed))
+            if match and is_alike(identity, match[0]):
+                found[k] = match
+    return found
+
+
+def _prefixes(place):
+    """Return the places of the layers that hold a weight, `"1/"` and `"1/0/"` of `"1/0/kernel"`."""
+    return {place[: m.end()] for m in re.finditer("/", place)}
+
+
+def _by_key(wanted, there, key):
+    """Return what a key finds that is unique both among the wanted and in the model."""
+    theirs, count = {key(identity): (identity, w) for identity, w in there}, Counter()
+    count.update(key(identity) for identity, _ in there)
+    ours = Counter(map(key, wanted))
+    found = {}
+    for k, identity in enumerate(wanted):
+        match = theirs.get(key(identity))
+        if match is None or count[key(identity)] > 1 or ours[key(identity)] > 1:
+            continue
+        if (identity.shape, identity.dtype) == (match[0].shape, match[0].dtype):
+            found[k] = match
+    return found
+
+
+def _given_chain(identity):
+    """Return the given names around a weight, without its model's; its place if one is missing."""
+    names = identity.names.split("/")[1:]
+    if not names or _AUTOMATIC in names:
+        return identity.place
+    return "/".join([*names, identity.place.rsplit("/")[-1]])
 
 
 def weight_names(model: keras.Layer) -> dict[int, str]:

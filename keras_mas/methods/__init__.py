@@ -2,10 +2,12 @@
 
 from importlib import import_module
 
+from ..options import PENALTIES
+
+__all__ = ["METHODS", "PENALTIES", "load_method"]
+
 # Names only: importing a method imports TensorFlow.
 METHODS = ("mas", "finetune")
-# Where a penalty acts: in the loss, or in a step of its own after the optimizer's.
-PENALTIES = ("in_loss", "decoupled")
 
 
 def load_method(name):

@@ -17,8 +17,8 @@ class Method(finetune.Method):
         return MASModel(inputs, outputs, name=name, memory=self.memory, penalty=self.penalty)
 
     def protect(self, model):
-        """Remember the trainable weights of a model from now on."""
-        self.memory.attend(model)
+        """Protect the trainable weights of a model from now on."""
+        self.memory.protect(model)
 
     def after_task(self, model, inputs, on_progress=None):
         """Add the importance of the held weights for this task, and move the anchor."""
