@@ -40,7 +40,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=list(PACKAGE_DIRS),
     package_dir=PACKAGE_DIRS,
-    install_requires=["tensorflow>=2.20", "keras>=3.12", "numpy>=1.26"],
+    install_requires=["tensorflow>=2.20", "keras>=3.12", "numpy>=1.26", "wrapt>=1.15"],
     extras_require={"training": TRAINING, "serving": SERVING, "test": TEST},
     entry_points={"console_scripts": ["keras-mas = keras_mas.training.cli:main"]},
 )

@@ -4,37 +4,50 @@ Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars, "Memory Aware Synapses: L
 to forget", ECCV 2018, arXiv:1711.09601.
 """
 
-import sys
 from importlib import import_module
+from typing import Any
+
+import wrapt
 
 # TensorFlow takes seconds to import, and the command line's `--help` needs none of it: each public
 # name is imported from its module when it is first asked for (PEP 562).
-_HOMES = {
+_MODULE_OF = {
+    "BatchNormWarning": "memory",
     "Consolidate": "callbacks",
     "MASModel": "model",
     "MASRegularizer": "regularizer",
     "MultiHead": "heads",
     "SynapticMemory": "memory",
+    "UnstablePenaltyWarning": "penalty",
     "compute_importance": "importance",
     "importance_one_by_one": "importance",
 }
 _MODULES = ("callbacks", "heads", "importance", "memory", "methods", "metrics", "model")
+_NEED_NO_BACKEND = ("methods", "metrics")
 
-__all__ = [*_HOMES, *_MODULES]
+__all__ = [*_MODULE_OF, *_MODULES]
 
 
-def __getattr__(name):
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _NEED_NO_BACKEND:
+        import_module(".backend", __name__)
     if name in _MODULES:
         return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "keras" in sys.modules:
-    # The time is spent already; and Keras can load a saved MASModel only when it knows the class.
-    import_module(".model", __name__)
+def _make_loadable(keras):
+    """Let Keras know the class of a saved `MASModel`."""
+    if keras.config.backend() == "tensorflow":
+        import_module(".model", __name__)
+
+
+# At once where Keras has been imported, else when it is. A hook of one's own in the import system
+# would be easy to get wrong; wrapt is a dependency of TensorFlow.
+wrapt.register_post_import_hook(_make_loadable, "keras")

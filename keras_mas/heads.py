@@ -1,10 +1,22 @@
-"""A trunk with a head per task: heads come and go, the trunk stays."""
+"""A shared trunk with a head, an output layer, for every task."""
+
+import functools
+import re
+from collections.abc import Callable, Iterable
 
 import keras
 
+from .binding import moving_batch_norms
+
+# What TensorFlow takes for the name of a scope; another name breaks every later model in a process.
+_NOT_IN_A_SCOPE = re.compile(r"[^A-Za-z0-9_.-]")
+
+# Whether tasks share the batch normalization layers of the trunk.
+_BATCH_NORM = ("shared", "per_task")
+
 
 class MultiHead:
-    """One shared trunk, and for every task an output layer and a model of its own.
+    """One shared trunk, and for every task a head and a model of its own.
 
     A Keras model cannot grow after it is built, so each head makes a new functional model around
     the same trunk: its weights are shared, not copied. Protect the trunk; a finished head is in no
@@ -18,27 +30,51 @@ class MultiHead:
         trunk: Built `keras.Model` with one input and one output `[N, features]`.
         model: What makes a model of `(inputs, outputs, name=...)`: `keras.Model`, or for example
             `functools.partial(MASModel, memory=memory)`.
+        batch_norm: `"shared"`: all tasks go through the batch normalization layers of the trunk.
+            `"per_task"`: every task has its own copies of them, scale and offset and moving
+            statistics, which begin as the trunk's and are part of its head. Then protect the trunk
+            with `protect(trunk, batch_norm="update")`, for nothing moves the trunk's own.
+
+    Attributes:
+        trunk: The trunk.
+        models: The model of every task, by the task's name.
 
     Raises:
-        ValueError: If the trunk is not built, or has several inputs or outputs.
+        ValueError: If the trunk is not built, has several inputs or outputs, or, with
+            `batch_norm="per_task"`, has batch normalization inside a layer of another class.
     """
 
-    def __init__(self, trunk, model=keras.Model):
+    def __init__(
+        self,
+        trunk: keras.Model,
+        model: Callable[..., keras.Model] = keras.Model,
+        *,
+        batch_norm: str = "shared",
+    ):
         if not trunk.built or len(trunk.inputs) != 1 or len(trunk.outputs) != 1:
             raise ValueError(
                 f"Expected a built trunk with one input and one output. Received: '{trunk.name}'"
                 f"{'' if trunk.built else ', which is not built'}. Make it a functional "
                 "`keras.Model(inputs, features)`."
             )
+        if batch_norm not in _BATCH_NORM:
+            raise ValueError(
+                f"Expected batch_norm to be one of {', '.join(map(repr, _BATCH_NORM))}. Received: "
+                f"{batch_norm!r}."
+            )
         self.trunk = trunk
         self.make_model = model
-        self.models = {}
+        self.batch_norm = batch_norm
+        self.models: dict[str, keras.Model] = {}
+        if batch_norm == "per_task":
+            _refuse_hidden_batch_norms(trunk)
 
-    def add(self, task, units):
+    def add(self, task: str, units: int) -> keras.Model:
         """Return a new model from the trunk's input to the logits `[N, units]` of a task.
 
         Args:
-            task: Name of the task, also of the head's layer.
+            task: Name of the task, and of its head's layer, in which characters other than letters,
+                digits, `_`, `.` and `-` become `_`.
             units: Number of classes.
 
         Raises:
@@ -46,11 +82,13 @@ class MultiHead:
         """
         if task in self.models:
             raise ValueError(f"Expected a new task. Received: '{task}', which has a head already.")
-        logits = keras.layers.Dense(units, name=f"head-{task}")(self.trunk.outputs[0])
-        self.models[task] = self.make_model(self.trunk.inputs[0], logits, name=f"model-{task}")
+        name = self._scope_name(task)
+        inputs, features = self._features(name)
+        logits = keras.layers.Dense(units, name=f"head-{name}")(features)
+        self.models[task] = self.make_model(inputs, logits, name=f"model-{name}")
         return self.models[task]
 
-    def joint(self, tasks=None):
+    def joint(self, tasks: Iterable[str] | None = None) -> keras.Model:
         """Return one model with the logits of several heads, to save them with one trunk.
 
         Args:
@@ -62,3 +100,53 @@ class MultiHead:
         names = list(self.models) if tasks is None else list(tasks)
         logits = {task: self.models[task].outputs[0] for task in names}
         return keras.Model(self.trunk.inputs[0], logits, name="multi-head")
+
+    def _scope_name(self, task):
+        name = _NOT_IN_A_SCOPE.sub("_", task)
+        taken = {model.name for model in self.models.values()}
+        numbered = [name, *(f"{name}-{number}" for number in range(2, len(taken) + 3))]
+        return next(name for name in numbered if f"model-{name}" not in taken)
+
+    def _features(self, name):
+        """Return the trunk's input, and its output through the layers of one task."""
+        inputs = self.trunk.inputs[0]
+        if self.batch_norm == "shared":
+            return inputs, self.trunk.outputs[0]
+        copies: dict[keras.Layer, keras.Layer] = {}
+
+        def own(layer):
+            if isinstance(layer, keras.layers.BatchNormalization):
+                config = {**layer.get_config(), "name": f"{layer.name}-{name}"}
+                return copies.setdefault(layer, type(layer).from_config(config))
+            # Keras cannot save a layer that models inside a model share, so their layers are
+            # applied one by one.
+            return functools.partial(_applied, layer, own) if _is_graph(layer) else layer
+
+        features = _applied(self.trunk, own, inputs)
+        for layer, copy in copies.items():
+            copy.set_weights(layer.get_weights())
+        return inputs, features
+
+
+def _is_graph(layer):
+    return type(layer).__name__ in ("Functional", "Sequential") and moving_batch_norms(layer)
+
+
+def _applied(model, replace, inputs, **_):
+    """Apply the layers of a functional or sequential model, each after `replace`, to its inputs."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    return graph._run_through_graph(inputs, operation_fn=replace)
+
+
+def _refuse_hidden_batch_norms(trunk):
+    for layer in trunk.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        if type(layer).__name__ in ("Functional", "Sequential"):
+            _refuse_hidden_batch_norms(layer)
+        elif moving_batch_norms(layer):
+            raise ValueError(
+                f"The trunk has batch normalization inside '{layer.name}', a "
+                f'{type(layer).__name__}, of which batch_norm="per_task" can make no copy alone. '
+                "Make the trunk a functional model of Keras's own layers."
+            )

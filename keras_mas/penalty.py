@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from . import backend  # noqa: F401
+
 # The steps ahead at which a learning rate schedule is looked at.
 _STEPS_AHEAD = (0, 1, 10, 100, 1_000, 10_000)
 

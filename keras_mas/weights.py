@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 
+from . import backend  # noqa: F401
+
 # In a chain of names: a layer that Keras named itself, "dense_3", which tells nothing.
 _AUTOMATIC = "*"
 
