@@ -1,105 +1,251 @@
-"""How the weights of a model are bound to what is remembered of them.
+"""How the weights of models are bound to what is remembered of them.
 
 A bound weight has three things of ours: a `MASRegularizer`, which brings the penalty into
 `model.losses`; an `UpdateCheck`, which refuses a training step that leaves the penalty out; and a
-place in a `PenaltyMetric`, which reports the penalty in the logs of `fit`.
+term of a `PenaltyMetric`, which reports the penalty in the logs of `fit`.
 """
 
+import dataclasses
 import functools
 import gc
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from .regularizer import MASRegularizer
+from .states import WeightState
+from .training_step import PenaltyMetric, UpdateCheck
+from .weights import WeightIdentity, find_weights, identities, weight_names
 
-_EAGER = "eager"
+# By state that was recognized in a model, the identity there and the weight.
+Found = dict[WeightState, tuple[WeightIdentity, keras.Variable]]
 
-
-class PenaltyMetric(keras.metrics.Metric):
-    """The penalty λ Σ Ω (θ − θ*)² of the last training step, over the weights of the model.
-
-    It stands in the logs of training steps only, so that `evaluate` returns what it returned
-    before.
-
-    Args:
-        on_new_trace: Called, without arguments, when a training step is being traced.
-    """
-
-    def __init__(self, on_new_trace: Callable[[], None] = lambda: None):
-        super().__init__(name="penalty")
-        self.on_new_trace = on_new_trace
-        self._updated_in = _nowhere
-
-    def add_term(self) -> keras.Variable:
-        """Return a new scalar variable, one of those that the metric is the sum of."""
-        return self.add_variable((), "zeros", aggregation="mean", name="term")
-
-    def weight_updated(self) -> None:
-        """Be told that a training step has updated a bound weight."""
-        graph = _outermost_graph()
-        is_new_trace = graph is not _EAGER and self._updated_in() is not graph
-        self._updated_in = _reference(graph)
-        if is_new_trace:
-            self.on_new_trace()
-
-    def update_state(self, *args, **kwargs):
-        """Do nothing: each regularizer writes its own term."""
-
-    def result(self):
-        """Return `{"penalty": scalar}` within a training step, and nothing elsewhere."""
-        graph = _outermost_graph()
-        if self._updated_in() is not graph or not self.variables:
-            return {}
-        if graph is _EAGER:
-            self._updated_in = _nowhere  # until the next update
-        return {self.name: tf.add_n([tf.convert_to_tensor(term) for term in self.variables])}
+# How many weights an error lists.
+_LISTED = 5
 
 
-class UpdateCheck(keras.constraints.Constraint):
-    """Refuse a training step that updates a bound weight without its penalty.
+@dataclasses.dataclass(frozen=True)
+class _Protected:
+    """A model that `protect` was called with."""
 
-    Every Keras optimizer calls the constraint of a weight when it has updated it, in whatever
-    `train_step`. This one leaves the weight as it is.
+    model: weakref.ref
+    batch_norm: str
+
+
+class Binding:
+    """Which weights of which models are bound to the states of a memory.
 
     Args:
-        name: Name of the weight, for the error.
-        metric: Is told of every update.
-        base_constraint: The constraint that the weight had before, applied as it was; or None.
+        states: The states of the memory, bound or not; new ones are added to it.
+        strength: λ, `keras.Variable`.
+        before_fit: Called with a model that holds bound weights whenever a `fit` of it begins.
     """
 
-    def __init__(self, name: str, metric: PenaltyMetric, base_constraint: Callable | None = None):
-        self.name = name
-        self.metric = metric
-        self.base_constraint = base_constraint
-        self._evaluated_in = _nowhere
+    def __init__(
+        self,
+        states: list[WeightState],
+        strength: keras.Variable,
+        before_fit: Callable[[keras.Model], None],
+    ):
+        self.states = states
+        self.strength = strength
+        self.before_fit = before_fit
+        self.bound: dict[int, WeightState] = {}  # by `id` of the weight
+        self.protected: dict[int, _Protected] = {}  # by number
+        self.watched: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+        self.metric = PenaltyMetric(on_new_trace=self.watch_fits)
 
-    def penalty_evaluated(self) -> None:
-        """Be told that the penalty has been evaluated, in the step that is being traced or run."""
-        self._evaluated_in = _reference(_outermost_graph())
+    def states_of(self, model: keras.Layer) -> list[WeightState]:
+        """Return the states that are bound to weights of a model, in the model's order."""
+        return [self.bound[id(w)] for w in model.weights if id(w) in self.bound]
 
-    def __call__(self, weight):
-        """Return the weight, after the constraint that it had before."""
-        if not self._is_evaluated():
-            raise ValueError(
-                f"The training step updates the protected weight '{self.name}' without its "
-                "penalty: the loss leaves `model.losses` out. Take the loss from "
-                "`self.compute_loss(...)`, or add `sum(self.losses)` to it, in the same "
-                "`tf.function` as the update."
-            )
-        self.metric.weight_updated()
-        return weight if self.base_constraint is None else self.base_constraint(weight)
+    def models(self) -> list[keras.Layer]:
+        """Return the protected models that are still there."""
+        models = [kept.model() for kept in self.protected.values()]
+        return [model for model in models if model is not None]
 
-    def _is_evaluated(self):
-        evaluated_in, now = self._evaluated_in(), _outermost_graph()
-        if now is not _EAGER:
-            return evaluated_in is now
-        if evaluated_in is _EAGER:
-            self._evaluated_in = _nowhere  # each step has to evaluate it again
-        # A step that runs eagerly may compute its gradients in a graph of its own.
-        return evaluated_in is not None
+    def waiting(self) -> list[WeightState]:
+        """Return the states that are bound to no weight, though nobody asked for that."""
+        return [state for state in self.states if state.weight is None and not state.is_set_aside]
+
+    def protect(
+        self, model: keras.Layer, found: Found, weights: Iterable[keras.Variable], batch_norm: str
+    ) -> None:
+        """Bind what was recognized in a model, and new states to other weights of it."""
+        number = self._number_of(model, found)
+        self.protected[number] = _Protected(weakref.ref(model), batch_norm)
+        self._bind(model, number, found)
+        self._add(model, number, weights)
+
+    def bind(self, model: keras.Layer, found: Found) -> None:
+        """Bind what was recognized in a model, and no other weights of it."""
+        self._bind(model, self._number_of(model, found), found)
+
+    def protect_unfrozen(self) -> None:
+        """Bind new states to weights that have become trainable in the protected models."""
+        for number, kept in list(self.protected.items()):
+            model = kept.model()
+            if model is not None:
+                self._add(model, number, model.trainable_weights)
+
+    def release(self, states: Iterable[WeightState]) -> None:
+        """Take states off their weights."""
+        states = list(states)
+        models = models_with(state.weight for state in states)
+        for state in states:
+            unbind_weight(state.weight)
+            del self.bound[id(state.weight)]
+            state.weight, state.is_set_aside = None, True
+        in_use = {state.model for state in self.bound.values()}
+        self.protected = {n: kept for n, kept in self.protected.items() if n in in_use}
+        for model in models:
+            trace_again(model)
+            if not self.states_of(model):
+                unreport_penalty(model, self.metric)
+
+    def recognize(self, model: keras.Layer, strict: bool) -> Found:
+        """Return the states, of those that are bound to no weight, that a model has weights for.
+
+        Raises:
+            ValueError: If there are such states, and the model has a weight for none of them nor
+                any bound weight; or, with `strict`, for some weights of a model but not for all.
+        """
+        unbound: dict[int, list[WeightState]] = {}
+        for state in self.states:
+            if state.weight is None:
+                unbound.setdefault(state.model, []).append(state)
+        names = [state.identity.names for state in self.states]
+        found, taken = {}, set(self.bound)
+        for states in unbound.values():
+            there = find_weights([state.identity for state in states], model, names)
+            there = {k: place for k, place in there.items() if id(place[1]) not in taken}
+            if there and strict:
+                refuse_missing(states, there, model)
+            taken |= {id(weight) for _, weight in there.values()}
+            found |= {states[k]: place for k, place in there.items()}
+        if unbound and not found and not self.states_of(model):
+            refuse_missing([state for states in unbound.values() for state in states], {}, model)
+        return found
+
+    def refuse_foreign(self, model: keras.Layer) -> None:
+        """Refuse a model with a weight that another memory protects."""
+        for weight in model.weights:
+            if isinstance(weight.regularizer, MASRegularizer) and id(weight) not in self.bound:
+                raise ValueError(
+                    f"The weight '{weight.path}' of '{model.name}' is protected by another "
+                    "`SynapticMemory` (a `MASModel` has its own). Use that one, or call its "
+                    "`release(model)` first."
+                )
+
+    def refuse_copy(self, model: keras.Layer) -> None:
+        """Refuse a copy of a protected model, which would begin with Ω = 0 though it looks held."""
+        if self.states_of(model):
+            return
+        for number in self.protected:
+            states = [state for state in self.bound.values() if state.model == number]
+            if len(find_weights([state.identity for state in states], model)) == len(states):
+                raise ValueError(
+                    f"'{model.name}' looks like a copy of a model that this memory protects, and "
+                    "shares no weight with it. Call `memory.release()` first to protect the "
+                    "copy in its place, or use a memory of its own for it."
+                )
+
+    def watch_fits(self) -> None:
+        """Have `before_fit` called for every living model that holds bound weights.
+
+        A `MASModel` calls it by itself.
+        """
+        for model in models_with(state.weight for state in self.bound.values()):
+            if model not in self.watched and not hasattr(model, "shares_memory"):
+                self.watched.add(model)
+                call_before_fit(model, self._fit_begins)
+
+    def _fit_begins(self, model):
+        if self.states_of(model):
+            self.before_fit(model)
+
+    def freeze_batch_norms(self, model: keras.Layer) -> None:
+        """Freeze what was to be frozen after the first task, in the protected parts of a model."""
+        there = set(map(id, model._flatten_layers()))
+        for kept in self.protected.values():
+            part = kept.model()
+            if part is not None and kept.batch_norm == "freeze":
+                layers = [layer for layer in moving_batch_norms(part) if id(layer) in there]
+                if layers:
+                    freeze(layers, models_with(w for layer in layers for w in layer.weights))
+
+    def _number_of(self, model, found=()):
+        """Return the number of a protected model, or a new one: its own, if all of it was found."""
+        for number, kept in self.protected.items():
+            if kept.model() is model:
+                return number
+        taken = {state.model for state in self.states if state not in found}
+        taken |= set(self.protected)
+        return next(number for number in range(len(taken) + 1) if number not in taken)
+
+    def _bind(self, model, number, found):
+        """Bind states to the weights in which they were recognized."""
+        names = weight_names(model)
+        for state, (identity, weight) in found.items():
+            state.identity, state.model = identity, number
+            self._hold(state, weight, names[id(weight)])
+        self._announce(model, [weight for _, weight in found.values()])
+
+    def _add(self, model, number, weights):
+        """Remember weights of which nothing is known yet: Ω = 0, θ* = θ."""
+        new = {id(weight): weight for weight in weights if id(weight) not in self.bound}
+        names = weight_names(model)
+        for identity, weight in identities(model):
+            if id(weight) in new:
+                anchor = weight.numpy()
+                state = WeightState.of("", identity, number, np.zeros_like(anchor), anchor)
+                self.states.append(state)
+                self._hold(state, weight, names[id(weight)])
+        self._announce(model, new.values())
+
+    def _hold(self, state, weight, name):
+        others = {other.name for other in self.states if other is not state}
+        numbered = (f"{name}-{k}" if k else name for k in range(len(others) + 1))
+        state.name = next(name for name in numbered if name not in others)
+        state.weight, state.is_set_aside = weight, False
+        state.term = state.term or self.metric.add_term()
+        self.bound[id(weight)] = state
+        bind_weight(weight, state, self.strength, self.metric)
+
+    def _announce(self, model, weights):
+        """Have every model that holds newly bound weights trace its steps with the penalty."""
+        weights = list(weights)
+        if not weights:
+            return
+        report_penalty(model, weights[0], self.metric)
+        for holder in models_with(weights):
+            trace_again(holder)
+        self.watch_fits()
+
+
+def refuse_missing(states: Sequence[WeightState], found: dict, model: keras.Layer) -> None:
+    """Raise a ValueError if not all states were found in a model."""
+    missing = [state for k, state in enumerate(states) if k not in found]
+    missing = [state for state in missing if not (found and state.is_set_aside)]
+    if not missing:
+        return
+    there = [str(identity) for identity, _ in identities(model)]
+    raise ValueError(
+        f"'{model.name}' does not have {'any' if not found else len(missing)} of the {len(states)} "
+        f"remembered weights{'' if not found else ' in their places'}: {listed(missing)}. It has "
+        f"{', '.join(there[:_LISTED])}{', …' if len(there) > _LISTED else ''}. Protect a model "
+        "with the same layers in the same order"
+        f"{', or pass `strict=False` to protect only what was recognized' if found else ''}."
+    )
+
+
+def listed(states: Sequence[WeightState]) -> str:
+    """Return the first of the weights that are remembered, as an error names them."""
+    shown = [f"{state.identity} at {state.identity.place}" for state in states[:_LISTED]]
+    return ", ".join(shown) + (", …" if len(states) > _LISTED else "")
 
 
 def bind_weight(weight: keras.Variable, state, strength, metric: PenaltyMetric) -> None:
@@ -173,10 +319,8 @@ def trace_again(model: keras.Model) -> None:
     model.test_function = None
 
 
-def before_fit(model: keras.Model, check: Callable[[keras.Model], None]) -> None:
+def call_before_fit(model: keras.Model, check: Callable[[keras.Model], None]) -> None:
     """Have a function called with the model whenever one of its `fit`s begins."""
-    if "make_train_function" in vars(model):
-        return
     make_train_function = model.make_train_function
 
     @functools.wraps(make_train_function)
@@ -184,12 +328,7 @@ def before_fit(model: keras.Model, check: Callable[[keras.Model], None]) -> None
         check(model)
         return make_train_function(force=force)
 
-    object.__setattr__(model, "make_train_function", checked)
-
-
-def no_longer_before_fit(model: keras.Model) -> None:
-    """Undo `before_fit`."""
-    vars(model).pop("make_train_function", None)
+    object.__setattr__(model, "make_train_function", checked)  # nothing for Keras to track
 
 
 def moving_batch_norms(layer: keras.Layer) -> list[keras.layers.BatchNormalization]:
@@ -212,22 +351,3 @@ def freeze(layers: Iterable[keras.Layer], models: Iterable[keras.Model]) -> None
             model._compiled_trainable_state = {
                 inside: inside.trainable for inside in model._flatten_layers()
             }
-
-
-def _nowhere():
-    return None
-
-
-def _outermost_graph():
-    """Return the graph of the `tf.function` that is being traced, the outermost of nested ones."""
-    if tf.executing_eagerly():
-        return _EAGER
-    graph = tf.compat.v1.get_default_graph()
-    while hasattr(getattr(graph, "outer_graph", None), "outer_graph"):  # a function, or its branch
-        graph = graph.outer_graph
-    return graph
-
-
-def _reference(graph):
-    # A trace that is no longer used must not be kept alive.
-    return (lambda: _EAGER) if graph is _EAGER else weakref.ref(graph)

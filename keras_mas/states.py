@@ -1,0 +1,131 @@
+"""What is remembered of weights: Ω and θ* of each, as variables and as arrays in a file."""
+
+import dataclasses
+import json
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+import keras
+import numpy as np
+
+from .weights import WeightIdentity
+
+# The keys of a saved memory. Those of arrays end with the name of the weight.
+_STRENGTH, _TASKS, _WEIGHTS = "strength", "tasks", "weights"
+_IMPORTANCE, _ANCHOR = "importance/", "anchor/"
+
+
+@dataclasses.dataclass(eq=False)
+class WeightState:
+    """What is remembered of one weight.
+
+    Attributes:
+        name: Name of the weight, `variable.path` unless two weights have the same.
+        identity: By which it is recognized in another model.
+        model: Number of the protected model that the identity belongs to.
+        importance: Ω, variable of the weight's shape.
+        anchor: θ*, variable of the same shape.
+        term: The weight's part of the penalty in the last step, a scalar; None before it is bound.
+        weight: θ, the weight itself; None if it is not bound to a model.
+        is_set_aside: Whether it is on purpose that it is not bound.
+    """
+
+    name: str
+    identity: WeightIdentity
+    model: int
+    importance: keras.Variable
+    anchor: keras.Variable
+    term: keras.Variable | None = None
+    weight: keras.Variable | None = None
+    is_set_aside: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        identity: WeightIdentity,
+        model: int,
+        importance: np.ndarray,
+        anchor: np.ndarray,
+    ) -> Self:
+        """Return the state for given Ω and θ*, arrays of the same shape."""
+        dtype = "float64" if anchor.dtype == "float64" else "float32"
+        return cls(
+            name,
+            identity,
+            model,
+            keras.Variable(importance, trainable=False, dtype=dtype, name="importance"),
+            keras.Variable(anchor, trainable=False, dtype=dtype, name="anchor"),
+        )
+
+
+def to_arrays(
+    strength: np.ndarray, tasks: int, states: Iterable[tuple[WeightState, WeightIdentity, int]]
+) -> dict[str, np.ndarray]:
+    """Return what is remembered as a flat dict of arrays, the inverse of `from_arrays`.
+
+    Args:
+        strength: λ.
+        tasks: How many tasks have been consolidated.
+        states: Each state with the identity of its weight, and the number of the model that the
+            identity belongs to.
+    """
+    arrays, weights = {_STRENGTH: strength, _TASKS: np.array(tasks)}, []
+    for state, identity, model in states:
+        weights.append({"name": state.name, "model": model, **dataclasses.asdict(identity)})
+        arrays[_IMPORTANCE + state.name] = state.importance.numpy()
+        arrays[_ANCHOR + state.name] = state.anchor.numpy()
+    arrays[_WEIGHTS] = np.frombuffer(json.dumps(weights).encode(), "uint8")
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[float, int, list[WeightState]]:
+    """Check arrays that `to_arrays` made and return λ, the number of tasks and the states.
+
+    Raises:
+        ValueError: If arrays are missing, of other shapes than their weights or not finite, or an
+            importance is negative.
+    """
+    missing = {_STRENGTH, _TASKS, _WEIGHTS} - set(arrays)
+    if missing:
+        raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    weights = json.loads(np.asarray(arrays[_WEIGHTS]).tobytes().decode())
+    states = [_parsed_state(arrays, dict(weight)) for weight in weights]
+    tasks = int(arrays[_TASKS])
+    if tasks < 0:
+        raise ValueError(f"it counts {tasks} tasks")
+    return checked_strength(float(arrays[_STRENGTH])), tasks, states
+
+
+def _parsed_state(arrays, weight):
+    name, number = weight.pop("name"), weight.pop("model")
+    identity = WeightIdentity(**{**weight, "shape": tuple(weight["shape"])})
+    for kind in (_IMPORTANCE, _ANCHOR):
+        if kind + name not in arrays:
+            raise ValueError(f"it has no '{kind}{name}'")
+        if arrays[kind + name].shape != identity.shape:
+            raise ValueError(
+                f"Expected shape {identity.shape} for '{kind}{name}'. Received: shape "
+                f"{arrays[kind + name].shape}. The file is damaged; take an older one."
+            )
+    importance, anchor = arrays[_IMPORTANCE + name], arrays[_ANCHOR + name]
+    if not np.all(np.isfinite(anchor) & np.isfinite(importance) & (importance >= 0)):
+        raise ValueError(
+            f"Expected finite anchors, and finite importance ≥ 0. Received: others for '{name}'. "
+            "The file is damaged; take an older one."
+        )
+    return WeightState.of(name, identity, number, importance, anchor)
+
+
+def checked_strength(value: float) -> float:
+    """Return λ as it is; ValueError if it is negative, or no finite number in float32."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with np.errstate(over="ignore"):
+            held = np.float32(value)
+        if np.isfinite(held) and held >= 0 and (held > 0 or value == 0):
+            return value
+    raise ValueError(
+        f"Expected a strength λ ≥ 0 that float32 can hold. Received: {value!r}. 0 is plain "
+        "fine-tuning."
+    )
