@@ -211,7 +211,8 @@ class Binding:
         numbered = (f"{name}-{k}" if k else name for k in range(len(others) + 1))
         state.name = next(name for name in numbered if name not in others)
         state.weight, state.is_set_aside = weight, False
-        state.term = state.term or self.metric.add_term()
+        if state.term is None:
+            state.term = self.metric.add_term()
         self.bound[id(weight)] = state
         bind_weight(weight, state, self.strength, self.metric)
 
