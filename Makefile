@@ -40,6 +40,12 @@ wheel: $(INSTALLED)
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEEL) .
 	$(BIN)/pip install --quiet --no-deps --target $(SITE) $(WHEEL)/keras_mas-*.whl
 
+# All mutants take hours: `make mutation SAMPLE=40 SEED=0` draws some.
+mutation: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation --editable '.[training,serving,mutation]'
+	$(BIN)/python tests/mutation.py $(if $(SAMPLE),--sample $(SAMPLE)) --seed $(or $(SEED),0)
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

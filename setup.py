@@ -41,6 +41,7 @@ TEST = [
     "ruff>=0.6",
     "mypy>=1.15",
 ]
+MUTATION = [*TEST, "mutmut>=3.8"]
 
 setup(
     name="keras-mas",
@@ -53,6 +54,6 @@ setup(
     package_dir=PACKAGE_DIRS,
     package_data={name: ["py.typed"] for name in TOP_LEVEL},
     install_requires=["tensorflow>=2.20", "keras>=3.12", "numpy>=1.26"],
-    extras_require={"training": TRAINING, "serving": SERVING, "test": TEST},
+    extras_require={"training": TRAINING, "serving": SERVING, "test": TEST, "mutation": MUTATION},
     entry_points={"console_scripts": ["keras-mas = keras_mas.training.cli:main"]},
 )

@@ -28,7 +28,7 @@ LAYERS = (
     {"callbacks", "heads", "model"},
     {"binding", "memory", "regularizer", "stability"},
     {"importance"},
-    {"arrays", "errors", "files", "logs", "metrics", "options", "penalty", "weights"},
+    {"arrays", "backend", "errors", "files", "logs", "metrics", "options", "penalty", "weights"},
 )
 HEIGHTS = {name: height for height, layer in enumerate(reversed(LAYERS)) for name in layer}
 
