@@ -1,7 +1,7 @@
 """What every test starts from: a fixed seed, fresh layer names, float32, a quiet TensorFlow.
 
 Property tests draw the same cases in every local run. With CI=true they draw new ones each time; a
-failure then prints the `@reproduce_failure` line and the `--hypothesis-seed` that repeat it.
+failure then prints the `@reproduce_failure` line that repeats it.
 """
 
 import os
@@ -17,7 +17,7 @@ import keras
 import pytest
 
 hypothesis.settings.register_profile("local", derandomize=True, deadline=None)
-# The default database remembers failures in a folder that CI throws away, and hides the seed.
+# No database of earlier failures: CI starts from a clean checkout.
 hypothesis.settings.register_profile(
     "ci", derandomize=False, deadline=None, database=None, print_blob=True
 )
