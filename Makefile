@@ -10,8 +10,9 @@ WHEEL := build/wheel
 # The wheel is unpacked beside the environment and comes first on the path: a file that is missing
 # from the package is missing from the checks.
 SITE := $(abspath build/site)
-PYTEST = KERAS_MAS_INSTALLED=$(SITE) PYTHONPATH=$(SITE) $(BIN)/pytest tests --pyargs keras_mas \
-	--numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal --durations 5
+PYTEST = KERAS_MAS_INSTALLED=$(SITE) PYTHONPATH=$(SITE) $(BIN)/python -P -m pytest tests \
+	--pyargs keras_mas --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal \
+	--durations 5
 
 .PHONY: demo test test-slow lint types wheel mutation format clean
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from PIL import Image
 
 import keras_mas
@@ -76,6 +77,7 @@ def test_the_demo(tmp_path, monkeypatch, capfd):
     )
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ours = [words[1:] for words in commands() if words[0] == "keras-mas"]
