@@ -1,20 +1,25 @@
-"""Packaging: three rooms at the top of the repository, one name in site-packages."""
+"""Packaging: three top-level folders that install as one package.
+
+`keras_mas/` installs as `keras_mas`, `training/` as `keras_mas.training` and `serving/` as
+`keras_mas.serving`. The extras follow this division; `test` and `mutation` are for development.
+"""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 
-def package_dirs():
-    """Map every installed package to its folder: `training/` installs as `keras_mas.training`."""
+def package_dirs() -> dict[str, str]:
+    """Return the source folder of every installed package, by the package's name."""
     folders = {name: name.replace(".", "/") for name in find_packages(include=["keras_mas*"])}
-    for room in ("training", "serving"):
-        inner = [room, *(f"{room}.{name}" for name in find_packages(room))]
+    for top in ("training", "serving"):
+        inner = [top, *(f"{top}.{name}" for name in find_packages(top))]
         folders |= {f"keras_mas.{name}": name.replace(".", "/") for name in inner}
     return folders
 
 
 PACKAGE_DIRS = package_dirs()
+TOP_LEVEL = ["keras_mas", "keras_mas.serving", "keras_mas.training"]  # each has its `py.typed`
 
 SERVING = ["tensorflow-serving-api>=2.19", "requests>=2.31"]
 TRAINING = [
@@ -29,7 +34,14 @@ TRAINING = [
     "pillow>=10.1",
     "rich>=13.0",
 ]
-TEST = ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6"]
+TEST = [
+    "pytest>=8.0",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ruff>=0.6",
+    "mypy>=1.15",
+]
+MUTATION = [*TEST, "mutmut>=3.8"]
 
 setup(
     name="keras-mas",
@@ -40,7 +52,8 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=list(PACKAGE_DIRS),
     package_dir=PACKAGE_DIRS,
+    package_data={name: ["py.typed"] for name in TOP_LEVEL},
     install_requires=["tensorflow>=2.20", "keras>=3.12", "numpy>=1.26", "wrapt>=1.15"],
-    extras_require={"training": TRAINING, "serving": SERVING, "test": TEST},
+    extras_require={"training": TRAINING, "serving": SERVING, "test": TEST, "mutation": MUTATION},
     entry_points={"console_scripts": ["keras-mas = keras_mas.training.cli:main"]},
 )

@@ -1,19 +1,27 @@
 """What every test starts from: a fixed seed, fresh layer names, float32, a quiet TensorFlow.
 
-`pytest --hypothesis-profile=random` draws other cases than those of every run.
+Property tests draw the same cases in every local run. With CI=true they draw new ones each time; a
+failure then prints the `@reproduce_failure` line that repeats it.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: a TensorFlow that starts a thread per core slows down its neighbours.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import keras
 import pytest
 
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
-hypothesis.settings.register_profile("random", deadline=None)
-hypothesis.settings.load_profile("fixed")
+hypothesis.settings.register_profile("local", derandomize=True, deadline=None)
+# No database of earlier failures: CI starts from a clean checkout.
+hypothesis.settings.register_profile(
+    "ci", derandomize=False, deadline=None, database=None, print_blob=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
 
 @pytest.fixture(autouse=True)

@@ -236,7 +236,10 @@ def identify(value):
 
 
 @pytest.mark.parametrize(("kind", "shape", "options"), ALL, ids=identify)
-@pytest.mark.parametrize(("floatx", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
+@pytest.mark.parametrize(
+    ("floatx", "tolerance"),
+    [("float32", 1e-4), pytest.param("float64", 1e-9, marks=pytest.mark.slow)],
+)
 def test_the_layer_agrees_with_the_definition(kind, shape, options, floatx, tolerance, caplog):
     if kind is layers.Conv1DTranspose and "dilation_rate" in options and floatx == "float64":
         pytest.skip("TensorFlow has no dilated transposed convolution in float64 on the CPU")

@@ -77,6 +77,7 @@ def test_the_demo(tmp_path, monkeypatch, capfd):
     )
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ours = [words[1:] for words in commands() if words[0] == "keras-mas"]
@@ -91,16 +92,16 @@ def test_the_commands_of_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def run_served(commands):
-    """Run `serve` in the background, on its own ports as the README has it, and then the others."""
+    """Run `serve` in the background and then the others: the README's words, on free ports."""
     serve, *others = commands
     script = Path(sys.executable).with_name("keras-mas")
-    with subprocess.Popen([script, *serve], stderr=subprocess.PIPE, text=True) as server:
+    serve = [script, *serve, "--port", "0", "--rest-port", "0"]
+    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server:
         try:
             greeting = server.stderr.readline()
-            if "in use" in greeting:
-                pytest.skip(greeting)
+            _, rest = re.findall(r"127\.0\.0\.1:\d+", greeting)
             for words in others:
-                assert main(words) == 0
+                assert main([*words, "--server", rest]) == 0
         finally:
             server.terminate()
     assert server.returncode == 0
