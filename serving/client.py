@@ -25,7 +25,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from .codes import HTTP_STATUS, MESSAGE_LIMITS
+from .protocol import HTTP_STATUS, MESSAGE_LIMITS
 from .runtime import DEFAULT_SIGNATURE
 
 _POLL_SECONDS = 0.2

@@ -18,7 +18,7 @@ import json
 import numpy as np
 import tensorflow as tf
 
-from .codes import invalid_argument
+from .protocol import invalid_argument
 
 _JSON_TYPES = {
     dict: "Object",

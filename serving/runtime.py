@@ -11,7 +11,7 @@ from tensorflow.core.protobuf import config_pb2
 
 from keras_mas.logs import quiet
 
-from .codes import invalid_argument
+from .protocol import invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
 """The signature that a request means when it names none."""

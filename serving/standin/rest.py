@@ -12,8 +12,8 @@ import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2
 
-from . import rest_json
-from .codes import HTTP_STATUS, STATUS_CODES, invalid_argument
+from .. import rest_json
+from ..protocol import HTTP_STATUS, STATUS_CODES, invalid_argument
 
 _VERSION = r"/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/:]+)"
 _MODEL = rf"(?i)/v1/models(?:/(?P<name>[^/:]+))?(?:{_VERSION})?"
@@ -24,11 +24,11 @@ _POLL_SECONDS = 0.05  # the longest that closing waits for the listening thread
 
 
 @contextlib.contextmanager
-def serve_rest(core, host, port):
+def serve_rest(models, host, port):
     """Answer REST requests while the context lasts.
 
     Args:
-        core: `Core` to ask.
+        models: Models to serve.
         host: Address to listen on.
         port: Port, or 0 for any free one.
 
@@ -40,7 +40,7 @@ def serve_rest(core, host, port):
         OverflowError: If the port is greater than 65535.
     """
     with _Server((host, port), _Handler) as server:
-        server.core = core
+        server.models = models
         thread = threading.Thread(target=server.serve_forever, args=[_POLL_SECONDS], daemon=True)
         thread.start()
         try:
@@ -97,10 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
         spec, asked = self._parse_path(_GET)
         if not spec.name:
             raise invalid_argument("Missing model name in request.")
-        core = self.server.core
+        models = self.server.models
         if asked["metadata"]:
-            return _metadata_json(core.metadata(spec))
-        return json_format.MessageToJson(core.status(spec), **_PROTO_OPTIONS)
+            return _metadata_json(models.metadata(spec))
+        return json_format.MessageToJson(models.status(spec), **_PROTO_OPTIONS)
 
     def _post(self, body):
         spec, asked = self._parse_path(_POST)
@@ -109,9 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise tf.errors.UnimplementedError(None, None, message)
         document = rest_json.parse_object(body)
         spec.signature_name = rest_json.read_signature_name(document)
-        core = self.server.core
-        inputs = rest_json.read_tensors(document, core.signature_inputs(spec))
-        _, outputs = core.predict(spec, inputs)
+        models = self.server.models
+        inputs = rest_json.read_tensors(document, models.signature_inputs(spec))
+        _, outputs = models.predict(spec, inputs)
         return rest_json.write_tensors(outputs, row_format=rest_json.is_row_format(document))
 
     def _parse_path(self, pattern):
