@@ -16,7 +16,11 @@ def package_dirs():
 
 PACKAGE_DIRS = package_dirs()
 
-SERVING = ["tensorflow-serving-api>=2.19", "requests>=2.31"]
+SERVING = [
+    "tensorflow-serving-api>=2.19",
+    "requests>=2.31",
+    "waitress>=3.0.1",  # the HTTP server of the stand-in
+]
 TRAINING = [
     *SERVING,
     "tensorflow-datasets>=4.9.9",

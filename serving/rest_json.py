@@ -12,7 +12,7 @@ Every error is a `tf.errors.InvalidArgumentError`, worded as TensorFlow Serving 
 """
 
 import base64
-import binascii
+import itertools
 import json
 
 import numpy as np
@@ -34,7 +34,7 @@ _ACCEPTED = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
 _WRITABLE = {"float32", "float64", "bool"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
-_MAX_RANK = 64  # of a numpy array
+_MAX_RANK = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32  # of an array
 
 
 def parse_object(body):
@@ -62,10 +62,10 @@ def read_signature_name(document):
     """Return the signature that a parsed request names, or "" if it names none.
 
     Raises:
-        tf.errors.InvalidArgumentError: If the name is not a string.
+        tf.errors.InvalidArgumentError: If the name is not a string, or holds half a surrogate pair.
     """
     name = document.get("signature_name", "")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not _is_utf8(name):
         raise invalid_argument(
             f"JSON Value: {_excerpt(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
@@ -141,6 +141,8 @@ def _read_rows(instances, dtypes):
     rows = [_read_row(index, instance, dtypes) for index, instance in enumerate(instances)]
     for index, row in enumerate(rows):
         _check_same_shapes(index, row, rows[0])
+    for array in rows[0].values():
+        _check_rank(array.ndim + 1)
     return {name: np.stack([row[name] for row in rows]) for name in dtypes}
 
 
@@ -182,10 +184,7 @@ def _read_columns(value, dtypes):
 
 def _read_tensor(value, dtype):
     shape, leaves = _dense_shape(value), []
-    if len(shape) > _MAX_RANK:
-        raise invalid_argument(
-            f"Encountered lists nested {len(shape)} deep, expected <= {_MAX_RANK}"
-        )
+    _check_rank(len(shape))
     _collect(value, shape, 0, _leaf_reader(dtype), leaves)
     try:
         with np.errstate(over="ignore"):  # as in the server, a double too large becomes infinite
@@ -194,6 +193,11 @@ def _read_tensor(value, dtype):
         raise invalid_argument(
             f"JSON Value is out of range for type: {dtype.name}. {error}"
         ) from error
+
+
+def _check_rank(rank):
+    if rank > _MAX_RANK:
+        raise invalid_argument(f"Encountered lists nested {rank} deep, expected <= {_MAX_RANK}")
 
 
 def _dense_shape(value):
@@ -248,7 +252,7 @@ def _read_bytes(value):
         raise _type_error(value, tf.string)
     try:
         return base64.b64decode(value["b64"], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise invalid_argument("Unable to base64 decode") from error
 
 
@@ -309,7 +313,17 @@ def _type_error(value, dtype):
 
 
 def _excerpt(value):
-    return json.dumps(value)[:256]
+    """Return the first 256 characters of a value's JSON, without writing the rest."""
+    pieces = json.JSONEncoder().iterencode(value)
+    return "".join(itertools.islice(pieces, 256))[:256]
+
+
+def _is_utf8(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shape(shape):

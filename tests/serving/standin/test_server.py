@@ -1,7 +1,6 @@
 import concurrent.futures
 import socket
 import threading
-import time
 
 import grpc
 import numpy as np
@@ -239,24 +238,6 @@ def test_rest_refuses_with_a_status_and_a_sentence(url, path, body, status, mess
 def test_rest_refuses_questions_about_what_is_not_there(url, path, status, message):
     answer = requests.get(f"{url}{path}", timeout=5)
     assert (answer.status_code, answer.json()) == (status, {"error": message})
-
-
-def test_other_http_methods_are_refused_in_json(url):
-    answer = requests.delete(f"{url}/shop", timeout=5)
-    assert answer.status_code == 501 and "DELETE" in answer.json()["error"]
-
-
-def test_a_body_without_length_is_refused(url):
-    answer = requests.post(f"{url}/shop:predict", data=iter([b"{}"]), timeout=5)  # chunked
-    assert answer.status_code == 411 and "Expected a Content-Length" in answer.json()["error"]
-
-
-def test_a_client_that_hangs_up_leaves_no_trace(server, url, capfd):
-    with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
-        connection.sendall(b"POST /v1/models/shop:predict HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
-    assert requests.get(f"{url}/shop", timeout=5).status_code == 200
-    time.sleep(0.1)
-    assert "Traceback" not in capfd.readouterr().err
 
 
 GRPC_ERRORS = [
