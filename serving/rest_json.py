@@ -109,6 +109,27 @@ def read_tensors(document, signature_inputs):
     return _read_columns(document["inputs"], dtypes)
 
 
+def read_outputs(document, signature_outputs):
+    """Read the tensors of a parsed response in column format.
+
+    Args:
+        document: The response as a dict.
+        signature_outputs: Mapping from output name to `TensorInfo`; only the dtypes are used.
+
+    Returns:
+        Dict from output name to array of the signature's dtype; strings are object arrays of
+        `bytes`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If there is no key `outputs`, names or types do not fit, or
+            a list is ragged.
+    """
+    if "outputs" not in document:
+        raise invalid_argument("Missing 'outputs' key")
+    dtypes = {name: tf.as_dtype(info.dtype) for name, info in signature_outputs.items()}
+    return _read_columns(document["outputs"], dtypes)
+
+
 def write_tensors(outputs, *, row_format):
     """Write the outputs of a model as the body of a response.
 

@@ -1,4 +1,5 @@
 import http.server
+import json
 import socket
 import threading
 import time
@@ -6,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from keras_mas.errors import UsageError
 from keras_mas.serving.client import (
     GrpcClient,
     Readiness,
@@ -113,7 +115,9 @@ def silent_port():
 
 def test_another_kind_of_server(website_port):
     client = RestClient(f"127.0.0.1:{website_port}")
-    with pytest.raises(ServingError, match="Received: UNKNOWN: HTTP status 404, and no JSON."):
+    with pytest.raises(
+        ServingError, match="Received: NOT_FOUND: HTTP status 404 with the body '<!DOCTYPE"
+    ):
         client.status("shop")
 
 
@@ -127,6 +131,158 @@ def website_port(tmp_path):
         threading.Thread(target=website.serve_forever, args=[0.05], daemon=True).start()
         yield website.server_port
         website.shutdown()
+
+
+@pytest.fixture
+def broken_server():
+    """A server that answers every request with the same bytes; a function to choose them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        answers = {}
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    path = connection.recv(100_000).split()[1].decode()
+                    connection.sendall(answers.get(path, answers.get("*")))
+
+        threading.Thread(target=serve, daemon=True).start()
+
+        def answer(**responses):
+            answers.update(responses)
+            return RestClient(f"127.0.0.1:{listener.getsockname()[1]}", timeout=10)
+
+        yield lambda responses: answer(**responses)
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def http_response(body, status="200 OK", length=None):
+    length = len(body.encode()) if length is None else length
+    return (
+        f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}".encode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("response", "words"),
+    [
+        (http_response("{}", "503 x"), "UNAVAILABLE: HTTP status 503 with the body '{}'."),
+        (http_response("[1]", "500 x"), "INTERNAL: HTTP status 500 with the body '[1]'."),
+        (http_response("3", "404 x"), "NOT_FOUND: HTTP status 404 with the body '3'."),
+        (http_response('"no"', "400 x"), "HTTP status 400 with the body '\"no\"'."),
+        (http_response('{"error": 3}', "400 x"), "status 400 with the body '{\"error\": 3}'."),
+        (http_response("<html>", "502 x"), "HTTP status 502 with the body '<html>'."),
+        (http_response("", "500 x"), "INTERNAL: HTTP status 500 with an empty body."),
+        (http_response("x" * 10_000, "500 x"), "x" * 100 + "…'."),
+        (http_response("[1]"), "HTTP status 200 with the body '[1]', which is no answer"),
+        (http_response("[" * 100_000), "HTTP status 200 with the body '[[["),
+        (http_response("{}"), "'{}', which is no answer to the request."),
+        (http_response('{"model_version_status": 3}'), "which is no answer to the request."),
+        (http_response("{}", length=100), "UNAVAILABLE: the connection broke off"),
+        (b"", "UNAVAILABLE: the connection broke off"),
+        (b"\xff\xfe\r\n", "UNAVAILABLE: the connection broke off"),
+    ],
+)
+def test_a_broken_answer_is_one_sentence_with_status_and_body(broken_server, response, words):
+    with broken_server({"*": response}) as client, pytest.raises(ServingError) as caught:
+        client.status("shop")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("Expected an answer about model 'shop' from 127.0.0.1:")
+
+
+METADATA = json.dumps(
+    {
+        "model_spec": {"name": "m", "version": "3"},
+        "metadata": {
+            "signature_def": {
+                "signature_def": {
+                    "serving_default": {
+                        "inputs": {"x": {"dtype": "DT_FLOAT"}},
+                        "outputs": {"i": {"dtype": "DT_INT64"}, "p": {"dtype": "DT_FLOAT"}},
+                    }
+                }
+            }
+        },
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        '{"outputs": 3}',
+        '{"outputs": {"i": [1]}}',
+        '{"outputs": {"i": [1.5], "p": [1]}}',
+        '{"outputs": {"i": [NaN], "p": [1]}}',
+        '{"outputs": {"i": [1], "p": [null]}}',
+        '{"outputs": {"i": [1], "p": [[1], [2, 3]]}}',
+        '{"outputs": {"i": [99999999999999999999], "p": [1]}}',
+    ],
+)
+def test_predictions_that_do_not_fit_the_signature_are_refused(broken_server, body):
+    client = broken_server(
+        {"*": http_response(body), "/v1/models/m/metadata": http_response(METADATA)}
+    )
+    with client, pytest.raises(ServingError, match="which is no answer to the request"):
+        client.predict("m", {"x": [1.0]})
+
+
+def test_numbers_that_are_not_finite_arrive_as_they_are(broken_server):
+    body = '{"outputs": {"i": [1, 2, 3], "p": [NaN, Infinity, -Infinity]}}'
+    client = broken_server(
+        {"*": http_response(body), "/v1/models/m/metadata": http_response(METADATA)}
+    )
+    with client:
+        answer = client.predict("m", {"x": [1.0]})
+    np.testing.assert_array_equal(answer["p"], np.array([np.nan, np.inf, -np.inf], np.float32))
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{}", '{"metadata": 1}', '{"metadata": {}, "model_spec": {}}']
+)
+def test_metadata_without_its_parts_is_refused(broken_server, metadata):
+    with (
+        broken_server({"*": http_response(metadata)}) as client,
+        pytest.raises(ServingError, match="which is no answer to the request"),
+    ):
+        client.predict("m", {"x": [1.0]})
+
+
+def test_an_unknown_signature_of_another_server_is_refused(broken_server):
+    with (
+        broken_server({"*": http_response(METADATA)}) as client,
+        pytest.raises(
+            ServingError, match="INVALID_ARGUMENT: signature .pets. not found among serving_default"
+        ),
+    ):
+        client.predict("m", {"x": [1.0]}, signature="pets")
+
+
+@pytest.mark.parametrize("value", [[[1.0], [2.0, 3.0]], [object()], [None], np.ones(2, "M8[s]")])
+def test_an_input_that_is_no_tensor_is_a_usage_error(client, value):
+    with pytest.raises(
+        UsageError, match="input 'x' to be an array of numbers, booleans or strings"
+    ):
+        client.predict("half_plus_two", {"x": value})
+
+
+@pytest.mark.parametrize("make", [RestClient, GrpcClient])
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), "10"])
+def test_a_timeout_is_a_positive_number_of_seconds(make, timeout):
+    with pytest.raises(UsageError, match="`timeout` to be a positive number of seconds"):
+        make("127.0.0.1:1", timeout=timeout)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999999", "no such host:1", "", "[::1"])
+def test_an_address_that_cannot_be(address):
+    with RestClient(address) as client, pytest.raises(ServingError, match="UNAVAILABLE: "):
+        client.status("shop")
 
 
 def test_messages_may_be_larger_than_four_megabytes(server):

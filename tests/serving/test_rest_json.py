@@ -72,6 +72,7 @@ REFUSED_TYPES = [
     ("1", "bool", "JSON Value: 1 Type: Number is not of expected type: bool"),
     ("1", "string", "JSON Value: 1 Type: Number is not of expected type: string"),
     ('{"b64": "?"}', "string", "Unable to base64 decode"),
+    ('{"b64": "é"}', "string", "Unable to base64 decode"),
     ("300", "uint8", "JSON Value is out of range for type: uint8"),
 ]
 
@@ -86,6 +87,8 @@ REFUSED_SHAPES = [
     ('{"inputs": [[1, 2], 3]}', "Value: 3 found at incorrect level: 2 in the JSON DOM"),
     ('{"inputs": [1, [2]]}', "Encountered list at unexpected level: 1 expected < 1"),
     ('{"inputs": %s}' % ("[" * 65 + "]" * 65), "lists nested 65 deep, expected <= 64"),
+    # With the axis of the instances 64 lists make a tensor of rank 65.
+    ('{"instances": [%s]}' % ("[" * 64 + "1" + "]" * 64), "lists nested 65 deep, expected <= 64"),
     ('{"instances": [[1, 2], [3]]}', "element: 1 key: x of 'instances' list. "),
     ('{"instances": [[1, 2], [3]]}', "Expecting shape [2] but got: [1]"),
 ]

@@ -19,6 +19,7 @@ from tensorflow_serving.apis import (
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.standin import PortError, StandIn
+from keras_mas.serving.standin.models import ServedModels
 
 HALF = "half_plus_two"
 
@@ -324,3 +325,26 @@ def test_wait_lasts_until_stop_and_the_ports_are_closed(models):
     for port in (server.grpc_port, server.rest_port):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
+
+
+def test_stopping_lets_a_running_grpc_request_finish(models, monkeypatch):
+    running, finish = threading.Event(), threading.Event()
+    predict = ServedModels.predict
+
+    def wait_and_predict(self, spec, inputs):
+        running.set()
+        assert finish.wait(30)
+        return predict(self, spec, inputs)
+
+    monkeypatch.setattr(ServedModels, "predict", wait_and_predict)
+    server = StandIn({HALF: models / HALF}, grpc_port=0, rest_port=0).start()
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        answer = stub.Predict.future(ask(HALF, [2]), timeout=30)
+        assert running.wait(30)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        stopping.join(timeout=0.3)  # a server that does not wait has stopped by now
+        finish.set()
+        assert tf.make_ndarray(answer.result().outputs["y"]).tolist() == [3.0]
+        stopping.join()
