@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,12 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_mas import MASModel
 from keras_mas.errors import UsageError
 from keras_mas.serving import export
-from keras_mas.serving.export import ExportError, export_version, is_exported
+from keras_mas.serving.export import (
+    ExportError,
+    check_exportable,
+    export_version,
+    is_exported,
+)
 from keras_mas.serving.runtime import LoadedVersion
 
 HERE = Path(__file__).parent
@@ -340,6 +346,10 @@ REFUSED = [
     ({"serving_default": small()}, {}, "Received: 'serving_default'. Rename the task."),
     ({"_a": small()}, {}, "Received: '_a'. Rename the task."),
     ({"": small()}, {}, "Received: ''. Rename the task."),
+    ({"signatures": small()}, {}, "Received: 'signatures'. Rename the task."),
+    ({"\ud800": small()}, {}, "Received: '\\ud800'. Rename the task."),
+    ({1: small()}, {}, "Received: 1. Rename the task."),
+    ({"a": small()}, {"classes": {"a": ["0", 0]}}, "'a', which identify a class. Received: '0'"),
     ({"a": small(units=3)}, {"classes": {"a": ["x", "y"]}}, "Expected 3 class names for 'a'"),
     ({"a": small()}, {"classes": {"b": ["x", "y"]}}, "among ['a']. Received: 'b'."),
     ({"a": small()}, {"input_name": "my input"}, "Received: 'my input'."),
@@ -371,4 +381,96 @@ def test_a_version_is_known_by_its_weights(models, make_heads, tmp_path):
     assert is_exported(make_heads(), models / "shop" / "1")
     assert not is_exported(make_heads(sign=-1.0), models / "shop" / "1")
     assert not is_exported({"pets": make_heads()["pets"]}, models / "shop" / "1")
+    assert not is_exported(make_heads(), tmp_path / "1")
+
+
+def test_a_task_may_have_almost_any_name(tmp_path, inputs):
+    names = ["cats & dogs", "größe", "a/b", "2", "variables", "a" * 300]
+    version = LoadedVersion(export_version({name: small() for name in names}, tmp_path / "1"))
+    for name in names:
+        assert len(version.run(name, {"inputs": inputs})["label"]) == 2
+
+
+def test_a_layer_with_an_illegal_name_is_refused_and_later_models_still_work(tmp_path, inputs):
+    # Keras opens a name scope for each layer and leaves it open if TensorFlow refuses the name.
+    point = keras.Input((2,))
+    for head in (
+        keras.Model(point, keras.layers.Dense(2)(point), name="cats & dogs"),
+        keras.Sequential([point, keras.layers.Dense(2, name="größe")]),
+        keras.Sequential([point, keras.Sequential([keras.layers.Dense(2, name="a b")])]),
+    ):
+        with pytest.raises(UsageError, match="layer of 'a' .* Received: '(cats & dogs|größe|a b)'"):
+            export_version({"a": head}, tmp_path / "1")
+    assert small().predict(inputs, verbose=0).shape == (2, 2)
+    export_version({"a": small()}, tmp_path / "1")
+
+
+# Before training.
+
+
+def test_what_can_be_exported_passes_and_leaves_nothing_behind(tmp_path):
+    check_exportable(["pets", "cats & dogs"], tmp_path / "models" / "shop")
+    check_exportable(["pets"], tmp_path)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "names", [["pets", "serving_default"], ["_a"], [""], ["signatures"], ["\ud800"], [3]]
+)
+def test_a_task_that_cannot_name_a_signature_is_refused_before_training(tmp_path, names):
+    with pytest.raises(UsageError, match="name a signature.* Rename the task."):
+        check_exportable(names, tmp_path)
+
+
+def test_tasks_of_one_name_are_refused_before_training(tmp_path):
+    with pytest.raises(UsageError, match="different names. Received: 'pets' more than once"):
+        check_exportable(["pets", "fruit", "pets"], tmp_path)
+
+
+@pytest.mark.parametrize("below", [".", "shop", "shop/1"])
+def test_a_folder_that_is_a_file_or_below_one_is_refused_before_training(tmp_path, below):
+    (tmp_path / "models").write_text("notes")
+    for check in (
+        lambda folder: check_exportable(["pets"], folder),
+        lambda folder: export_version({"pets": small()}, folder / "1"),
+    ):
+        with pytest.raises(UsageError, match="Received: .*'.*models' is not a folder"):
+            check(tmp_path / "models" / below)
+    assert (tmp_path / "models").read_text() == "notes"
+
+
+def test_a_link_to_nowhere_is_refused_before_training(tmp_path):
+    (tmp_path / "models").symlink_to(tmp_path / "missing")
+    with pytest.raises(UsageError, match="'.*models' is not a folder"):
+        check_exportable(["pets"], tmp_path / "models" / "shop")
+
+
+@pytest.mark.parametrize("folder", ["/proc/models", "x" * 300, "a\0b"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, folder):
+    with pytest.raises(UsageError, match="Expected a folder that can be written to"):
+        check_exportable(["pets"], tmp_path / folder)
+
+
+def test_a_folder_without_permission_is_refused_before_training(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(export.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(UsageError, match=f"'{tmp_path}/shop'.*Permission denied"):
+        check_exportable(["pets"], tmp_path / "shop")
+
+
+def test_a_full_disk_is_an_export_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def fill(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", fill)
+    with pytest.raises(ExportError, match="No space left on device. Nothing was published"):
+        export_version({"a": small()}, tmp_path / "1")
+    assert names_in(tmp_path) == []
+
+
+def test_a_damaged_version_holds_no_weights_to_recognise(models, make_heads, tmp_path):
+    shutil.copytree(models / "shop" / "1", tmp_path / "1")
+    (tmp_path / "1" / "variables" / "variables.index").write_bytes(b"damaged")
     assert not is_exported(make_heads(), tmp_path / "1")
