@@ -198,8 +198,8 @@ class _Client(abc.ABC):
             return [], str(error)
         if not statuses:
             return [], "no version."
-        version, state, error = max(statuses)
-        return statuses, f"version {version} in state {state}. {error}".strip()
+        version, state, reason = max(statuses)
+        return statuses, f"version {version} in state {state}. {reason}".strip()
 
     def __enter__(self) -> Self:
         return self
@@ -331,9 +331,8 @@ class RestClient(_Client):
         document = _json_object(response)
         if response.status_code != requests.codes.ok:
             code = _code_of(response.status_code)
-            message = document.get("error")
-            if not isinstance(message, str):
-                message = _describe(response)
+            reason = document.get("error")
+            message = reason if isinstance(reason, str) else _describe(response)
             raise _error(name, self.host_port, code, message)
         try:
             return read(document)

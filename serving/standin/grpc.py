@@ -4,7 +4,7 @@ import contextlib
 import socket
 from collections.abc import Collection, Iterator
 from concurrent import futures
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import numpy as np
@@ -53,7 +53,7 @@ def serve_grpc(models: ServedModels, host: str, port: int) -> Iterator[int]:
         server.stop(_GRACE_SECONDS).wait()
 
 
-def _not_served(servicer: object, request: object, context: grpc.ServicerContext) -> NoReturn:
+def _not_served(servicer: object, request: object, context: grpc.ServicerContext) -> None:
     context.abort(grpc.StatusCode.UNIMPLEMENTED, "The stand-in does not serve this method.")
 
 

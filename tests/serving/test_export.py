@@ -41,7 +41,7 @@ def test_classes_without_names_are_numbered(shop, inputs):
     assert shop.run("fruit", {"inputs": inputs})["label"].tolist() == [b"2", b"2"]
 
 
-def test_one_request_to_the_default_signature_asks_every_head(shop, inputs):
+def test_the_default_signature_returns_every_task(shop, inputs):
     answer = shop.run("serving_default", {"inputs": inputs})
     assert {name for name in answer if name.startswith("fruit/")} == {
         "fruit/probabilities",
@@ -55,7 +55,7 @@ def test_one_request_to_the_default_signature_asks_every_head(shop, inputs):
             assert answer[f"{task}/{name}"].tolist() == alone.tolist()
 
 
-def test_the_contract_names_shapes_and_dtypes(shop):
+def test_signatures_have_shapes_and_dtypes(shop):
     signature = shop.signatures["fruit"]
     shapes = {
         name: [dim.size for dim in info.tensor_shape.dim]
@@ -71,7 +71,7 @@ def test_the_input_can_be_named(tmp_path, make_heads, inputs):
     assert LoadedVersion(version).run("pets", {"point": inputs})["class"].tolist() == [1, 0]
 
 
-def test_what_is_published_is_only_the_function(tmp_path, make_dense):
+def test_only_the_variables_of_inference_are_stored(tmp_path, make_dense):
     point = keras.Input((2,))
     trunk = make_dense(np.eye(2), [0.0, 0.0])(point)
     heads = {
@@ -81,7 +81,7 @@ def test_what_is_published_is_only_the_function(tmp_path, make_dense):
     heads["a"].compile("adam", "sparse_categorical_crossentropy")
     heads["a"].fit(np.ones((4, 2)), np.zeros(4), verbose=0)
     heads["a"].consolidate(np.ones((4, 2)))
-    assert heads["a"].memory.importance  # there is an Ω, and it stays at home
+    assert heads["a"].memory.importance  # there is an Ω, which must not be exported
 
     version = export_version(heads, tmp_path / "1")
 
@@ -119,7 +119,7 @@ def functions_of(version):
     return saved.meta_graphs[0].graph_def.library.function
 
 
-def test_a_head_with_a_call_of_its_own_is_not_taken_for_its_layers(tmp_path):
+def test_a_head_that_overrides_call_is_exported_with_it(tmp_path):
     class Doubled(keras.Model):
         def call(self, inputs, training=None):
             return 2.0 * super().call(inputs, training=training)
@@ -134,7 +134,7 @@ def test_a_head_with_a_call_of_its_own_is_not_taken_for_its_layers(tmp_path):
     np.testing.assert_allclose(answer["b/probabilities"], [[0.25, 0.75]], rtol=1e-5)
 
 
-def test_layers_of_one_name_in_two_heads_are_no_obstacle(tmp_path, inputs):
+def test_two_heads_may_have_layers_of_one_name(tmp_path, inputs):
     point = keras.Input((2,))
     heads = {
         task: keras.Model(point, keras.layers.Dense(2, name="head")(point)) for task in ("a", "b")
@@ -146,7 +146,7 @@ def test_layers_of_one_name_in_two_heads_are_no_obstacle(tmp_path, inputs):
         np.testing.assert_array_equal(both[f"{task}/probabilities"], alone["probabilities"])
 
 
-def test_frozen_statistics_are_published_and_dropout_is_off(tmp_path):
+def test_batch_normalization_and_dropout_run_in_inference_mode(tmp_path):
     # In training mode BatchNormalization would map the single input to 0, and dropout hide it.
     layers = [keras.layers.BatchNormalization(epsilon=0.0), keras.layers.Dropout(0.9)]
     model = keras.Sequential([keras.Input((2,)), *layers])
@@ -159,7 +159,7 @@ def test_frozen_statistics_are_published_and_dropout_is_off(tmp_path):
         np.testing.assert_allclose(answer, [[0.25, 0.75]], rtol=1e-5)
 
 
-def test_mixed_precision_is_published_as_float32(tmp_path):
+def test_mixed_precision_models_return_float32(tmp_path):
     inputs = keras.Input((2,))
     outputs = keras.layers.Dense(2, kernel_initializer="identity", dtype="mixed_float16")(inputs)
     assert outputs.dtype == "float16"
@@ -169,7 +169,7 @@ def test_mixed_precision_is_published_as_float32(tmp_path):
     np.testing.assert_allclose(answer["probabilities"], [[0.25, 0.75]], rtol=1e-3)
 
 
-def test_no_function_asks_for_xla(models):
+def test_no_function_requires_xla(models):
     # A model server compiles nothing by default, and fails on a function that insists.
     functions = functions_of(models / "shop" / "1")
     assert functions and not any(f.attr["_XlaMustCompile"].b for f in functions)
@@ -203,7 +203,7 @@ def pooled(tmp_path_factory):
     return LoadedVersion(export_version({"a": model}, tmp_path_factory.mktemp("pooled") / "1"))
 
 
-def test_a_size_left_open_stays_open(tmp_path):
+def test_unknown_sizes_stay_unknown(tmp_path):
     model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalMaxPooling2D()])
     version = LoadedVersion(export_version({"a": model}, tmp_path / "1"))
     for size in (5, 6):
@@ -242,7 +242,7 @@ def test_a_version_with_leading_zeros_is_the_same_version(tmp_path, make_heads):
         export_version(make_heads(), tmp_path / "shop" / "1")
 
 
-def test_a_file_in_the_way_is_not_overwritten_either(tmp_path, make_heads):
+def test_a_file_is_not_overwritten_either(tmp_path, make_heads):
     (tmp_path / "1").write_text("notes")
     with pytest.raises(UsageError, match="not to exist"):
         export_version(make_heads(), tmp_path / "1")
@@ -286,7 +286,7 @@ def test_a_model_that_cannot_run_is_not_published(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_a_lookup_table_is_refused_in_our_words(tmp_path):
+def test_a_lookup_table_is_refused(tmp_path):
     point = keras.Input((1,))
     index = keras.layers.Rescaling(1.0, dtype="int64")(point)
     table = keras.layers.IntegerLookup(vocabulary=[1, 2], output_mode="one_hot")
@@ -305,7 +305,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, make_heads, monkeypatch)
     assert names_in(tmp_path) == []
 
 
-def test_export_says_nothing(tmp_path, make_heads, capfd, caplog):
+def test_export_prints_and_logs_nothing(tmp_path, make_heads, capfd, caplog):
     loggers = [tf.get_logger(), logging.getLogger("absl")]
     for logger in loggers:
         logger.addHandler(caplog.handler)

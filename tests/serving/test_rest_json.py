@@ -26,7 +26,7 @@ def refusal(text, **dtypes):
     return caught.value.message
 
 
-def test_rows_and_columns_say_the_same():
+def test_row_and_column_format_are_equivalent():
     rows = read(
         '{"instances": [{"x": 1, "y": [2, 3]}, {"x": 4, "y": [5, 6]}]}', x="int32", y="float"
     )
@@ -117,7 +117,7 @@ REFUSED_FORMS = [
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED_FORMS)
-def test_what_is_not_a_request_is_refused(text, message):
+def test_malformed_requests_are_refused(text, message):
     assert message in refusal(text, x="float", y="float")
 
 
@@ -138,7 +138,7 @@ def test_several_outputs_make_objects():
     assert write(False, **outputs) == {"outputs": {"p": [[1, 2], [3, 4]], "q": [5, 6]}}
 
 
-def test_the_only_output_loses_its_name():
+def test_a_single_output_has_no_name():
     assert write(True, y=np.array([1, 2])) == {"predictions": [1, 2]}
     assert write(False, y=np.array([1, 2])) == {"outputs": [1, 2]}
 
@@ -155,7 +155,7 @@ def test_strings_are_text_unless_their_name_says_bytes():
     assert write(False, y=np.array(["é".encode()], object)) == {"outputs": ["é"]}
 
 
-def test_what_json_cannot_carry_is_refused_as_by_the_server():
+def test_outputs_that_json_cannot_represent_are_refused():
     with pytest.raises(tf.errors.InvalidArgumentError, match="for tensor type: float16"):
         write(True, y=np.zeros(1, np.float16))
     with pytest.raises(tf.errors.InvalidArgumentError, match="y has no shape information"):

@@ -1,4 +1,6 @@
-"""HTTP as real clients speak it, and as broken ones do: raw sockets where `requests` is too polite.
+"""The HTTP of the stand-in: unusual, malformed, slow and simultaneous requests.
+
+Requests that `requests` cannot send are written to a socket.
 
 Every answer to a request that is wrong is one JSON object `{"error": …}`, and the server goes on.
 """
@@ -132,7 +134,7 @@ def test_lists_nested_too_deep_are_a_wrong_request(url, form, depth):
     "body",
     ['{"signature_name": "\\ud800", "inputs": [1]}', '{"inputs": {"\\ud800": [1]}}', "\ufeff{}"],
 )
-def test_text_that_is_no_utf_8_is_a_wrong_request(url, body):
+def test_text_that_is_not_utf_8_is_a_wrong_request(url, body):
     answer = requests.post(f"{url}/{HALF}:predict", data=body.encode(), timeout=10)
     assert answer.status_code == 400 and list(answer.json()) == ["error"]
 
@@ -186,7 +188,7 @@ def test_unknown_paths_are_malformed_requests(send, path):
         head("POST /v1/models/shop:predict HTTP/1.1", "Transfer-Encoding: gzip"),
     ],
 )
-def test_what_is_not_http_is_refused_in_json(send, request_):
+def test_malformed_http_is_refused_in_json(send, request_):
     status, body = send(request_)
     assert status in (400, 431, 501) and list(json.loads(body)) == ["error"]
 
@@ -195,7 +197,7 @@ def test_what_is_not_http_is_refused_in_json(send, request_):
 
 
 def test_two_hundred_connections_at_once_are_all_answered(server):
-    """All connect before any is served, more than the listen backlog of 5 of `socketserver`."""
+    # `socketserver` lets only 5 connections wait, and the others are reset.
     body = b'{"instances": [2.0]}'
     request = head(f"POST {PREDICT} HTTP/1.0", f"Content-Length: {len(body)}") + body
     everyone = threading.Barrier(200)

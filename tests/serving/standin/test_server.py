@@ -58,7 +58,7 @@ def ask(name, x, **spec):
     return request
 
 
-# What a user of TensorFlow Serving does first.
+# Requests that succeed.
 
 
 def test_half_plus_two_in_rows_and_columns(url):
@@ -84,7 +84,7 @@ def test_rows_of_several_outputs_are_objects(url, inputs):
     }
 
 
-def test_the_latest_version_answers_unless_one_is_named(url, inputs):
+def test_the_latest_version_is_used_unless_another_is_named(url, inputs):
     # Version 2 has the pets the other way round.
     body = {"signature_name": "pets", "inputs": inputs.tolist()}
     labels = [
@@ -94,7 +94,7 @@ def test_the_latest_version_answers_unless_one_is_named(url, inputs):
     assert labels == [["cat", "dog"], ["dog", "cat"], ["cat", "dog"]]
 
 
-def test_not_a_number_comes_back_as_itself(url):
+def test_not_a_number_is_written_as_nan(url):
     answer = requests.post(f"{url}/{HALF}:predict", data='{"instances": [NaN, 2.0]}')
     assert answer.text == '{"predictions": [NaN, 3.0]}'
 
@@ -109,7 +109,7 @@ def test_status_of_all_versions_and_of_one(url):
     }
 
 
-def test_metadata_is_the_contract(url):
+def test_metadata_has_the_signatures(url):
     metadata = requests.get(f"{url}/shop/versions/1/metadata").json()
     assert metadata["model_spec"]["version"] == "1"
     signatures = metadata["metadata"]["signature_def"]["signature_def"]
@@ -170,7 +170,7 @@ def test_many_requests_at_once_over_one_model(url):
     assert answers == [{"predictions": [i + 2.0]} for i in range(40)]
 
 
-# What goes wrong, in the server's words.
+# Requests that fail, with the messages of TensorFlow Serving.
 
 REST_ERRORS = [
     ("shop:predict", "{}", 400, "Missing 'inputs' or 'instances' key"),
@@ -220,7 +220,7 @@ REST_ERRORS = [
 
 
 @pytest.mark.parametrize(("path", "body", "status", "message"), REST_ERRORS)
-def test_rest_refuses_with_a_status_and_a_sentence(url, path, body, status, message):
+def test_rest_errors_have_a_status_and_a_message(url, path, body, status, message):
     answer = requests.post(f"{url}/{path}", data=body, timeout=5)
     assert answer.status_code == status
     assert list(answer.json()) == ["error"] and message in answer.json()["error"]
@@ -236,7 +236,7 @@ def test_rest_refuses_with_a_status_and_a_sentence(url, path, body, status, mess
         ("/shop:predict", 400, "Malformed request: GET /v1/models/shop:predict"),
     ],
 )
-def test_rest_refuses_questions_about_what_is_not_there(url, path, status, message):
+def test_rest_errors_of_get_requests(url, path, status, message):
     answer = requests.get(f"{url}{path}", timeout=5)
     assert (answer.status_code, answer.json()) == (status, {"error": message})
 
@@ -252,7 +252,7 @@ GRPC_ERRORS = [
 
 
 @pytest.mark.parametrize(("request_", "code", "message"), GRPC_ERRORS)
-def test_grpc_refuses_with_a_code_and_a_sentence(predictions, request_, code, message):
+def test_grpc_errors_have_a_code_and_a_message(predictions, request_, code, message):
     assert_refused(predictions.Predict, request_, code, message)
 
 
@@ -285,7 +285,7 @@ def assert_refused(method, request, code, message):
 # Starting and stopping.
 
 
-def test_there_must_be_something_to_serve(tmp_path):
+def test_no_model_or_no_version_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="at least one model to serve. Received: none."):
         StandIn({}).start()
     with pytest.raises(UsageError, match=f"versions of 'shop' as folders '{tmp_path}/<integer>/'"):
