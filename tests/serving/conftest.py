@@ -1,7 +1,8 @@
 """Models whose outputs are known exactly, and a stand-in that serves them.
 
 The heads read two numbers x. "pets" has the logits x, so its probabilities for x = [0, ln 3] are
-[1/4, 3/4]; "fruit" has the logits [0, 0, ln 2] for every x, so its probabilities are [1/4, 1/4, 1/2].
+[1/4, 3/4]; "fruit" has the logits [0, 0, ln 2] for every x, so its probabilities are
+[1/4, 1/4, 1/2].
 """
 
 import keras

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_mas import MASModel
+from keras_mas import MASModel, files
 from keras_mas.errors import UsageError
 from keras_mas.serving import export
 from keras_mas.serving.export import (
@@ -254,6 +255,19 @@ def test_a_version_published_meanwhile_is_not_overwritten(tmp_path, make_heads, 
         (tmp_path / "1").mkdir()
 
     monkeypatch.setattr(export, "_check_runs", publish_another)
+    with pytest.raises(UsageError, match="not to exist"):
+        export_version(make_heads(), tmp_path / "1")
+    assert names_in(tmp_path) == ["1"] and names_in(tmp_path / "1") == []
+
+
+def test_a_version_published_at_the_last_moment_is_not_overwritten(
+    tmp_path, make_heads, monkeypatch
+):
+    def publish_another(source, target):
+        Path(target).mkdir()
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(files.os, "rename", publish_another)
     with pytest.raises(UsageError, match="not to exist"):
         export_version(make_heads(), tmp_path / "1")
     assert names_in(tmp_path) == ["1"] and names_in(tmp_path / "1") == []
