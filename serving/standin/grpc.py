@@ -104,7 +104,7 @@ def _errors_as_status(context: grpc.ServicerContext) -> Iterator[None]:
 def _to_array(name: str, proto: Any) -> np.ndarray:
     try:
         return tf.make_ndarray(proto)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise invalid_argument(f"tensor parsing error: {name}: {error}") from error
 
 

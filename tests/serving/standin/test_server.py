@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import requests
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -264,6 +265,24 @@ def test_grpc_refuses_a_wrong_dtype_and_half_a_tensor(predictions):
     )
     request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.ones(2, np.float32)))
     request.inputs["x"].tensor_content = b"123"
+    assert_refused(predictions.Predict, request, "INVALID_ARGUMENT", "tensor parsing error: x")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"dtype": "DT_RESOURCE"},
+        {"dtype": "DT_INT8", "int_val": [300]},
+        {"dtype": "DT_FLOAT", "float_val": [1.0], "size": 10**14},  # 364 TiB
+        {"dtype": "DT_FLOAT", "float_val": [1.0], "size": -1},
+    ],
+)
+def test_grpc_refuses_tensors_that_cannot_be_read(predictions, tensor):
+    tensor = dict(tensor)
+    size = tensor.pop("size", 1)
+    request = ask(HALF, [1])
+    request.inputs["x"].CopyFrom(tensor_pb2.TensorProto(**tensor))
+    request.inputs["x"].tensor_shape.dim.add(size=size)
     assert_refused(predictions.Predict, request, "INVALID_ARGUMENT", "tensor parsing error: x")
 
 
