@@ -21,7 +21,11 @@ def package_dirs() -> dict[str, str]:
 PACKAGE_DIRS = package_dirs()
 TOP_LEVEL = ["keras_mas", "keras_mas.serving", "keras_mas.training"]  # each has its `py.typed`
 
-SERVING = ["tensorflow-serving-api>=2.19", "requests>=2.31"]
+SERVING = [
+    "tensorflow-serving-api>=2.19",
+    "requests>=2.31",
+    "waitress>=3.0.1",  # the HTTP server of the stand-in
+]
 TRAINING = [
     *SERVING,
     "tensorflow-datasets>=4.9.9",

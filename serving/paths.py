@@ -1,15 +1,16 @@
-"""Where the versions of a served model lie: `<models>/<NAME>/<integer>/`.
+"""The folders of a served model and its versions: `<models>/<NAME>/<integer>/`.
 
 TensorFlow Serving takes every folder whose name is an integer for a version and ignores the rest,
-so a folder `.tmp-…` beside the versions is a safe place to write one.
+so a new version can be written to a folder `.tmp-…` beside the others.
 """
 
+import os
 from pathlib import Path
 
 from keras_mas.errors import UsageError
 
 
-def version_path(base_path, version):
+def version_path(base_path: str | os.PathLike, version: int) -> Path:
     """Return the folder of one version.
 
     Args:
@@ -22,7 +23,7 @@ def version_path(base_path, version):
     return Path(base_path) / str(version)
 
 
-def parse_version(directory):
+def parse_version(directory: str | os.PathLike) -> int:
     """Return the version number that a folder's name stands for, the inverse of `version_path`.
 
     Args:
@@ -44,7 +45,7 @@ def parse_version(directory):
     return int(directory.name)
 
 
-def list_versions(base_path):
+def list_versions(base_path: str | os.PathLike) -> dict[int, Path]:
     """Find the versions of a model, as TensorFlow Serving would.
 
     Args:
@@ -61,5 +62,5 @@ def list_versions(base_path):
     return dict(sorted((int(path.name), path) for path in folders))
 
 
-def _is_version(name):
+def _is_version(name: str) -> bool:
     return name.isascii() and name.isdigit()

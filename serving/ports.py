@@ -1,4 +1,4 @@
-"""The ports that TensorFlow Serving listens on, and so does the stand-in."""
+"""The default ports of TensorFlow Serving, which are also those of the stand-in."""
 
 GRPC = 8500
 REST = 8501

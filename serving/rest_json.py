@@ -1,24 +1,30 @@
-"""The JSON of TensorFlow Serving's REST interface: requests to arrays, arrays to responses.
+"""The JSON of TensorFlow Serving's REST interface, read into arrays and written from them.
 
-A request has its tensors in one of two formats, and the response follows it:
+A request has its tensors in one of two formats, and the response has the same:
 
     row        {"instances": [{"x": 1, "y": 2}, …]}   →  {"predictions": [{"p": 3, "q": 4}, …]}
     column     {"inputs": {"x": [1, …], "y": [2, …]}}  →  {"outputs": {"p": [3, …], "q": [4, …]}}
 
-With a single input or output the object `{"x": …}` shrinks to its value. Bytes travel as
-`{"b64": "…"}`, and NaN and Infinity as bare words, which JSON proper does not know.
+A single input or output may be given by its value, without the object `{"x": …}`. Bytes are
+written as `{"b64": "…"}`, and NaN and Infinity as bare words, an extension of JSON.
 
-Every error is a `tf.errors.InvalidArgumentError`, worded as TensorFlow Serving words it.
+Every error is a `tf.errors.InvalidArgumentError` with the message of TensorFlow Serving.
 """
 
 import base64
-import binascii
+import itertools
 import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
 
-from .codes import invalid_argument
+from .protocol import invalid_argument
+
+_Infos = Mapping[str, meta_graph_pb2.TensorInfo]
+_Arrays = dict[str, np.ndarray]
 
 _JSON_TYPES = {
     dict: "Object",
@@ -29,15 +35,15 @@ _JSON_TYPES = {
     bool: "Boolean",
     type(None): "Null",
 }
-# By numpy's dtype.kind. To Python a bool is an int, to JSON it is no number: compare exact types.
-_ACCEPTED = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
+# By numpy's `dtype.kind`. Types are compared exactly: Python's bool is an int, JSON's is not.
+_ACCEPTED: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
 _WRITABLE = {"float32", "float64", "bool"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
-_MAX_RANK = 64  # of a numpy array
+_MAX_RANK = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32  # of an array
 
 
-def parse_object(body):
+def parse_object(body: bytes) -> dict[str, Any]:
     """Parse the body of a request.
 
     Args:
@@ -58,14 +64,14 @@ def parse_object(body):
     return document
 
 
-def read_signature_name(document):
+def read_signature_name(document: Mapping[str, Any]) -> str:
     """Return the signature that a parsed request names, or "" if it names none.
 
     Raises:
-        tf.errors.InvalidArgumentError: If the name is not a string.
+        tf.errors.InvalidArgumentError: If the name is not a string, or holds half a surrogate pair.
     """
     name = document.get("signature_name", "")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not _is_utf8(name):
         raise invalid_argument(
             f"JSON Value: {_excerpt(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
@@ -73,7 +79,7 @@ def read_signature_name(document):
     return name
 
 
-def is_row_format(document):
+def is_row_format(document: Mapping[str, Any]) -> bool:
     """Whether a parsed request is in row format, with `instances`, or in column format.
 
     Raises:
@@ -89,7 +95,7 @@ def is_row_format(document):
     return "instances" in document
 
 
-def read_tensors(document, signature_inputs):
+def read_tensors(document: Mapping[str, Any], signature_inputs: _Infos) -> _Arrays:
     """Read the tensors of a parsed request.
 
     Args:
@@ -109,7 +115,28 @@ def read_tensors(document, signature_inputs):
     return _read_columns(document["inputs"], dtypes)
 
 
-def write_tensors(outputs, *, row_format):
+def read_outputs(document: Mapping[str, Any], signature_outputs: _Infos) -> _Arrays:
+    """Read the tensors of a parsed response in column format.
+
+    Args:
+        document: The response as a dict.
+        signature_outputs: Mapping from output name to `TensorInfo`; only the dtypes are used.
+
+    Returns:
+        Dict from output name to array of the signature's dtype; strings are object arrays of
+        `bytes`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If there is no key `outputs`, names or types do not fit, or
+            a list is ragged.
+    """
+    if "outputs" not in document:
+        raise invalid_argument("Missing 'outputs' key")
+    dtypes = {name: tf.as_dtype(info.dtype) for name, info in signature_outputs.items()}
+    return _read_columns(document["outputs"], dtypes)
+
+
+def write_tensors(outputs: Mapping[str, np.ndarray], *, row_format: bool) -> str:
     """Write the outputs of a model as the body of a response.
 
     Args:
@@ -127,11 +154,11 @@ def write_tensors(outputs, *, row_format):
     if row_format:
         _check_batches(outputs)
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return json.dumps({"predictions": [_shrink(row) for row in rows]})
-    return json.dumps({"outputs": _shrink(columns)})
+        return json.dumps({"predictions": [_without_single_name(row) for row in rows]})
+    return json.dumps({"outputs": _without_single_name(columns)})
 
 
-def _read_rows(instances, dtypes):
+def _read_rows(instances: Any, dtypes: Mapping[str, tf.DType]) -> _Arrays:
     if not isinstance(instances, list):
         raise invalid_argument(
             f"JSON Value: {_excerpt(instances)} Expecting 'instances' to be an list/array"
@@ -141,10 +168,12 @@ def _read_rows(instances, dtypes):
     rows = [_read_row(index, instance, dtypes) for index, instance in enumerate(instances)]
     for index, row in enumerate(rows):
         _check_same_shapes(index, row, rows[0])
+    for array in rows[0].values():
+        _check_rank(array.ndim + 1)
     return {name: np.stack([row[name] for row in rows]) for name in dtypes}
 
 
-def _read_row(index, instance, dtypes):
+def _read_row(index: int, instance: Any, dtypes: Mapping[str, tf.DType]) -> _Arrays:
     try:
         return _read_columns(instance, dtypes)
     except tf.errors.InvalidArgumentError as error:
@@ -154,7 +183,7 @@ def _read_row(index, instance, dtypes):
         ) from error
 
 
-def _check_same_shapes(index, row, first):
+def _check_same_shapes(index: int, row: _Arrays, first: _Arrays) -> None:
     for name, array in row.items():
         if array.shape != first[name].shape:
             raise invalid_argument(
@@ -164,7 +193,7 @@ def _check_same_shapes(index, row, first):
             )
 
 
-def _read_columns(value, dtypes):
+def _read_columns(value: Any, dtypes: Mapping[str, tf.DType]) -> _Arrays:
     """Read an object of named tensors, or the bare value of the only one."""
     if not isinstance(value, dict) or _is_base64(value):
         if len(dtypes) > 1:
@@ -180,12 +209,10 @@ def _read_columns(value, dtypes):
     return {name: _read_tensor(value[name], dtype) for name, dtype in dtypes.items()}
 
 
-def _read_tensor(value, dtype):
-    shape, leaves = _dense_shape(value), []
-    if len(shape) > _MAX_RANK:
-        raise invalid_argument(
-            f"Encountered lists nested {len(shape)} deep, expected <= {_MAX_RANK}"
-        )
+def _read_tensor(value: Any, dtype: tf.DType) -> np.ndarray:
+    shape = _dense_shape(value)
+    leaves: list[Any] = []
+    _check_rank(len(shape))
     _collect(value, shape, 0, _leaf_reader(dtype), leaves)
     try:
         with np.errstate(over="ignore"):  # as in the server, a double too large becomes infinite
@@ -196,7 +223,13 @@ def _read_tensor(value, dtype):
         ) from error
 
 
-def _dense_shape(value):
+def _check_rank(rank: int) -> None:
+    if rank > _MAX_RANK:
+        raise invalid_argument(f"Encountered lists nested {rank} deep, expected <= {_MAX_RANK}")
+
+
+def _dense_shape(value: Any) -> list[int]:
+    """Return the shape that nested lists have if they are not ragged."""
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -204,7 +237,13 @@ def _dense_shape(value):
     return shape
 
 
-def _collect(value, shape, level, read_leaf, leaves):
+def _collect(
+    value: Any,
+    shape: list[int],
+    level: int,
+    read_leaf: Callable[[Any], Any],
+    leaves: list[Any],
+) -> None:
     """Append the leaves of nested lists to `leaves`, refusing those that are not of `shape`."""
     if not isinstance(value, list):
         if level != len(shape):
@@ -227,13 +266,13 @@ def _collect(value, shape, level, read_leaf, leaves):
         _collect(item, shape, level + 1, read_leaf, leaves)
 
 
-def _leaf_reader(dtype):
-    """Return a function from one JSON value to what numpy takes for a value of `dtype`."""
+def _leaf_reader(dtype: tf.DType) -> Callable[[Any], Any]:
+    """Return a function that checks one JSON value and returns it for an array of `dtype`."""
     if dtype == tf.string:
         return _read_bytes
     accepted = _ACCEPTED.get(np.dtype(dtype.as_numpy_dtype).kind, set())
 
-    def read(value):
+    def read(value: Any) -> Any:
         if type(value) not in accepted:
             raise _type_error(value, dtype)
         return value
@@ -241,53 +280,53 @@ def _leaf_reader(dtype):
     return read
 
 
-def _read_bytes(value):
+def _read_bytes(value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode(errors="surrogatepass")
     if not _is_base64(value):
         raise _type_error(value, tf.string)
     try:
         return base64.b64decode(value["b64"], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise invalid_argument("Unable to base64 decode") from error
 
 
-def _is_base64(value):
+def _is_base64(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
-def _to_json(name, array):
+def _to_json(name: str, array: np.ndarray) -> Any:
     if array.dtype == object:
         return _map_nested(_encode_bytes if name.endswith("_bytes") else _decode, array.tolist())
     if array.dtype.name not in _WRITABLE:
         dtype = tf.as_dtype(array.dtype).name
         raise invalid_argument(f"Failed to write JSON value for tensor type: {dtype}")
     if array.dtype == np.float32:
-        # By way of text 0.2 stays 0.2, where widening to a double would make 0.20000000298023224.
+        # Through text 0.2 stays 0.2; widened to a double it would be 0.20000000298023224.
         array = array.astype(str).astype(np.float64)
     return array.tolist()
 
 
-def _map_nested(function, value):
+def _map_nested(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, list):
         return [_map_nested(function, item) for item in value]
     return function(value)
 
 
-def _decode(value):
+def _decode(value: bytes) -> str:
     return value.decode(errors="replace")
 
 
-def _encode_bytes(value):
+def _encode_bytes(value: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(value).decode()}
 
 
-def _shrink(named):
-    """Drop the name where there is only one."""
+def _without_single_name(named: dict[str, Any]) -> Any:
+    """Return the value alone if there is only one."""
     return named if len(named) > 1 else next(iter(named.values()))
 
 
-def _check_batches(outputs):
+def _check_batches(outputs: Mapping[str, np.ndarray]) -> None:
     sizes = {name: array.shape[:1] for name, array in outputs.items()}
     (expected, *_) = sizes.values()
     for name, size in sizes.items():
@@ -300,7 +339,7 @@ def _check_batches(outputs):
             )
 
 
-def _type_error(value, dtype):
+def _type_error(value: Any, dtype: tf.DType) -> tf.errors.OpError:
     expected = "float" if dtype == tf.float32 else dtype.name
     return invalid_argument(
         f"JSON Value: {_excerpt(value)} Type: {_JSON_TYPES[type(value)]} "
@@ -308,9 +347,19 @@ def _type_error(value, dtype):
     )
 
 
-def _excerpt(value):
-    return json.dumps(value)[:256]
+def _excerpt(value: Any) -> str:
+    """Return the first 256 characters of a value's JSON, without writing the rest."""
+    pieces = json.JSONEncoder().iterencode(value)
+    return "".join(itertools.islice(pieces, 256))[:256]
 
 
-def _shape(shape):
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shape(shape: tuple[int, ...]) -> str:
     return "[" + ",".join(map(str, shape)) + "]"

@@ -1,20 +1,23 @@
-"""A SavedModel as TensorFlow Serving sees it: a graph in a session, without Python's objects.
+"""SavedModels in TensorFlow's C++ runtime, loaded and run as TensorFlow Serving does it.
 
-`tf.saved_model.load` rebuilds Python objects and so finds variables that a server does not. Here a
-version is restored by the graph's own restore operation, and a request reaches the C++ runtime with
-no array checked on the way: what fails here fails in the server, what passes here passes there.
+`tf.saved_model.load` rebuilds Python objects and so finds variables that a server does not find.
+Here a version is restored by the restore operation of its graph, and the arrays of a request reach
+the C++ runtime unchecked, so that the same requests fail as in the server.
 """
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 from keras_mas.logs import quiet
 
-from .codes import invalid_argument
+from .protocol import invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
-"""The signature that a request means when it names none."""
+"""The signature of a request that names none."""
 
 
 class LoadError(RuntimeError):
@@ -35,19 +38,21 @@ class LoadedVersion:
         LoadError: If the folder is missing, incomplete or not a SavedModel.
     """
 
-    def __init__(self, directory):
+    signatures: dict[str, meta_graph_pb2.SignatureDef]
+
+    def __init__(self, directory: str | Path):
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
             self.signatures = _restore(self._session, directory)
             self._calls = {name: self._compile(sig) for name, sig in self.signatures.items()}
-        except Exception as error:  # what a loader raises has no narrower class in common
+        except Exception as error:  # loading raises errors of many classes
             self.close()
             raise LoadError(
                 f"Expected a complete SavedModel in '{directory}'. Received: "
                 f"{type(error).__name__}: {error}. Export the version again."
             ) from error
 
-    def run(self, signature_name, inputs):
+    def run(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answer one request.
 
         Args:
@@ -59,7 +64,7 @@ class LoadedVersion:
             Dict from output name to array; strings are object arrays of `bytes`.
 
         Raises:
-            tf.errors.OpError: With the code and the words of TensorFlow Serving:
+            tf.errors.OpError: With the code and the message of TensorFlow Serving:
                 `FailedPreconditionError` for an unknown signature, `InvalidArgumentError` for
                 names, dtypes or shapes that do not fit.
         """
@@ -70,15 +75,17 @@ class LoadedVersion:
         _check_names(set(inputs), set(self.signatures[name].inputs))
         return self._calls[name](inputs)
 
-    def close(self):
-        """Free what the version holds. It cannot answer afterwards."""
+    def close(self) -> None:
+        """Free the memory of the version, which cannot run afterwards."""
         self._session.close()
 
-    def _compile(self, signature):
+    def _compile(
+        self, signature: meta_graph_pb2.SignatureDef
+    ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
         """Make a function from a dict of arrays to a dict of arrays.
 
-        `Session.run` would compare each array with the placeholder's shape in Python and refuse
-        what a server lets through; a callable made from options goes straight to the C++ session.
+        `Session.run` would compare the shape of each array with the placeholder's in Python and
+        refuse arrays that a server accepts; a callable made from options does not.
         """
         inputs, outputs = list(signature.inputs), list(signature.outputs)
         options = config_pb2.CallableOptions(
@@ -87,23 +94,25 @@ class LoadedVersion:
         )
         run = self._session._make_callable_from_options(options)
 
-        def call(arrays):
+        def call(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             values = run(*(np.asarray(arrays[name]) for name in inputs))
             return dict(zip(outputs, values, strict=True))
 
         return call
 
 
-def _restore(session, directory):
-    """Load a SavedModel into `session`; return the signatures that can be asked."""
+def _restore(
+    session: tf.compat.v1.Session, directory: str | Path
+) -> dict[str, meta_graph_pb2.SignatureDef]:
+    """Load a SavedModel into `session`; return the signatures that requests can name."""
     with quiet(), session.graph.as_default():
         meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(directory))
     # The initialisation operation is listed among the signatures too, but has no method.
     return {name: sig for name, sig in meta_graph.signature_def.items() if sig.method_name}
 
 
-def _check_names(received, expected):
-    """Hold the names of a request's inputs against the signature's, as the server does."""
+def _check_names(received: set[str], expected: set[str]) -> None:
+    """Compare the names of a request's inputs with the signature's, as the server does."""
     if len(received) != len(expected):
         message = (
             f"input size does not match signature: {len(received)}!={len(expected)} "
@@ -120,5 +129,5 @@ def _check_names(received, expected):
         raise invalid_argument(message)
 
 
-def _join(names):
+def _join(names: set[str]) -> str:
     return ",".join(sorted(names))

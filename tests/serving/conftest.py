@@ -1,7 +1,8 @@
-"""Models whose answers one knows by heart, and a stand-in that serves them.
+"""Models whose outputs are known exactly, and a stand-in that serves them.
 
-The heads read two numbers x. "pets" has the logits x, so for x = [0, ln 3] it answers [1/4, 3/4];
-"fruit" has the logits [0, 0, ln 2] whatever x is, so it answers [1/4, 1/4, 1/2].
+The heads read two numbers x. "pets" has the logits x, so its probabilities for x = [0, ln 3] are
+[1/4, 3/4]; "fruit" has the logits [0, 0, ln 2] for every x, so its probabilities are
+[1/4, 1/4, 1/2].
 """
 
 import keras
@@ -15,7 +16,7 @@ from keras_mas.serving.standin import StandIn
 
 @pytest.fixture(scope="session")
 def inputs():
-    """Two inputs that "pets" takes for a dog and a cat, with probability 3/4 each."""
+    """Two inputs that "pets" classifies as dog and cat, with probability 3/4 each."""
     return np.array([[0.0, np.log(3.0)], [np.log(3.0), 0.0]], np.float32)
 
 

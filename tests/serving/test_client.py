@@ -1,11 +1,16 @@
+import contextlib
 import http.server
+import json
 import socket
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
+from keras_mas.errors import UsageError
+from keras_mas.serving import client as client_module
 from keras_mas.serving.client import (
     GrpcClient,
     Readiness,
@@ -41,7 +46,7 @@ def test_rest_and_grpc_answer_as_the_keras_model(client, make_heads, inputs):
     assert answer["label"].tolist() == [["cat", "dog"][i] for i in logits.argmax(axis=1)]
 
 
-def test_the_default_is_every_head_of_the_latest_version(client, inputs):
+def test_by_default_the_latest_version_returns_every_task(client, inputs):
     answer = client.predict("shop", {"inputs": inputs})
     assert answer["pets/label"].tolist() == ["cat", "dog"]  # version 2 turns the pets around
     assert answer["fruit/class"].tolist() == [2, 2]
@@ -59,7 +64,7 @@ def test_status_lists_the_versions(client):
     assert second.state == "END" and "Expected a complete SavedModel" in second.error
 
 
-def test_errors_are_one_sentence_with_the_servers_words_and_advice(client):
+def test_errors_hold_the_message_of_the_server_and_advice(client):
     with pytest.raises(ServingError) as caught:
         client.predict("nobody", {"x": [1.0]})
     assert str(caught.value) == (
@@ -82,13 +87,13 @@ def test_errors_are_one_sentence_with_the_servers_words_and_advice(client):
         ({"name": "half_plus_two", "inputs": {"x": [1.0]}, "signature": "z"}, '"z" not found'),
     ],
 )
-def test_what_the_server_refuses_is_said(client, arguments, words):
+def test_refusals_are_reported_with_the_message_of_the_server(client, arguments, words):
     with pytest.raises(ServingError, match=words):
         client.predict(**arguments)
 
 
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
-def test_nobody_listening(make):
+def test_no_server_is_an_error(make):
     with make("127.0.0.1:1") as client, pytest.raises(ServingError) as caught:
         client.status("shop")
     assert "about model 'shop' from 127.0.0.1:1. Received: UNAVAILABLE: " in str(caught.value)
@@ -96,7 +101,7 @@ def test_nobody_listening(make):
 
 
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
-def test_a_server_that_does_not_answer(make, silent_port):
+def test_a_silent_server_is_an_error_after_the_timeout(make, silent_port):
     client = make(f"127.0.0.1:{silent_port}", timeout=0.2)
     with client, pytest.raises(ServingError, match="Received: DEADLINE_EXCEEDED: "):
         client.status("shop")
@@ -111,9 +116,11 @@ def silent_port():
         yield listener.getsockname()[1]
 
 
-def test_another_kind_of_server(website_port):
+def test_a_server_of_another_kind_is_an_error(website_port):
     client = RestClient(f"127.0.0.1:{website_port}")
-    with pytest.raises(ServingError, match="Received: UNKNOWN: HTTP status 404, and no JSON."):
+    with pytest.raises(
+        ServingError, match="Received: NOT_FOUND: HTTP status 404 with the body '<!DOCTYPE"
+    ):
         client.status("shop")
 
 
@@ -127,6 +134,160 @@ def website_port(tmp_path):
         threading.Thread(target=website.serve_forever, args=[0.05], daemon=True).start()
         yield website.server_port
         website.shutdown()
+
+
+@pytest.fixture
+def broken_server():
+    """A function that makes a client of a server which sends the given bytes for each path.
+
+    The path "*" stands for all others.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        responses = {}
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:  # the listener is shut down
+                    return
+                with connection:
+                    path = connection.recv(100_000).split()[1].decode()
+                    connection.sendall(responses.get(path, responses["*"]))
+
+        def connect(new_responses):
+            responses.update(new_responses)
+            return RestClient(f"127.0.0.1:{listener.getsockname()[1]}")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield connect
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def http_response(body, status="200 OK", length=None):
+    length = len(body.encode()) if length is None else length
+    return (
+        f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}".encode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("response", "words"),
+    [
+        (http_response("{}", "503 x"), "UNAVAILABLE: HTTP status 503 with the body '{}'."),
+        (http_response("[1]", "500 x"), "INTERNAL: HTTP status 500 with the body '[1]'."),
+        (http_response("3", "404 x"), "NOT_FOUND: HTTP status 404 with the body '3'."),
+        (http_response('"no"', "400 x"), "HTTP status 400 with the body '\"no\"'."),
+        (http_response('{"error": 3}', "400 x"), "status 400 with the body '{\"error\": 3}'."),
+        (http_response("<html>", "502 x"), "HTTP status 502 with the body '<html>'."),
+        (http_response("", "500 x"), "INTERNAL: HTTP status 500 with an empty body."),
+        (http_response("x" * 10_000, "500 x"), "x" * 100 + "…'."),
+        (http_response("[1]"), "HTTP status 200 with the body '[1]', which is no answer"),
+        (http_response("[" * 100_000), "HTTP status 200 with the body '[[["),
+        (http_response("{}"), "'{}', which is no answer to the request."),
+        (http_response('{"model_version_status": 3}'), "which is no answer to the request."),
+        (http_response("{}", length=100), "UNAVAILABLE: the connection broke off"),
+        (b"", "UNAVAILABLE: the connection broke off"),
+        (b"\xff\xfe\r\n", "UNAVAILABLE: the connection broke off"),
+    ],
+)
+def test_a_broken_answer_is_one_sentence_with_status_and_body(broken_server, response, words):
+    with broken_server({"*": response}) as client, pytest.raises(ServingError) as caught:
+        client.status("shop")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("Expected an answer about model 'shop' from 127.0.0.1:")
+
+
+METADATA = json.dumps(
+    {
+        "model_spec": {"name": "m", "version": "3"},
+        "metadata": {
+            "signature_def": {
+                "signature_def": {
+                    "serving_default": {
+                        "inputs": {"x": {"dtype": "DT_FLOAT"}},
+                        "outputs": {"i": {"dtype": "DT_INT64"}, "p": {"dtype": "DT_FLOAT"}},
+                    }
+                }
+            }
+        },
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        '{"outputs": 3}',
+        '{"outputs": {"i": [1]}}',
+        '{"outputs": {"i": [1.5], "p": [1]}}',
+        '{"outputs": {"i": [NaN], "p": [1]}}',
+        '{"outputs": {"i": [1], "p": [null]}}',
+        '{"outputs": {"i": [1], "p": [[1], [2, 3]]}}',
+        '{"outputs": {"i": [99999999999999999999], "p": [1]}}',
+    ],
+)
+def test_predictions_that_do_not_fit_the_signature_are_refused(broken_server, body):
+    client = broken_server(
+        {"*": http_response(body), "/v1/models/m/metadata": http_response(METADATA)}
+    )
+    with client, pytest.raises(ServingError, match="which is no answer to the request"):
+        client.predict("m", {"x": [1.0]})
+
+
+def test_numbers_that_are_not_finite_are_returned_unchanged(broken_server):
+    body = '{"outputs": {"i": [1, 2, 3], "p": [NaN, Infinity, -Infinity]}}'
+    client = broken_server(
+        {"*": http_response(body), "/v1/models/m/metadata": http_response(METADATA)}
+    )
+    with client:
+        answer = client.predict("m", {"x": [1.0]})
+    np.testing.assert_array_equal(answer["p"], np.array([np.nan, np.inf, -np.inf], np.float32))
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{}", '{"metadata": 1}', '{"metadata": {}, "model_spec": {}}']
+)
+def test_metadata_without_its_parts_is_refused(broken_server, metadata):
+    with (
+        broken_server({"*": http_response(metadata)}) as client,
+        pytest.raises(ServingError, match="which is no answer to the request"),
+    ):
+        client.predict("m", {"x": [1.0]})
+
+
+def test_an_unknown_signature_of_another_server_is_refused(broken_server):
+    with (
+        broken_server({"*": http_response(METADATA)}) as client,
+        pytest.raises(ServingError, match='"pets" not found among serving_default'),
+    ):
+        client.predict("m", {"x": [1.0]}, signature="pets")
+
+
+@pytest.mark.parametrize("value", [[[1.0], [2.0, 3.0]], [object()], [None], np.ones(2, "M8[s]")])
+def test_an_input_that_is_no_tensor_is_a_usage_error(client, value):
+    with pytest.raises(
+        UsageError, match="input 'x' to be an array of numbers, booleans or strings"
+    ):
+        client.predict("half_plus_two", {"x": value})
+
+
+@pytest.mark.parametrize("make", [RestClient, GrpcClient])
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), "10"])
+def test_a_timeout_is_a_positive_number_of_seconds(make, timeout):
+    with pytest.raises(UsageError, match="`timeout` to be a positive number of seconds"):
+        make("127.0.0.1:1", timeout=timeout)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999999", "no such host:1", "", "[::1"])
+def test_an_invalid_address_is_an_error(address):
+    with RestClient(address) as client, pytest.raises(ServingError, match="UNAVAILABLE: "):
+        client.status("shop")
 
 
 def test_messages_may_be_larger_than_four_megabytes(server):
@@ -158,37 +319,57 @@ def test_waiting_ends_when_the_newest_version_is_available(client):
     assert client.wait_until_available("shop", timeout=5) == 2
 
 
-def test_waiting_for_a_version_that_failed_ends_at_once(client):
-    start = time.monotonic()
+class Clock:
+    """Stands in for the module `time` in the client: it goes on only while the client sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(client_module, "time", clock)
+    return clock
+
+
+def test_waiting_for_a_version_that_failed_ends_at_once(client, clock):
     with pytest.raises(
         ServingError, match="version 2 in state END. Expected a complete SavedModel"
     ):
         client.wait_until_available("half_broken", timeout=60)
-    assert time.monotonic() - start < 5
+    assert clock.now == 0.0
 
 
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
-def test_waiting_has_a_deadline(make):
-    start = time.monotonic()
+def test_waiting_has_a_deadline(make, clock):
     with make("127.0.0.1:1") as client, pytest.raises(ServingError) as caught:
         client.wait_until_available("shop", timeout=0.5)
     assert "Expected model 'shop' to be available at 127.0.0.1:1 within 0.5 s." in str(caught.value)
     assert "UNAVAILABLE" in str(caught.value)
-    assert time.monotonic() - start < 3
+    assert 0.0 < clock.now <= 0.5
 
 
-def test_waiting_for_a_server_that_starts_later(models):
-    server = StandIn({"half_plus_two": models / "half_plus_two"}, grpc_port=0, rest_port=0)
-    with server:
-        ports = server.grpc_port, server.rest_port
-    server = StandIn(
-        {"half_plus_two": models / "half_plus_two"}, grpc_port=ports[0], rest_port=ports[1]
-    )
-    timer = threading.Timer(0.3, server.start)
-    timer.start()
-    with GrpcClient(f"127.0.0.1:{ports[0]}") as grpc_client:
-        assert grpc_client.wait_until_available("half_plus_two", timeout=10) == 123
-    with RestClient(f"127.0.0.1:{ports[1]}") as rest_client:
-        assert rest_client.wait_until_available("half_plus_two", timeout=10) == 123
-    timer.join()
-    server.stop()
+def test_waiting_for_a_server_that_starts_later(models, monkeypatch):
+    served = {"half_plus_two": models / "half_plus_two"}
+    with StandIn(served, grpc_port=0, rest_port=0) as server:
+        ports = {"grpc_port": server.grpc_port, "rest_port": server.rest_port}
+    later = contextlib.ExitStack()
+
+    def start_and_sleep(seconds):
+        """Start the server while the client waits for its next attempt."""
+        monkeypatch.setattr(clock, "sleep", time.sleep)
+        later.enter_context(StandIn(served, **ports))
+
+    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=start_and_sleep)
+    monkeypatch.setattr(client_module, "time", clock)
+    with later, GrpcClient(f"127.0.0.1:{ports['grpc_port']}") as grpc_client:
+        assert grpc_client.wait_until_available("half_plus_two", timeout=60) == 123
+        with RestClient(f"127.0.0.1:{ports['rest_port']}") as rest_client:
+            assert rest_client.wait_until_available("half_plus_two", timeout=60) == 123

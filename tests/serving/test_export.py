@@ -1,5 +1,7 @@
+import errno
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,15 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_mas import MASModel
+from keras_mas import MASModel, files
 from keras_mas.errors import UsageError
 from keras_mas.serving import export
-from keras_mas.serving.export import ExportError, export_version, is_exported
+from keras_mas.serving.export import (
+    ExportError,
+    check_exportable,
+    export_version,
+    is_exported,
+)
 from keras_mas.serving.runtime import LoadedVersion
 
 HERE = Path(__file__).parent
@@ -35,7 +42,7 @@ def test_classes_without_names_are_numbered(shop, inputs):
     assert shop.run("fruit", {"inputs": inputs})["label"].tolist() == [b"2", b"2"]
 
 
-def test_one_request_to_the_default_signature_asks_every_head(shop, inputs):
+def test_the_default_signature_returns_every_task(shop, inputs):
     answer = shop.run("serving_default", {"inputs": inputs})
     assert {name for name in answer if name.startswith("fruit/")} == {
         "fruit/probabilities",
@@ -49,7 +56,7 @@ def test_one_request_to_the_default_signature_asks_every_head(shop, inputs):
             assert answer[f"{task}/{name}"].tolist() == alone.tolist()
 
 
-def test_the_contract_names_shapes_and_dtypes(shop):
+def test_signatures_have_shapes_and_dtypes(shop):
     signature = shop.signatures["fruit"]
     shapes = {
         name: [dim.size for dim in info.tensor_shape.dim]
@@ -65,7 +72,7 @@ def test_the_input_can_be_named(tmp_path, make_heads, inputs):
     assert LoadedVersion(version).run("pets", {"point": inputs})["class"].tolist() == [1, 0]
 
 
-def test_what_is_published_is_only_the_function(tmp_path, make_dense):
+def test_only_the_variables_of_inference_are_stored(tmp_path, make_dense):
     point = keras.Input((2,))
     trunk = make_dense(np.eye(2), [0.0, 0.0])(point)
     heads = {
@@ -75,7 +82,7 @@ def test_what_is_published_is_only_the_function(tmp_path, make_dense):
     heads["a"].compile("adam", "sparse_categorical_crossentropy")
     heads["a"].fit(np.ones((4, 2)), np.zeros(4), verbose=0)
     heads["a"].consolidate(np.ones((4, 2)))
-    assert heads["a"].memory.importance  # there is an Ω, and it stays at home
+    assert heads["a"].memory.importance  # there is an Ω, which must not be exported
 
     version = export_version(heads, tmp_path / "1")
 
@@ -113,7 +120,7 @@ def functions_of(version):
     return saved.meta_graphs[0].graph_def.library.function
 
 
-def test_a_head_with_a_call_of_its_own_is_not_taken_for_its_layers(tmp_path):
+def test_a_head_that_overrides_call_is_exported_with_it(tmp_path):
     class Doubled(keras.Model):
         def call(self, inputs, training=None):
             return 2.0 * super().call(inputs, training=training)
@@ -128,7 +135,7 @@ def test_a_head_with_a_call_of_its_own_is_not_taken_for_its_layers(tmp_path):
     np.testing.assert_allclose(answer["b/probabilities"], [[0.25, 0.75]], rtol=1e-5)
 
 
-def test_layers_of_one_name_in_two_heads_are_no_obstacle(tmp_path, inputs):
+def test_two_heads_may_have_layers_of_one_name(tmp_path, inputs):
     point = keras.Input((2,))
     heads = {
         task: keras.Model(point, keras.layers.Dense(2, name="head")(point)) for task in ("a", "b")
@@ -140,7 +147,7 @@ def test_layers_of_one_name_in_two_heads_are_no_obstacle(tmp_path, inputs):
         np.testing.assert_array_equal(both[f"{task}/probabilities"], alone["probabilities"])
 
 
-def test_frozen_statistics_are_published_and_dropout_is_off(tmp_path):
+def test_batch_normalization_and_dropout_run_in_inference_mode(tmp_path):
     # In training mode BatchNormalization would map the single input to 0, and dropout hide it.
     layers = [keras.layers.BatchNormalization(epsilon=0.0), keras.layers.Dropout(0.9)]
     model = keras.Sequential([keras.Input((2,)), *layers])
@@ -153,7 +160,7 @@ def test_frozen_statistics_are_published_and_dropout_is_off(tmp_path):
         np.testing.assert_allclose(answer, [[0.25, 0.75]], rtol=1e-5)
 
 
-def test_mixed_precision_is_published_as_float32(tmp_path):
+def test_mixed_precision_models_return_float32(tmp_path):
     inputs = keras.Input((2,))
     outputs = keras.layers.Dense(2, kernel_initializer="identity", dtype="mixed_float16")(inputs)
     assert outputs.dtype == "float16"
@@ -163,7 +170,7 @@ def test_mixed_precision_is_published_as_float32(tmp_path):
     np.testing.assert_allclose(answer["probabilities"], [[0.25, 0.75]], rtol=1e-3)
 
 
-def test_no_function_asks_for_xla(models):
+def test_no_function_requires_xla(models):
     # A model server compiles nothing by default, and fails on a function that insists.
     functions = functions_of(models / "shop" / "1")
     assert functions and not any(f.attr["_XlaMustCompile"].b for f in functions)
@@ -197,7 +204,7 @@ def pooled(tmp_path_factory):
     return LoadedVersion(export_version({"a": model}, tmp_path_factory.mktemp("pooled") / "1"))
 
 
-def test_a_size_left_open_stays_open(tmp_path):
+def test_unknown_sizes_stay_unknown(tmp_path):
     model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalMaxPooling2D()])
     version = LoadedVersion(export_version({"a": model}, tmp_path / "1"))
     for size in (5, 6):
@@ -236,7 +243,7 @@ def test_a_version_with_leading_zeros_is_the_same_version(tmp_path, make_heads):
         export_version(make_heads(), tmp_path / "shop" / "1")
 
 
-def test_a_file_in_the_way_is_not_overwritten_either(tmp_path, make_heads):
+def test_a_file_is_not_overwritten_either(tmp_path, make_heads):
     (tmp_path / "1").write_text("notes")
     with pytest.raises(UsageError, match="not to exist"):
         export_version(make_heads(), tmp_path / "1")
@@ -248,6 +255,19 @@ def test_a_version_published_meanwhile_is_not_overwritten(tmp_path, make_heads, 
         (tmp_path / "1").mkdir()
 
     monkeypatch.setattr(export, "_check_runs", publish_another)
+    with pytest.raises(UsageError, match="not to exist"):
+        export_version(make_heads(), tmp_path / "1")
+    assert names_in(tmp_path) == ["1"] and names_in(tmp_path / "1") == []
+
+
+def test_a_version_published_at_the_last_moment_is_not_overwritten(
+    tmp_path, make_heads, monkeypatch
+):
+    def publish_another(source, target):
+        Path(target).mkdir()
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(files.os, "rename", publish_another)
     with pytest.raises(UsageError, match="not to exist"):
         export_version(make_heads(), tmp_path / "1")
     assert names_in(tmp_path) == ["1"] and names_in(tmp_path / "1") == []
@@ -280,7 +300,7 @@ def test_a_model_that_cannot_run_is_not_published(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_a_lookup_table_is_refused_in_our_words(tmp_path):
+def test_a_lookup_table_is_refused(tmp_path):
     point = keras.Input((1,))
     index = keras.layers.Rescaling(1.0, dtype="int64")(point)
     table = keras.layers.IntegerLookup(vocabulary=[1, 2], output_mode="one_hot")
@@ -299,7 +319,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, make_heads, monkeypatch)
     assert names_in(tmp_path) == []
 
 
-def test_export_says_nothing(tmp_path, make_heads, capfd, caplog):
+def test_export_prints_and_logs_nothing(tmp_path, make_heads, capfd, caplog):
     loggers = [tf.get_logger(), logging.getLogger("absl")]
     for logger in loggers:
         logger.addHandler(caplog.handler)
@@ -340,6 +360,10 @@ REFUSED = [
     ({"serving_default": small()}, {}, "Received: 'serving_default'. Rename the task."),
     ({"_a": small()}, {}, "Received: '_a'. Rename the task."),
     ({"": small()}, {}, "Received: ''. Rename the task."),
+    ({"signatures": small()}, {}, "Received: 'signatures'. Rename the task."),
+    ({"\ud800": small()}, {}, "Received: '\\ud800'. Rename the task."),
+    ({1: small()}, {}, "Received: 1. Rename the task."),
+    ({"a": small()}, {"classes": {"a": ["0", 0]}}, "'a', which identify a class. Received: '0'"),
     ({"a": small(units=3)}, {"classes": {"a": ["x", "y"]}}, "Expected 3 class names for 'a'"),
     ({"a": small()}, {"classes": {"b": ["x", "y"]}}, "among ['a']. Received: 'b'."),
     ({"a": small()}, {"input_name": "my input"}, "Received: 'my input'."),
@@ -371,4 +395,96 @@ def test_a_version_is_known_by_its_weights(models, make_heads, tmp_path):
     assert is_exported(make_heads(), models / "shop" / "1")
     assert not is_exported(make_heads(sign=-1.0), models / "shop" / "1")
     assert not is_exported({"pets": make_heads()["pets"]}, models / "shop" / "1")
+    assert not is_exported(make_heads(), tmp_path / "1")
+
+
+def test_a_task_may_have_almost_any_name(tmp_path, inputs):
+    names = ["cats & dogs", "größe", "a/b", "2", "variables", "a" * 300]
+    version = LoadedVersion(export_version({name: small() for name in names}, tmp_path / "1"))
+    for name in names:
+        assert len(version.run(name, {"inputs": inputs})["label"]) == 2
+
+
+def test_a_layer_with_an_illegal_name_is_refused_and_later_models_still_work(tmp_path, inputs):
+    # Keras opens a name scope for each layer and leaves it open if TensorFlow refuses the name.
+    point = keras.Input((2,))
+    for head in (
+        keras.Model(point, keras.layers.Dense(2)(point), name="cats & dogs"),
+        keras.Sequential([point, keras.layers.Dense(2, name="größe")]),
+        keras.Sequential([point, keras.Sequential([keras.layers.Dense(2, name="a b")])]),
+    ):
+        with pytest.raises(UsageError, match="layer of 'a' .* Received: '(cats & dogs|größe|a b)'"):
+            export_version({"a": head}, tmp_path / "1")
+    assert small().predict(inputs, verbose=0).shape == (2, 2)
+    export_version({"a": small()}, tmp_path / "1")
+
+
+# Before training.
+
+
+def test_what_can_be_exported_passes_and_leaves_nothing_behind(tmp_path):
+    check_exportable(["pets", "cats & dogs"], tmp_path / "models" / "shop")
+    check_exportable(["pets"], tmp_path)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "names", [["pets", "serving_default"], ["_a"], [""], ["signatures"], ["\ud800"], [3]]
+)
+def test_a_task_that_cannot_name_a_signature_is_refused_before_training(tmp_path, names):
+    with pytest.raises(UsageError, match="name a signature.* Rename the task."):
+        check_exportable(names, tmp_path)
+
+
+def test_tasks_of_one_name_are_refused_before_training(tmp_path):
+    with pytest.raises(UsageError, match="different names. Received: 'pets' more than once"):
+        check_exportable(["pets", "fruit", "pets"], tmp_path)
+
+
+@pytest.mark.parametrize("below", [".", "shop", "shop/1"])
+def test_a_folder_that_is_a_file_or_below_one_is_refused_before_training(tmp_path, below):
+    (tmp_path / "models").write_text("notes")
+    for check in (
+        lambda folder: check_exportable(["pets"], folder),
+        lambda folder: export_version({"pets": small()}, folder / "1"),
+    ):
+        with pytest.raises(UsageError, match="Received: .*'.*models' is not a folder"):
+            check(tmp_path / "models" / below)
+    assert (tmp_path / "models").read_text() == "notes"
+
+
+def test_a_link_to_nowhere_is_refused_before_training(tmp_path):
+    (tmp_path / "models").symlink_to(tmp_path / "missing")
+    with pytest.raises(UsageError, match="'.*models' is not a folder"):
+        check_exportable(["pets"], tmp_path / "models" / "shop")
+
+
+@pytest.mark.parametrize("folder", ["/proc/models", "x" * 300, "a\0b"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, folder):
+    with pytest.raises(UsageError, match="Expected a folder that can be written to"):
+        check_exportable(["pets"], tmp_path / folder)
+
+
+def test_a_folder_without_permission_is_refused_before_training(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(export.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(UsageError, match=f"'{tmp_path}/shop'.*Permission denied"):
+        check_exportable(["pets"], tmp_path / "shop")
+
+
+def test_a_full_disk_is_an_export_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def fill(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", fill)
+    with pytest.raises(ExportError, match="No space left on device. Nothing was published"):
+        export_version({"a": small()}, tmp_path / "1")
+    assert names_in(tmp_path) == []
+
+
+def test_a_damaged_version_holds_no_weights_to_recognise(models, make_heads, tmp_path):
+    shutil.copytree(models / "shop" / "1", tmp_path / "1")
+    (tmp_path / "1" / "variables" / "variables.index").write_bytes(b"damaged")
     assert not is_exported(make_heads(), tmp_path / "1")

@@ -4,7 +4,7 @@ from keras_mas.errors import UsageError
 from keras_mas.serving.paths import list_versions, parse_version, version_path
 
 
-def test_a_path_made_is_a_path_parsed():
+def test_parse_version_is_the_inverse_of_version_path():
     assert version_path("models/shop", 3).as_posix() == "models/shop/3"
     assert parse_version(version_path("models/shop", 3)) == 3
 

@@ -26,7 +26,7 @@ def refusal(text, **dtypes):
     return caught.value.message
 
 
-def test_rows_and_columns_say_the_same():
+def test_row_and_column_format_are_equivalent():
     rows = read(
         '{"instances": [{"x": 1, "y": [2, 3]}, {"x": 4, "y": [5, 6]}]}', x="int32", y="float"
     )
@@ -72,6 +72,7 @@ REFUSED_TYPES = [
     ("1", "bool", "JSON Value: 1 Type: Number is not of expected type: bool"),
     ("1", "string", "JSON Value: 1 Type: Number is not of expected type: string"),
     ('{"b64": "?"}', "string", "Unable to base64 decode"),
+    ('{"b64": "é"}', "string", "Unable to base64 decode"),
     ("300", "uint8", "JSON Value is out of range for type: uint8"),
 ]
 
@@ -86,6 +87,8 @@ REFUSED_SHAPES = [
     ('{"inputs": [[1, 2], 3]}', "Value: 3 found at incorrect level: 2 in the JSON DOM"),
     ('{"inputs": [1, [2]]}', "Encountered list at unexpected level: 1 expected < 1"),
     ('{"inputs": %s}' % ("[" * 65 + "]" * 65), "lists nested 65 deep, expected <= 64"),
+    # With the axis of the instances 64 lists make a tensor of rank 65.
+    ('{"instances": [%s]}' % ("[" * 64 + "1" + "]" * 64), "lists nested 65 deep, expected <= 64"),
     ('{"instances": [[1, 2], [3]]}', "element: 1 key: x of 'instances' list. "),
     ('{"instances": [[1, 2], [3]]}', "Expecting shape [2] but got: [1]"),
 ]
@@ -114,7 +117,7 @@ REFUSED_FORMS = [
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED_FORMS)
-def test_what_is_not_a_request_is_refused(text, message):
+def test_malformed_requests_are_refused(text, message):
     assert message in refusal(text, x="float", y="float")
 
 
@@ -135,7 +138,7 @@ def test_several_outputs_make_objects():
     assert write(False, **outputs) == {"outputs": {"p": [[1, 2], [3, 4]], "q": [5, 6]}}
 
 
-def test_the_only_output_loses_its_name():
+def test_a_single_output_has_no_name():
     assert write(True, y=np.array([1, 2])) == {"predictions": [1, 2]}
     assert write(False, y=np.array([1, 2])) == {"outputs": [1, 2]}
 
@@ -152,7 +155,7 @@ def test_strings_are_text_unless_their_name_says_bytes():
     assert write(False, y=np.array(["é".encode()], object)) == {"outputs": ["é"]}
 
 
-def test_what_json_cannot_carry_is_refused_as_by_the_server():
+def test_outputs_that_json_cannot_represent_are_refused():
     with pytest.raises(tf.errors.InvalidArgumentError, match="for tensor type: float16"):
         write(True, y=np.zeros(1, np.float16))
     with pytest.raises(tf.errors.InvalidArgumentError, match="y has no shape information"):

@@ -32,7 +32,7 @@ def test_signatures_describe_inputs_and_outputs_and_no_initialisation(half_plus_
     assert signature.inputs["x"].dtype == tf.float32.as_datatype_enum
 
 
-def test_the_words_for_wrong_names_are_those_of_tensorflow_serving(half_plus_two):
+def test_wrong_names_get_the_messages_of_tensorflow_serving(half_plus_two):
     x = np.zeros(1, np.float32)
     with pytest.raises(tf.errors.FailedPreconditionError) as unknown:
         half_plus_two.run("nobody", {"x": x})
@@ -66,7 +66,7 @@ def test_a_wrong_dtype_is_refused(half_plus_two):
         half_plus_two.run("serve", {"x": np.zeros(1, np.float64)})
 
 
-def test_threads_get_their_own_answers(half_plus_two):
+def test_several_threads_can_run_one_version(half_plus_two):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda i: ask(half_plus_two, [2 * i]), range(200)))
     assert answers == [[i + 2.0] for i in range(200)]

@@ -1,22 +1,27 @@
-"""The models of the stand-in for TensorFlow Serving, and the four things one can ask of them."""
+"""The models that the stand-in serves, and the requests they answer, whatever the interface."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
 from keras_mas.errors import UsageError
 
-from .codes import invalid_argument, not_found
-from .paths import list_versions
-from .runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError
+from ..paths import list_versions
+from ..protocol import invalid_argument, not_found
+from ..runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError
 
 _State = get_model_status_pb2.ModelVersionStatus.State
 
 
-class Core:
-    """Every version of some models, loaded: what the gRPC and the REST front have in common.
+class ServedModels:
+    """Every version of some models, loaded; the gRPC and the REST interface both ask it.
 
-    The methods take a `ModelSpec` (a name, and perhaps a version and a signature). What they refuse
-    they refuse with a `tf.errors.OpError` of TensorFlow Serving's code and words.
+    The methods take a `ModelSpec` (a name, and perhaps a version and a signature). They refuse a
+    request with a `tf.errors.OpError` that has TensorFlow Serving's code and message.
 
     Args:
         models: Non-empty mapping from model name to its folder, `models/NAME`.
@@ -25,7 +30,7 @@ class Core:
         UsageError: If there is no model, or a folder is missing or holds no version.
     """
 
-    def __init__(self, models):
+    def __init__(self, models: Mapping[str, str | Path]):
         if not models:
             raise UsageError(
                 "Expected at least one model to serve. Received: none. "
@@ -37,7 +42,9 @@ class Core:
             for name, versions in folders.items()
         }
 
-    def predict(self, spec, inputs):
+    def predict(
+        self, spec: model_pb2.ModelSpec, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[model_pb2.ModelSpec, dict[str, np.ndarray]]:
         """Run a signature on a dict of arrays.
 
         Returns:
@@ -50,7 +57,9 @@ class Core:
         answered.signature_name = spec.signature_name or DEFAULT_SIGNATURE
         return answered, outputs
 
-    def signature_inputs(self, spec):
+    def signature_inputs(
+        self, spec: model_pb2.ModelSpec
+    ) -> Mapping[str, meta_graph_pb2.TensorInfo]:
         """Return a mapping from the names of a signature's inputs to their `TensorInfo`."""
         _, loaded = self._find(spec)
         name = spec.signature_name or DEFAULT_SIGNATURE
@@ -58,7 +67,9 @@ class Core:
             raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
         return loaded.signatures[name].inputs
 
-    def metadata(self, spec):
+    def metadata(
+        self, spec: model_pb2.ModelSpec
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Return the `GetModelMetadataResponse` of one version: its signatures."""
         version, loaded = self._find(spec)
         response = get_model_metadata_pb2.GetModelMetadataResponse(
@@ -69,7 +80,7 @@ class Core:
         )
         return response
 
-    def status(self, spec):
+    def status(self, spec: model_pb2.ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
         """Return the `GetModelStatusResponse` of one version, or of all if `spec` names none."""
         versions = self._models.get(spec.name, {})
         if not versions:
@@ -83,15 +94,15 @@ class Core:
             model_version_status=[_status(*item) for item in versions.items()]
         )
 
-    def close(self):
+    def close(self) -> None:
         """Unload every version."""
         for versions in self._models.values():
             for loaded in versions.values():
                 if isinstance(loaded, LoadedVersion):
                     loaded.close()
 
-    def _find(self, spec):
-        """Return the version that `spec` asks for, loaded: the one it names, or else the latest."""
+    def _find(self, spec: model_pb2.ModelSpec) -> tuple[int, LoadedVersion]:
+        """Return the number and the model of the version in `spec`, or else of the latest one."""
         if spec.version_label:
             raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
         available = {
@@ -109,7 +120,7 @@ class Core:
         return version, available[version]
 
 
-def _find_versions(name, base_path):
+def _find_versions(name: str, base_path: str | Path) -> dict[int, Path]:
     versions = list_versions(base_path)
     if not versions:
         raise UsageError(
@@ -119,15 +130,17 @@ def _find_versions(name, base_path):
     return versions
 
 
-def _load(folder):
-    """Return the version in `folder`, or the error that keeps this version, alone, from service."""
+def _load(folder: Path) -> LoadedVersion | LoadError:
+    """Return the version in `folder`, or the reason why this one version cannot be served."""
     try:
         return LoadedVersion(folder)
     except LoadError as error:
         return error
 
 
-def _status(version, loaded):
+def _status(
+    version: int, loaded: LoadedVersion | LoadError
+) -> get_model_status_pb2.ModelVersionStatus:
     status = get_model_status_pb2.ModelVersionStatus(version=version, state=_State.AVAILABLE)
     status.status.error_code = tf.errors.OK
     if isinstance(loaded, LoadError):
@@ -137,7 +150,7 @@ def _status(version, loaded):
     return status
 
 
-def _spec(name, version):
+def _spec(name: str, version: int) -> model_pb2.ModelSpec:
     spec = model_pb2.ModelSpec(name=name)
     spec.version.value = version
     return spec

@@ -1,10 +1,13 @@
-"""The gRPC front of the stand-in, from the servicers of tensorflow-serving-api."""
+"""The stand-in's gRPC interface, made of the servicers in tensorflow-serving-api."""
 
 import contextlib
 import socket
+from collections.abc import Collection, Iterator
 from concurrent import futures
+from typing import Any
 
 import grpc
+import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import (
     model_service_pb2_grpc,
@@ -12,18 +15,19 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from .codes import MESSAGE_LIMITS, STATUS_CODES, invalid_argument
+from ..protocol import MESSAGE_LIMITS, STATUS_CODES, invalid_argument
+from .models import ServedModels
 
 _THREADS = 8
-_STOP_SECONDS = 1  # given to the requests in flight
+_GRACE_SECONDS = 5.0  # in which running requests may finish when the server stops
 
 
 @contextlib.contextmanager
-def serve_grpc(core, host, port):
-    """Answer gRPC requests while the context lasts.
+def serve_grpc(models: ServedModels, host: str, port: int) -> Iterator[int]:
+    """Answer gRPC requests while the context lasts, and let running ones finish when it ends.
 
     Args:
-        core: `Core` to ask.
+        models: Models to serve.
         host: Address to listen on.
         port: Port, or 0 for any free one.
 
@@ -39,28 +43,28 @@ def serve_grpc(core, host, port):
     # By default two servers may listen on one port, and each gets some of the requests.
     options = [("grpc.so_reuseport", 0), *MESSAGE_LIMITS]
     server = grpc.server(futures.ThreadPoolExecutor(_THREADS), options=options)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(core), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(core), server)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(models), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(models), server)
     port = server.add_insecure_port(f"{host}:{port}")
     server.start()
     try:
         yield port
     finally:
-        server.stop(_STOP_SECONDS).wait()
+        server.stop(_GRACE_SECONDS).wait()
 
 
-def _not_served(servicer, request, context):
+def _not_served(servicer: object, request: object, context: grpc.ServicerContext) -> None:
     context.abort(grpc.StatusCode.UNIMPLEMENTED, "The stand-in does not serve this method.")
 
 
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, core):
-        self._core = core
+    def __init__(self, models: ServedModels):
+        self._models = models
 
     def Predict(self, request, context):
         with _errors_as_status(context):
             inputs = {name: _to_array(name, proto) for name, proto in request.inputs.items()}
-            spec, outputs = self._core.predict(request.model_spec, inputs)
+            spec, outputs = self._models.predict(request.model_spec, inputs)
             response = predict_pb2.PredictResponse(model_spec=spec)
             for name in _select(request.output_filter, outputs):
                 response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
@@ -71,40 +75,41 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
             for field in request.metadata_field:
                 if field != "signature_def":
                     raise invalid_argument(f"Metadata field {field} is not supported")
-            return self._core.metadata(request.model_spec)
+            return self._models.metadata(request.model_spec)
 
     Classify = Regress = MultiInference = _not_served
 
 
 class _Model(model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, core):
-        self._core = core
+    def __init__(self, models: ServedModels):
+        self._models = models
 
     def GetModelStatus(self, request, context):
         with _errors_as_status(context):
-            return self._core.status(request.model_spec)
+            return self._models.status(request.model_spec)
 
     HandleReloadConfigRequest = _not_served
 
 
 @contextlib.contextmanager
-def _errors_as_status(context):
+def _errors_as_status(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
         context.abort(STATUS_CODES[error.error_code], error.message)
-    except Exception as error:  # a defect of ours: the client still gets an answer
+    except Exception as error:  # a defect of the stand-in
         context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def _to_array(name, proto):
+def _to_array(name: str, proto: Any) -> np.ndarray:
     try:
         return tf.make_ndarray(proto)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise invalid_argument(f"tensor parsing error: {name}: {error}") from error
 
 
-def _select(names, outputs):
+def _select(names: Collection[str], outputs: Collection[str]) -> Collection[str]:
+    """Return the outputs that a request asks for: those it names, or all of them."""
     for name in names:
         if name not in outputs:
             raise invalid_argument(

@@ -1,0 +1,287 @@
+"""The HTTP of the stand-in: unusual, malformed, slow and simultaneous requests.
+
+Requests that `requests` cannot send are written to a socket.
+
+Every answer to a request that is wrong is one JSON object `{"error": …}`, and the server goes on.
+"""
+
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import re
+import socket
+import threading
+
+import pytest
+import requests
+
+from keras_mas.serving.standin import StandIn, rest
+from keras_mas.serving.standin.models import ServedModels
+
+HALF = "half_plus_two"
+PREDICT = f"/v1/models/{HALF}:predict"
+
+
+@pytest.fixture
+def url(server):
+    return f"http://127.0.0.1:{server.rest_port}/v1/models"
+
+
+@pytest.fixture
+def send(server):
+    """A function that sends bytes over a new connection and parses the response."""
+
+    def send(request, method="POST"):
+        with socket.create_connection(("127.0.0.1", server.rest_port), timeout=10) as connection:
+            connection.sendall(request)
+            response = http.client.HTTPResponse(connection, method=method)
+            response.begin()
+            return response.status, response.read()
+
+    return send
+
+
+@pytest.fixture(autouse=True)
+def goes_on_without_a_traceback(server, capfd):
+    """After every test the server still answers, and has printed no traceback."""
+    yield
+    url = f"http://127.0.0.1:{server.rest_port}{PREDICT}"
+    answer = requests.post(url, data='{"instances": [2.0]}', timeout=10)
+    assert answer.json() == {"predictions": [3.0]}
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def head(*lines):
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+# Bodies.
+
+
+def test_a_chunked_body_is_read(url):
+    chunks = iter([b'{"instances"', b": [1.0, ", b"2.0]}"])
+    answer = requests.post(f"{url}/{HALF}:predict", data=chunks, timeout=10)
+    assert (answer.status_code, answer.json()) == (200, {"predictions": [2.5, 3.0]})
+
+
+@pytest.mark.parametrize("chunk", [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n"])
+def test_a_malformed_chunk_is_refused(send, chunk):
+    request = head(f"POST {PREDICT} HTTP/1.1", "Host: a", "Transfer-Encoding: chunked") + chunk
+    status, body = send(request)
+    assert status == 400 and list(json.loads(body)) == ["error"]
+
+
+@pytest.fixture
+def small_limit(server, models, monkeypatch):
+    """The port of a server that accepts bodies of at most 1,000 bytes."""
+    monkeypatch.setattr(rest, "MAX_BODY_BYTES", 1000)
+    with (
+        contextlib.closing(ServedModels({HALF: models / HALF})) as served,
+        rest.serve_rest(served, "127.0.0.1", 0) as port,
+    ):
+        yield port
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_above_the_limit_is_refused(small_limit, chunked):
+    body = b'{"instances": [' + b" " * 1001 + b"2.0]}"
+    url = f"http://127.0.0.1:{small_limit}{PREDICT}"
+    answer = requests.post(url, data=iter([body]) if chunked else body, timeout=10)
+    assert answer.status_code == 413 and "1000" in answer.json()["error"]
+    below = requests.post(url, data='{"instances": [2.0]}', timeout=10)
+    assert below.json() == {"predictions": [3.0]}
+
+
+def test_a_huge_body_is_refused_before_it_is_sent(send):
+    status, body = send(head(f"POST {PREDICT} HTTP/1.1", "Host: a", f"Content-Length: {10**12}"))
+    assert status == 413 and list(json.loads(body)) == ["error"]
+
+
+@pytest.mark.parametrize("length", ["-1", "two", "1e3", "²"])
+def test_a_length_that_is_no_number_is_refused(send, length):
+    status, body = send(head(f"POST {PREDICT} HTTP/1.1", "Host: a", f"Content-Length: {length}"))
+    assert status == 400 and list(json.loads(body)) == ["error"]
+
+
+def test_a_body_without_length_or_chunks_is_empty(send):
+    status, body = send(head(f"POST {PREDICT} HTTP/1.1", "Host: a"))
+    assert status == 400 and "JSON Parse error" in json.loads(body)["error"]
+
+
+def test_a_length_too_small_cuts_the_body(send):
+    request = head(f"POST {PREDICT} HTTP/1.1", "Host: a", "Content-Length: 5", "Connection: close")
+    status, body = send(request + b'{"instances": [2.0]}')
+    assert status == 400 and "JSON Parse error" in json.loads(body)["error"]
+
+
+def test_a_client_that_hangs_up_in_the_middle_of_its_body(server):
+    with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
+        connection.sendall(head(f"POST {PREDICT} HTTP/1.1", "Host: a", "Content-Length: 9") + b"{")
+
+
+@pytest.mark.parametrize("depth", [64, 65, 400, 970, 990, 100_000])
+@pytest.mark.parametrize("form", ['{"instances": %s}', '{"inputs": %s}', "%s"])
+def test_lists_nested_too_deep_are_a_wrong_request(url, form, depth):
+    body = form % ("[" * depth + "1" + "]" * depth)
+    answer = requests.post(f"{url}/{HALF}:predict", data=body, timeout=10)
+    assert answer.status_code in (200, 400), answer.text
+    if depth > 64:
+        assert answer.status_code == 400 and list(answer.json()) == ["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"signature_name": "\\ud800", "inputs": [1]}', '{"inputs": {"\\ud800": [1]}}', "\ufeff{}"],
+)
+def test_text_that_is_not_utf_8_is_a_wrong_request(url, body):
+    answer = requests.post(f"{url}/{HALF}:predict", data=body.encode(), timeout=10)
+    assert answer.status_code == 400 and list(answer.json()) == ["error"]
+
+
+# Requests.
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "BREW"])
+def test_other_methods_are_malformed_requests_as_in_tensorflow_serving(url, method):
+    answer = requests.request(method, f"{url}/shop", timeout=10)
+    assert answer.status_code == 400
+    assert answer.json() == {"error": f"Malformed request: {method} /v1/models/shop"}
+
+
+def test_head_has_no_body(send):
+    status, body = send(head("HEAD /v1/models/shop HTTP/1.1", "Host: a"), method="HEAD")
+    assert (status, body) == (400, b"")
+
+
+def test_http_1_0(send):
+    body = b'{"instances": [2.0]}'
+    status, answer = send(head(f"POST {PREDICT} HTTP/1.0", f"Content-Length: {len(body)}") + body)
+    assert (status, json.loads(answer)) == (200, {"predictions": [3.0]})
+
+
+def test_a_percent_encoded_name_is_decoded(models):
+    names = {"cats & dogs/2 %": models / HALF}
+    with (
+        contextlib.closing(ServedModels(names)) as served,
+        rest.serve_rest(served, "127.0.0.1", 0) as port,
+    ):
+        url = f"http://127.0.0.1:{port}/v1/models/cats%20%26%20dogs%2F2%20%25"
+        assert requests.get(url, timeout=10).status_code == 200
+        answer = requests.post(f"{url}:predict", data='{"instances": [2.0]}', timeout=10)
+        assert answer.json() == {"predictions": [3.0]}
+
+
+@pytest.mark.parametrize("path", ["/", "/v2/models/shop", "/favicon.ico", "/v1/models/shop/x", "*"])
+def test_unknown_paths_are_malformed_requests(send, path):
+    status, body = send(head(f"GET {path} HTTP/1.1", "Host: a"), method="GET")
+    assert (status, json.loads(body)) == (400, {"error": f"Malformed request: GET {path}"})
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",  # TLS
+        head("GET /v1/models/shop HTTP/1.1", "no colon here"),
+        head("GET /v1/models/shop HTTP/1.1", "A: " + "x" * 300_000),
+        head("POST /v1/models/shop:predict HTTP/1.1", "Transfer-Encoding: gzip"),
+    ],
+)
+def test_malformed_http_is_refused_in_json(send, request_):
+    status, body = send(request_)
+    assert status in (400, 431, 501) and list(json.loads(body)) == ["error"]
+
+
+# Many at once, and stopping.
+
+
+def test_two_hundred_connections_at_once_are_all_answered(server):
+    # `socketserver` lets only 5 connections wait, and the others are reset.
+    body = b'{"instances": [2.0]}'
+    request = head(f"POST {PREDICT} HTTP/1.0", f"Content-Length: {len(body)}") + body
+    everyone = threading.Barrier(200)
+
+    def ask(_):
+        everyone.wait(timeout=30)
+        with socket.create_connection(("127.0.0.1", server.rest_port), timeout=30) as connection:
+            connection.sendall(request)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            return json.loads(response.read())
+
+    with concurrent.futures.ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(ask, range(200)))
+    assert answers == [{"predictions": [3.0]}] * 200
+
+
+def test_threads_are_bounded(server):
+    """Idle connections hold no thread."""
+    before = threading.active_count()
+    address = ("127.0.0.1", server.rest_port)
+    connections = [socket.create_connection(address) for _ in range(30)]
+    try:
+        for connection in connections:
+            connection.sendall(head("GET /v1/models/shop HTTP/1.1", "Host: a"))
+            assert connection.recv(20).startswith(b"HTTP/1.1 200")
+        assert threading.active_count() < before + 10
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_stopping_lets_a_running_request_finish(models, monkeypatch):
+    running, finish = threading.Event(), threading.Event()
+    predict = ServedModels.predict
+
+    def wait_and_predict(self, spec, inputs):
+        running.set()
+        assert finish.wait(30)
+        return predict(self, spec, inputs)
+
+    monkeypatch.setattr(ServedModels, "predict", wait_and_predict)
+    server = StandIn({HALF: models / HALF}, grpc_port=0, rest_port=0).start()
+    url = f"http://127.0.0.1:{server.rest_port}{PREDICT}"
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(requests.post, url, data='{"instances": [2.0]}', timeout=30)
+        assert running.wait(30)
+        stopping = pool.submit(server.stop)
+        # A server that does not wait is stopped by now, and its model unloaded.
+        concurrent.futures.wait([stopping], timeout=0.3)
+        finish.set()
+        assert answer.result().json() == {"predictions": [3.0]}
+        stopping.result()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.rest_port))
+
+
+def test_a_request_that_does_not_end_is_dropped_after_the_grace_period(models, monkeypatch):
+    monkeypatch.setattr(rest, "GRACE_SECONDS", 0.1)
+    running, finish = threading.Event(), threading.Event()
+
+    def wait(*_):
+        running.set()
+        finish.wait(30)
+
+    monkeypatch.setattr(ServedModels, "predict", wait)
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        contextlib.closing(ServedModels({HALF: models / HALF})) as served,
+    ):
+        with rest.serve_rest(served, "127.0.0.1", 0) as port:
+            url = f"http://127.0.0.1:{port}{PREDICT}"
+            answer = pool.submit(requests.post, url, data='{"instances": [2.0]}', timeout=30)
+            assert running.wait(30)
+        finish.set()
+        with pytest.raises(requests.ConnectionError):
+            answer.result()
+
+
+def test_an_idle_connection_does_not_delay_stopping(models):
+    server = StandIn({HALF: models / HALF}, grpc_port=0, rest_port=0).start()
+    with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
+        connection.sendall(head(f"GET /v1/models/{HALF} HTTP/1.1", "Host: a"))
+        assert re.match(rb"HTTP/1.1 200", connection.recv(20))
+        server.stop()
+        while connection.recv(1000):
+            pass  # the rest of the answer, and then the end of the connection
