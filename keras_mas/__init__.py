@@ -15,6 +15,7 @@ _HOMES = {
     "MASRegularizer": "regularizer",
     "MultiHead": "heads",
     "SynapticMemory": "memory",
+    "check_importance": "importance",
     "compute_importance": "importance",
     "importance_one_by_one": "importance",
 }

@@ -10,7 +10,13 @@ from keras import layers
 from reference import importance_by_differences, importance_by_plain_tape
 
 from keras_mas import compute_importance, importance_one_by_one
-from keras_mas.importance import ImportanceSums, measure_sums, rule
+from keras_mas.importance import (
+    ImportanceSums,
+    compute_fisher,
+    measure_sums,
+    progress,
+    rule,
+)
 
 WAYS = pytest.mark.parametrize("measure", [compute_importance, importance_one_by_one])
 
@@ -832,22 +838,30 @@ def test_infinite_outputs_are_named_by_batch(measure):
         measure(hiding, column(np.nan))
 
 
-def test_two_weights_of_one_name_are_refused():
-    inner = [keras.Sequential([keras.Input([1]), layers.Dense(1, name="d")], name="n")]
-    inner.append(keras.Sequential([keras.Input([1]), layers.Dense(1, name="d")], name="n"))
-    inputs = keras.Input([1])
+def tower(name):
+    inputs = keras.Input([3])
+    hidden = layers.Dense(4, activation="tanh", name="hidden")(inputs)
+    return keras.Model(inputs, layers.BatchNormalization(name="norm")(hidden), name=name)
 
-    class Both(layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = inner
 
-        def call(self, x):
-            return self.first(x) + self.second(x)
-
-    model = keras.Model(inputs, Both()(inputs))
-    with pytest.raises(ValueError, match="two weights named 'n/d/kernel'"):
-        compute_importance(model, column(1))
+@pytest.mark.parametrize(
+    "network",
+    [tower, lambda name: keras.Sequential(tower(name).layers)],
+    ids=["functional", "sequential"],
+)
+def test_two_towers_with_equal_inner_paths(network):
+    inputs = keras.Input([3])
+    towers = [network("left"), network("right")]
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()([t(inputs) for t in towers])))
+    paths = [[weight.path for weight in tower.trainable_weights] for tower in towers]
+    assert paths[0] == paths[1]
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    found, expected = compute_importance(model, x), importance_by_plain_tape(model, x)
+    assert len(found) == 10
+    assert_same(found, expected)
+    assert_same(importance_one_by_one(model, x), expected)
+    left, right = (omega for name, omega in found.items() if name.endswith("hidden/kernel"))
+    assert not np.allclose(left, right, rtol=0.1)
 
 
 def classifier(*end):
@@ -924,13 +938,8 @@ def test_every_network_layer_by_layer(network):
     inputs = keras.Input([16])
     model = keras.Model(inputs, network(inputs))
     x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
-    try:
-        slow = importance_one_by_one(model, x, output="layers")
-    except ValueError:  # a layer of it has no function of its own, example by example
-        with pytest.raises(ValueError, match="Expected|Exception encountered"):
-            compute_importance(model, x, batch_size=3, output="layers")
-    else:
-        assert_same(compute_importance(model, x, batch_size=3, output="layers"), slow)
+    slow = importance_one_by_one(model, x, output="layers")
+    assert_same(compute_importance(model, x, batch_size=3, output="layers"), slow)
 
 
 def test_a_layer_alone_is_a_model_of_one_layer():
@@ -996,9 +1005,192 @@ def test_slices_change_memory_and_not_the_result(slice_bytes):
 
 def test_a_progress_bar_on_request(capsys):
     compute_importance(line(1, 0), column(1, 2, 3), batch_size=1, verbose=1)
-    assert "      3/Unknown" in capsys.readouterr().out
+    assert "3/3" in capsys.readouterr().out
+    compute_importance(line(1, 0), iter([column(1, 2), column(3)]), verbose=1)
+    said = capsys.readouterr().out
+    assert "3/Unknown" in said
+    assert said.endswith("\n")
     compute_importance(line(1, 0), column(1, 2, 3), batch_size=1)
     assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match='verbose to be "auto", 0 or 1. Received: 2'):
+        compute_importance(line(1, 0), column(1), verbose=2)
+
+
+@pytest.mark.parametrize(("seconds", "is_shown"), [(1.9, False), (2.1, True)])
+def test_on_a_terminal_a_bar_appears_after_two_seconds(seconds, is_shown, monkeypatch, capsys):
+    times = iter([0.0, *[seconds] * 9])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: True, raising=False)
+    compute_importance(line(1, 0), column(1, 2, 3), batch_size=2)
+    assert ("3/3" in capsys.readouterr().out) == is_shown
+
+
+ONES = tf.data.Dataset.from_tensor_slices(column(1, 2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("data", "max_examples", "reports"),
+    [
+        (lambda: column(1, 2, 3, 4, 5), None, [(2, 5), (4, 5), (5, 5)]),
+        (lambda: column(1, 2, 3, 4, 5), 3, [(2, 3), (3, 3)]),
+        (lambda: ONES.batch(2, drop_remainder=True), None, [(2, 4), (4, 4)]),
+        (lambda: ONES.batch(2), None, [(2, None), (4, None), (5, None)]),
+        (lambda: ONES.batch(2).repeat(), 3, [(2, 3), (3, 3)]),
+        (lambda: Halves(), None, [(2, None), (4, None)]),
+        (lambda: iter([column(1), column(2)]), None, [(1, None), (2, None)]),
+    ],
+)
+@pytest.mark.parametrize("measure", [compute_importance, measure_sums, compute_fisher])
+def test_progress_is_reported_with_the_total_where_it_is_known(
+    measure, data, max_examples, reports
+):
+    found = []
+    measure(
+        line(1.0, 0.0),
+        data(),
+        batch_size=2,
+        max_examples=max_examples,
+        on_progress=lambda examples, total: found.append((examples, total)),
+    )
+    assert found == reports
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.uint8(2), np.array(2)], ids=repr)
+def test_any_integer_is_a_number_of_examples(number):
+    omega = compute_importance(
+        line(1.0, 0.0), column(1, 2, 3), batch_size=number, max_examples=number
+    )
+    assert_close(omega, kernel=[[5.0]], bias=[3.0])
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, np.float32(2), True, np.True_, "2"], ids=repr)
+@pytest.mark.parametrize("name", ["batch_size", "max_examples", "slice_bytes"])
+def test_anything_else_is_no_number_of_examples(name, number):
+    message = f"Expected {name} to be an integer of at least 1. Received: {re.escape(repr(number))}"
+    with pytest.raises(ValueError, match=message):
+        compute_importance(line(1.0, 0.0), column(1, 2, 3), **{name: number})
+
+
+def recurrent(layer, batch_size=None):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(batch_shape=(batch_size, 4, 3))
+    return keras.Model(inputs, layers.Dense(2)(layer(inputs)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda **options: layers.LSTM(3, **options),
+        lambda **options: layers.GRU(3, unroll=True, **options),
+        lambda **options: layers.Bidirectional(layers.SimpleRNN(3, **options)),
+        lambda **options: layers.RNN(layers.LSTMCell(3), **options),
+    ],
+    ids=["lstm", "unrolled_gru", "bidirectional", "cell"],
+)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_stateful_layer_starts_every_example_anew_and_keeps_its_state(layer, batch_size):
+    stateful = recurrent(layer(stateful=True), batch_size)
+    stateless = recurrent(layer())
+    stateless.set_weights(stateful.get_weights()[: len(stateless.weights)])
+    for one, other in zip(stateful.trainable_weights, stateless.trainable_weights, strict=True):
+        other.assign(one)
+    x = np.random.default_rng(0).normal(size=(8, 4, 3)).astype("float32")
+    stateful(x[:batch_size])
+    states = [weight.numpy() for weight in stateful.non_trainable_variables]
+    assert any(state.any() for state in states)
+    expected = list(importance_by_plain_tape(stateless, x).values())
+    for measure in (compute_importance, importance_one_by_one):
+        for one, other in zip(measure(stateful, x).values(), expected, strict=True):
+            np.testing.assert_allclose(one, other, 1e-4, 1e-5 * other.max())
+    for before, weight in zip(states, stateful.non_trainable_variables, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), before)
+    inner = [layer for layer in stateful._flatten_layers() if isinstance(layer, layers.RNN)]
+    assert inner
+    assert all(layer.stateful for layer in inner)
+
+
+class Positions(keras.Model):
+    """Adds an embedding of all positions, which is the same for every example."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions, self.out = layers.Embedding(3, 2, name="positions"), layers.Dense(1)
+
+    def call(self, inputs):
+        return self.out(inputs + self.positions(keras.ops.arange(3)))
+
+
+@WAYS
+def test_an_embedding_of_positions_is_a_function_of_its_own(measure):
+    # ‖E‖² is what that layer outputs for every example, and its gradient 2E.
+    model = Positions()
+    x = np.random.default_rng(0).normal(size=(6, 3, 2)).astype("float32")
+    model(x)
+    embeddings = model.positions.embeddings
+    omega = measure(model, x, output="layers")
+    np.testing.assert_allclose(omega[embeddings.path], 2 * np.abs(embeddings.numpy()), rtol=1e-6)
+
+
+@WAYS
+def test_several_rows_per_example_are_one_function(measure):
+    # A Dense layer on rows [N·4, 4] has the importance of one on positions [N, 4, 4].
+    inputs = keras.Input([16])
+    rows = keras.Model(inputs, reshaped(inputs))
+    positions = keras.Sequential([keras.Input([4, 4]), layers.Dense(3)])
+    positions.set_weights(rows.get_weights())
+    x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
+    found = measure(rows, x, output="layers")
+    expected = importance_by_plain_tape(positions, x.reshape(7, 4, 4))
+    for one, other in zip(found.values(), expected.values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@WAYS
+def test_weights_in_half_precision_are_refused(measure):
+    model = keras.Sequential([keras.Input([2]), layers.Dense(1, dtype="float16", name="half")])
+    with pytest.raises(ValueError, match="Received: '.*half/kernel' in float16.*'mixed_float16'"):
+        measure(model, np.ones([2, 2], "float16"))
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+@WAYS
+def test_nothing_that_a_call_stores_is_left_in_the_model(measure, eagerly):
+    class Storing(layers.Layer):
+        """Stores in attributes, containers, variables, and draws from a seed."""
+
+        def __init__(self):
+            super().__init__()
+            self.last, self.every = None, []
+            self.by_name, self.seen = {"none": 0}, {"nothing"}
+            self.count = tf.Variable(1.0)
+            self.seeds = keras.random.SeedGenerator(0)
+
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+        def call(self, inputs):
+            self.last = self.new = inputs * self.scale
+            self.every.append(self.last)
+            self.by_name["last"] = self.last
+            self.seen.add("something")
+            self.count.assign_add(1.0)
+            return self.last + 0 * keras.random.normal([1], seed=self.seeds)
+
+    model = keras.Sequential([keras.Input([2]), Storing(), layers.Dense(1)])
+    model.compile(run_eagerly=eagerly)
+    x = np.ones([3, 2], "float32")
+    model(x[:1])
+    layer = model.layers[0]
+    stored = layer.last, layer.new, list(layer.every), dict(layer.by_name), float(layer.count)
+    seed = layer.seeds.state.numpy()
+    measure(model, x)
+    assert layer.last is stored[0]
+    assert layer.new is stored[1]
+    assert list(map(id, layer.every)) == list(map(id, stored[2]))
+    assert layer.by_name.keys() == stored[3].keys()
+    assert layer.by_name["last"] is stored[3]["last"]
+    assert float(layer.count) == stored[4]
+    np.testing.assert_array_equal(layer.seeds.state.numpy(), seed)
 
 
 def test_only_so_many_examples():
