@@ -22,8 +22,8 @@ def batches(
             `(x, y, sample_weight)`, as for `fit`: y and the sample weights are dropped.
         batch_size: Examples per batch of arrays; data that are batched already keep their batches.
         max_examples: Stop after so many examples; None for all of them.
-        labels: None for inputs alone; `"given"` for the y of a dataset beside them; or an array
-            `[N]` beside arrays.
+        labels: None for inputs alone; `"given"` for the y of a dataset too; or an array `[N]` of
+            labels for inputs in arrays.
 
     Yields:
         The model's input structure, of tensors `[n, ...]` with n ≥ 1; the last may be shorter. With

@@ -26,9 +26,9 @@ class WeightCheck:
             infinite where only Ω' is.
         way: How `compute_importance` measured it: "rule", "layer by layer, example by example",
             "whole model, example by example" or "not used by the outputs".
-        largest: max |Ω'|, the largest entry. Where it is zero up to rounding, beside that of other
-            weights, both ways give rounding and `error` means nothing: an attention's output, for
-            example, does not depend on the bias of its keys.
+        largest: max |Ω'|. A weight that the outputs do not depend on in exact arithmetic, such as
+            the bias of an attention's keys, has rounding here, a millionth of other weights or less
+            in float32; `error`, a ratio of two roundings, is then meaningless.
     """
 
     error: float

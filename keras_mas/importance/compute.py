@@ -137,7 +137,7 @@ def measure_sums(
 def run_engine(
     engine: Engine, data: Iterable[tuple[Any, Any]], progress: Progress
 ) -> ImportanceSums:
-    """Return the sums of an engine over pairs of inputs and what its targets need beside them."""
+    """Return the sums of an engine over its batches: pairs of inputs and data for its targets."""
     examples = 0
     for number, batch in enumerate(data):
         try:

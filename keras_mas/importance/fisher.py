@@ -40,9 +40,10 @@ def compute_fisher(
     Args:
         model: As for `compute_importance`, with one output of logits `[N, C]`, or their softmax.
         inputs: As for `compute_importance`.
-        labels: What y is. `"exact"`: all C classes, weighted by p(y | x_k), in C backward passes;
+        labels: Which y. `"exact"`: all C classes, weighted by p(y | x_k), in C backward passes;
             `"sampled"`: one y drawn from p(y | x_k); `"given"`: the labels of a dataset of batches
-            `(x, y)`, or an array of them `[N]` beside arrays: the "empirical" Fisher.
+            `(x, y)`; or an array of labels `[N]` for inputs in arrays. Given labels make it the
+            "empirical" Fisher.
         seed: Seed of the draws, which are the same for every batch size.
         batch_size: As for `compute_importance`.
         max_examples: As for `compute_importance`.
@@ -72,14 +73,14 @@ def compute_fisher(
 
 
 def _with_draws(data: Iterator[Any], seed: int) -> Iterator[tuple[Any, tf.Tensor]]:
-    """Yield the inputs beside a uniform number per example, the same for every batch size."""
+    """Yield pairs of inputs and a uniform number per example, the same for every batch size."""
     random = np.random.default_rng(seed)
     for batch in data:
         yield batch, tf.constant(random.random(count_examples(batch)), tf.float32)
 
 
 def _exact(outputs, _):
-    """Return √p(c | x_k) · log p(c | x_k) for every class c, √p(c | x_k) held constant.
+    """Return √p(c | x_k) · log p(c | x_k) for every class c, with √p(c | x_k) held constant.
 
     The square of its gradient is that of log p(c | x_k), weighted by p(c | x_k).
     """

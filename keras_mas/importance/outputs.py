@@ -12,7 +12,7 @@ from .unchanged import flatten_layers
 
 _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 
-# Layers that only apply an activation, which stand for that of the layer before them.
+# Layers that only apply an activation, which counts as that of the layer before them.
 _ACTIVATION_LAYERS = (
     layers.Activation,
     layers.ReLU,
@@ -48,10 +48,10 @@ def learned_function(
         ValueError: If no layer has that name, or it was not called; or, for `"layers"`, if a weight
             is in no layer.
     """
-    detached = _layers_with_weights(model) if choice == LAYERS else ()
-    # Variables that a call assigns (a counter, a codebook) are assigned in this scope alone.
-    with recording_calls(flatten_layers(model), tape, detached) as calls, keras.StatelessScope():
-        outputs = model(inputs, training=False)
+    if choice == LAYERS:
+        outputs, calls = _run_detached(model, inputs, tape)
+    else:
+        outputs, calls = _run(model, inputs, tape)
     tensors = [tensor for tensor in _chosen(outputs, calls, choice) if tensor is not None]
     if not tensors:
         raise ValueError(f"Expected at least one output tensor of '{model.name}'. Received: none.")
@@ -59,6 +59,27 @@ def learned_function(
         first = tf.nest.flatten(inputs)[0]
         tensors = [_by_example(tensor, first) for tensor in tensors]
     return tensors, calls
+
+
+def _run(model, inputs, tape, detached=()):
+    """Return the outputs of a model and the calls of its layers."""
+    # Variables that a call assigns (a counter, a codebook) are assigned in this scope alone.
+    with recording_calls(flatten_layers(model), tape, detached) as calls, keras.StatelessScope():
+        return model(inputs, training=False), calls
+
+
+def _run_detached(model, inputs, tape):
+    """Return the same, of a model through whose layers with weights no gradient flows."""
+    detached = _layers_with_weights(model)
+    try:
+        return _run(model, inputs, tape, detached)
+    except (TypeError, ValueError) as error:
+        _run(model, inputs, tape)  # if this fails too, the error has another cause
+        raise ValueError(
+            f"Expected a model that runs without gradients through its layers, for output="
+            f"'{LAYERS}' measures each layer as a function of its own inputs. Received: "
+            f"'{model.name}', which takes a gradient in its `call`. Choose another output."
+        ) from error
 
 
 def _layers_with_weights(model):
