@@ -1261,3 +1261,20 @@ def test_a_weight_that_is_not_used_has_no_importance():
     model = keras.Sequential([keras.Input([2]), Idle(), layers.Dense(1)])
     omega = compute_importance(model, np.ones([2, 2]))
     assert [values.tolist() for path, values in omega.items() if "idle" in path] == [[0, 0, 0]]
+
+
+def test_a_mask_is_not_left_on_the_data():
+    class Marking(layers.Layer):
+        """Returns its inputs themselves, with a mask."""
+
+        def call(self, inputs):
+            return inputs
+
+        def compute_mask(self, inputs, mask=None):
+            return inputs[..., 0] > 0
+
+    model = keras.Sequential([keras.Input([4, 3]), Marking(), layers.GRU(2)])
+    model.compile(run_eagerly=True)
+    x = tf.random.normal([2, 4, 3])
+    compute_importance(model, iter([x]))
+    assert not hasattr(x, "_keras_mask")

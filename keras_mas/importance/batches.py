@@ -103,9 +103,9 @@ def _fixed_batch_size(dataset):
 def count_examples(batch: Any) -> int:
     """Return n of a batch whose tensors are `[n, ...]`; ValueError if they disagree."""
     shapes = [tuple(array.shape) for array in tf.nest.flatten(batch)]
-    lengths = {int(shape[0]) if shape else None for shape in shapes}
-    if None in lengths:
+    if not all(shapes):
         raise ValueError("Expected arrays [N, ...] of examples. Received: a single number.")
+    lengths = {int(shape[0]) for shape in shapes}
     if len(lengths) != 1:
         raise ValueError(
             f"Expected inputs with the same number of examples. Received: {sorted(lengths)}. "
@@ -116,7 +116,8 @@ def count_examples(batch: Any) -> int:
 
 def _tensor(array):
     try:
-        return tf.convert_to_tensor(array)
+        # A copy of a tensor, to which Keras may attach a mask.
+        return tf.identity(tf.convert_to_tensor(array))
     except (TypeError, ValueError):
         raise ValueError(
             f"Expected arrays of numbers. Received: a {type(array).__name__} of dtype "

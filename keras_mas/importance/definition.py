@@ -78,7 +78,8 @@ def importance_one_by_one(
     """
     weights = trainable_weights(model)
     layers = flatten_layers(model)
-    sums, examples = {name: 0.0 for name in weights}, 0
+    sums: dict[str, Any] = dict.fromkeys(weights, 0.0)
+    examples = 0
     for number, batch in enumerate(batches(inputs, batch_size=1)):
         for k in range(count_examples(batch)):
             example = tf.nest.map_structure(lambda array, k=k: array[k : k + 1], batch)

@@ -81,7 +81,7 @@ class Engine:
         self._signature: Any = None  # of the batches that the step takes
         # Whether all batches so far were of one example, which shows nothing of larger ones.
         self._only_ones: bool | None = None
-        self._step: Callable[[Any], tf.Tensor] | None = None
+        self._step: Any = None  # function that adds a batch and returns whether it was finite
 
     def add(self, batch: tuple[Any, Any]) -> bool:
         """Add the examples of a batch to the sums; return whether all of it was finite."""
@@ -189,7 +189,8 @@ class Engine:
             apply = rule_for(call.layer)
             if apply is None or not call.fits_rules:
                 continue
-            sums = apply(call.layer, call.tensors[0], *deltas[call], self.magnitude)
+            [inputs], [delta] = call.tensors, deltas[call]
+            sums = apply(call.layer, inputs, delta, self.magnitude)
             for attribute, term in sums.items():
                 weight = getattr(call.layer, attribute)  # None without a bias, a tensor with LoRA
                 name = self.names.get(id(weight))
