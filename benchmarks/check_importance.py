@@ -28,8 +28,9 @@ RESULTS = Path("results/check_importance.json")
 EXAMPLES = 3
 WORDS, LENGTH = 500, 20
 
-# An importance below this part of the network's largest, where it is 0 on paper, is rounding.
-ZERO_ON_PAPER = {"float32": 1e-6, "float64": 1e-12}
+# A weight whose importance is below this part of that of another weight of its layer is taken to
+# have none in exact arithmetic: what is measured is rounding, and has no relative error.
+ROUNDING = {"float32": 1e-5, "float64": 1e-13}
 
 
 def application(name):
@@ -101,8 +102,7 @@ def measured(name):
     started = time.perf_counter()
     checks = check_importance(model, examples_for(model), EXAMPLES)
     seconds = time.perf_counter() - started
-    least = ZERO_ON_PAPER[floatx] * max(check.largest for check in checks.values())
-    errors = {name: check.error for name, check in checks.items() if check.largest >= least}
+    errors = errors_of(checks, ROUNDING[floatx])
     worst = max(errors, key=errors.get)
     return {
         "weights": len(checks),
@@ -110,9 +110,22 @@ def measured(name):
         "largest_error": errors[worst],
         "of_weight": worst,
         "median_error": float(np.median(list(errors.values()))),
-        "zero_on_paper": sorted(checks.keys() - errors.keys()),
+        "zero_up_to_rounding": sorted(checks.keys() - errors.keys()),
         "ways": collections.Counter(check.way for check in checks.values()),
         "seconds": round(seconds, 1),
+    }
+
+
+def errors_of(checks, rounding):
+    """Return the relative errors by weight, of those whose importance is more than rounding."""
+    largest = collections.defaultdict(float)
+    for name, check in checks.items():
+        layer = name.rpartition("/")[0]
+        largest[layer] = max(largest[layer], check.largest)
+    return {
+        name: check.error
+        for name, check in checks.items()
+        if check.largest > rounding * largest[name.rpartition("/")[0]]
     }
 
 
@@ -155,7 +168,7 @@ def table(networks):
     print(f"{'network':22} {'weights':>7} {'largest error':>14} {'seconds':>8}  ways")
     for name, found in networks.items():
         ways = ", ".join(f"{count} {way}" for way, count in found["ways"].items())
-        zero = f"; {len(found['zero_on_paper'])} zero" if found["zero_on_paper"] else ""
+        zero = f"; {len(found['zero_up_to_rounding'])} zero" if found["zero_up_to_rounding"] else ""
         print(
             f"{name:22} {found['weights']:7} {found['largest_error']:14.1e} "
             f"{found['seconds']:8.1f}  {ways}{zero}"
