@@ -82,7 +82,7 @@ def check_importance(
     slow = importance_one_by_one(model, ((batch,) for batch in data), output=output)
     return {
         name: WeightCheck(
-            relative_error(fast[name], slow[name]), engine.methods[name], float(slow[name].max())
+            relative_error(fast[name], slow[name]), engine.ways[name], float(slow[name].max())
         )
         for name in slow
     }

@@ -50,7 +50,7 @@ class Engine:
         magnitude: Function of g_k: |·|, or (·)² for a Fisher information.
 
     Attributes:
-        methods: How each weight is measured, by name: `UNUSED`, `BY_RULE`, `BY_LAYER` or
+        ways: How each weight is measured, by name: `UNUSED`, `BY_RULE`, `BY_LAYER` or
             `BY_MODEL`. Known after the first batch, and for all batches since.
         fallbacks: Names of the weights measured one example at a time, by the path of the layer
             whose calls are differentiated, or "the whole model".
@@ -74,7 +74,7 @@ class Engine:
             name: tf.Variable(tf.zeros(weight.shape, _sum_dtype(weight)), trainable=False)
             for name, weight in self.weights.items()
         }
-        self.methods: dict[str, str] = {}
+        self.ways: dict[str, str] = {}
         self.fallbacks: dict[str, list[str]] = {}
         self._rowwise: set[keras.Layer] | None = None
         self._kinds: set[tuple] = set()  # of the batches so far
@@ -103,7 +103,7 @@ class Engine:
         if (signature, only_ones) == (self._signature, self._only_ones):
             return
         self._signature, self._only_ones = signature, only_ones
-        self.methods, self.fallbacks = {}, {}
+        self.ways, self.fallbacks = {}, {}
         self._step = self._eager_step() if self.model.run_eagerly else self._traced_step(batch)
         for where, names in self.fallbacks.items():
             _log.info("importance example by example in %s: %s", where, ", ".join(names))
@@ -163,8 +163,8 @@ class Engine:
                 terms |= self._by_model(batch, rest, number)
             yield target, terms
 
-    def _note(self, method, names, where=None):
-        self.methods.update(dict.fromkeys(names, method))
+    def _note(self, way, names, where=None):
+        self.ways.update(dict.fromkeys(names, way))
         if where is not None:
             self.fallbacks[where] = list(names)
 
