@@ -1205,7 +1205,7 @@ def test_max_examples_is_exact_for_every_batch_size():
     for batch_size in (1, 2, 3, 9):
         omega = compute_importance(model, x, batch_size=batch_size, max_examples=3)
         assert_close(omega, kernel=[[28 / 3]], bias=[4.0])
-    with pytest.raises(ValueError, match="max_examples of at least 1"):
+    with pytest.raises(ValueError, match="max_examples to be an integer of at least 1"):
         compute_importance(model, x, max_examples=0)
 
 
