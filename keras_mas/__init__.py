@@ -19,6 +19,7 @@ _MODULE_OF = {
     "MultiHead": "heads",
     "SynapticMemory": "memory",
     "UnstablePenaltyWarning": "penalty",
+    "check_importance": "importance",
     "compute_importance": "importance",
     "importance_one_by_one": "importance",
 }

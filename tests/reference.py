@@ -3,19 +3,22 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_mas.weights import trainable_weights
+
 
 def importance_by_plain_tape(model, inputs):
-    """Ω = 1/N Σ_k |∂‖F(x_k)‖²/∂θ|, of a model that nothing watches; for one array of inputs."""
-    omega = {weight.path: 0.0 for weight in model.trainable_weights}
+    """Ω = 1/N Σ_k |∂‖F(x_k)‖²/∂θ|, without recording any layer; for one array of inputs."""
+    weights = trainable_weights(model)
+    omega = dict.fromkeys(weights, 0.0)
     states = [(variable, variable.numpy()) for variable in model.non_trainable_variables]
     for k in range(len(inputs)):
         with tf.GradientTape() as tape:
             outputs = tf.nest.flatten(model(inputs[k : k + 1], training=False))
             norm = tf.add_n([tf.reduce_sum(output**2) for output in outputs])
-        variables = [weight.value for weight in model.trainable_weights]
+        variables = [weight.value for weight in weights.values()]
         gradients = tape.gradient(norm, variables, unconnected_gradients="zero")
-        for path, gradient in zip(omega, gradients, strict=True):
-            omega[path] += np.abs(tf.convert_to_tensor(gradient)) / len(inputs)
+        for name, gradient in zip(omega, gradients, strict=True):
+            omega[name] += np.abs(tf.convert_to_tensor(gradient)) / len(inputs)
         for variable, values in states:
             variable.assign(values)
     return omega

@@ -52,7 +52,7 @@ def test_fisher_of_a_coin_by_hand():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
-def test_every_way_agrees_with_its_definition(batch_size):
+def test_all_kinds_of_labels_agree_with_their_definition(batch_size):
     model = classifier()
     exact = one_by_one(model, lambda k, p: p)
     given = one_by_one(model, lambda k, p: np.eye(3)[Y[k]])
@@ -62,12 +62,12 @@ def test_every_way_agrees_with_its_definition(batch_size):
     assert_same(compute_fisher(model, dataset, "given"), given)
 
 
-def test_a_softmax_is_looked_behind():
+def test_a_final_softmax_is_skipped():
     model, logits = classifier("softmax"), classifier()
     assert_same(compute_fisher(model, X), compute_fisher(logits, X))
 
 
-def test_samples_are_the_same_for_every_batch_size_and_exact_in_the_mean():
+def test_samples_do_not_depend_on_the_batch_size_and_are_unbiased():
     model = classifier()
     one = compute_fisher(model, X, "sampled", seed=3, batch_size=2)
     assert_same(compute_fisher(model, X, "sampled", seed=3, batch_size=7), one)
@@ -77,7 +77,7 @@ def test_samples_are_the_same_for_every_batch_size_and_exact_in_the_mean():
         np.testing.assert_allclose(mean[path], exact, rtol=0.2, atol=0.1 * exact.max())
 
 
-def test_wrong_uses_are_named():
+def test_wrong_arguments_are_refused():
     model = classifier()
     with pytest.raises(ValueError, match="labels out of exact, sampled, given, or an array"):
         compute_fisher(model, X, "empirical")

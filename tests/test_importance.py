@@ -10,9 +10,15 @@ from keras import layers
 from reference import importance_by_differences, importance_by_plain_tape
 
 from keras_mas import compute_importance, importance_one_by_one
-from keras_mas.importance import ImportanceSums, measure_sums, rule
+from keras_mas.importance import (
+    ImportanceSums,
+    compute_fisher,
+    measure_sums,
+    progress,
+    rule,
+)
 
-WAYS = pytest.mark.parametrize("measure", [compute_importance, importance_one_by_one])
+BOTH = pytest.mark.parametrize("measure", [compute_importance, importance_one_by_one])
 
 
 def set_weights(model, *weights):
@@ -43,7 +49,7 @@ def assert_same(fast, slow, rtol=1e-4):
         np.testing.assert_allclose(fast[path], slow[path], rtol, rtol * scale, err_msg=path)
 
 
-@WAYS
+@BOTH
 def test_importance_of_a_line(measure):
     # F = wx + b, so |∂F²/∂w| = |2xF| and |∂F²/∂b| = |2F|.
     # w = 1, b = 0, x = ±1: F = ±1, both means are 2. The signed bias gradients
@@ -51,14 +57,14 @@ def test_importance_of_a_line(measure):
     assert_close(measure(line(1.0, 0.0), column(1, -1)), kernel=[[2.0]], bias=[2.0])
 
 
-def test_a_ragged_last_batch_weighs_by_its_length():
+def test_a_shorter_last_batch_is_weighted_by_its_length():
     # x = 1, 2, 3: |2xF| = 2, 8, 18 and |2F| = 2, 4, 6. The mean over examples is 28/3 and 4;
     # the mean of the means of batches (1, 2) and (3) would be 11.5 and 4.5.
     omega = compute_importance(line(1.0, 0.0), column(1, 2, 3), batch_size=2)
     assert_close(omega, kernel=[[28 / 3]], bias=[4.0])
 
 
-@WAYS
+@BOTH
 def test_importance_of_two_relu_layers(measure):
     # W = [[1, −1], [0, 2]], V = [2, 1]ᵀ, no offsets; z = xW, F = relu(z)V, δ_F = 2F.
     # x = (1,  1): z = (1,  1), F = 3, δ_F = 6, ∂V = (6, 6), δ_z = (12, 6), ∂W = x ⊗ δ_z
@@ -126,7 +132,7 @@ def two_outputs(inputs):
 
 
 class TransposedReuse(layers.Layer):
-    """Uses the kernel of a Dense layer behind that layer's back."""
+    """Uses the kernel of a Dense layer outside of that layer's call."""
 
     def __init__(self):
         super().__init__()
@@ -152,7 +158,7 @@ def subclassed(inputs):
 
 
 class Reshaped(keras.Model):
-    """Brings several rows per example to its layer."""
+    """Calls its layer with several rows per example."""
 
     def __init__(self):
         super().__init__()
@@ -164,7 +170,7 @@ class Reshaped(keras.Model):
 
 
 class TimeFirst(Reshaped):
-    """Brings time before examples to its layer."""
+    """Calls its layer with the time axis before that of the examples."""
 
     def call(self, inputs):
         steps = keras.ops.transpose(keras.ops.reshape(inputs, (-1, 4, 4)), (1, 0, 2))
@@ -172,7 +178,7 @@ class TimeFirst(Reshaped):
 
 
 class Concatenated(Reshaped):
-    """Brings every example twice to its layer, in one batch."""
+    """Calls its layer with every example twice, in one batch."""
 
     def call(self, inputs):
         both = keras.ops.concatenate([inputs, -2 * inputs], axis=0)
@@ -180,7 +186,7 @@ class Concatenated(Reshaped):
 
 
 class Mixing(Reshaped):
-    """Answers an example by what stands beside it."""
+    """Its output for an example depends on the other examples of the batch."""
 
     def call(self, inputs):
         return self.dense(inputs - 0.5 * keras.ops.mean(inputs, axis=0))
@@ -195,7 +201,7 @@ class Swapped(Reshaped):
 
 
 class Gate(layers.Layer):
-    """Takes two tensors, the second by name, and no rule knows it."""
+    """Takes two tensors, the second by name, and has no rule."""
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(shape[-1],), initializer="normal", name="scale")
@@ -219,7 +225,7 @@ def swapped(inputs):
 
 
 class Split(layers.Layer):
-    """Answers with a state, and an output that is made of the state."""
+    """Returns a state, and an output computed from the state."""
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(shape[-1],), initializer="normal", name="scale")
@@ -234,7 +240,7 @@ def two_answers(inputs):
 
 
 class Named(Reshaped):
-    """Gives a layer its inputs by name."""
+    """Passes a layer its inputs by name."""
 
     def call(self, inputs):
         return self.dense(inputs=inputs)
@@ -261,7 +267,7 @@ def mixing(inputs):
 
 
 class Keeping(layers.Layer):
-    """Leaves something in an attribute, or takes something from one, or moves a state."""
+    """Stores a tensor in an attribute, or reads one from there, or assigns a variable."""
 
     def __init__(self, way):
         super().__init__()
@@ -318,7 +324,7 @@ def rows_by_the_data(x, layer):
 
 
 class Tokens(layers.Layer):
-    """Answers with several rows per example."""
+    """Returns several rows per example."""
 
     def build(self, shape):
         self.kernel = self.add_weight(shape=(3, 3), initializer="normal", name="kernel")
@@ -328,7 +334,7 @@ class Tokens(layers.Layer):
 
 
 class Beside(layers.Layer):
-    """Answers with a tensor, and with something beside it."""
+    """Returns a tensor, and something more."""
 
     def __init__(self, beside):
         super().__init__()
@@ -357,7 +363,7 @@ class Sparse(layers.Layer):
 
 
 def around(function, layer):
-    """Return a network around a layer that is used in a strange way."""
+    """Return a network that uses a layer in an unusual way."""
 
     def network(inputs):
         return Around(function, layer())(inputs)
@@ -435,7 +441,7 @@ def complex_numbers():
 
 
 class ImplicitMask(layers.Layer):
-    """Has a layer inside that takes its mask from the tensor itself."""
+    """Has an inner layer that takes its mask from the tensor itself."""
 
     def __init__(self):
         super().__init__()
@@ -451,7 +457,7 @@ class ImplicitMask(layers.Layer):
 
 
 class TwoAnswers(ImplicitMask):
-    """Answers with a masked sequence, and its mean."""
+    """Returns a masked sequence, and its mean."""
 
     def build(self, shape):
         self.inner = layers.Masking(0.0)
@@ -524,10 +530,10 @@ def test_every_network_agrees_with_the_definition(network):
     model = keras.Model(inputs, network(inputs))
     x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
     slow = importance_one_by_one(model, x)
-    # Nothing that watches a layer may change what the model answers.
+    # Recording the calls of layers must not change the outputs of the model.
     assert_same(slow, importance_by_plain_tape(model, x))
     assert_same(compute_importance(model, x, batch_size=3), slow)
-    # A first batch of one tells nothing of how examples stand beside each other.
+    # A first batch of one example does not show how several examples are treated.
     assert_same(compute_importance(model, iter([x[:1], x[1:5], x[5:]])), slow)
 
 
@@ -571,7 +577,7 @@ class Halves(keras.utils.PyDataset):
     ],
     ids=["tensor", "dataset", "labelled_dataset", "pydataset", "generator", "labelled_generator"],
 )
-def test_any_data_gives_the_same(data):
+def test_all_kinds_of_data_give_the_same(data):
     # |2x²| over x = 1 … 4 is 2 (1 + 4 + 9 + 16) / 4 = 15.
     assert_close(compute_importance(line(1.0, 0.0), data()), kernel=[[15.0]], bias=[5.0])
 
@@ -585,7 +591,7 @@ def test_several_inputs_by_name():
     assert_close(omega, kernel=[[2.0]], bias=[2.0])
 
 
-def test_data_that_never_end_are_refused():
+def test_endless_data_are_refused_without_a_limit():
     endless = tf.data.Dataset.from_tensor_slices(column(1, 2)).batch(2).repeat()
     with pytest.raises(ValueError, match="Received: a dataset that repeats for ever"):
         compute_importance(line(1.0, 0.0), endless)
@@ -594,16 +600,16 @@ def test_data_that_never_end_are_refused():
 
 
 @pytest.mark.parametrize("data", [5, None, "hello", (column(1), column(2))], ids=str)
-@WAYS
+@BOTH
 def test_data_of_another_kind_are_refused(measure, data):
     with pytest.raises(ValueError, match="Expected an array.*Received: (int|NoneType|str|tuple)"):
         measure(line(1.0, 0.0), data)
 
 
-@WAYS
-def test_losses_and_states_of_layers_stay_as_they_were(measure):
+@BOTH
+def test_losses_and_variables_of_layers_are_left_as_they_were(measure):
     class Counting(layers.Layer):
-        """Counts its calls, as a running quantile or a codebook would move, training or not."""
+        """Counts its calls, as a layer updates a running quantile or a codebook."""
 
         def build(self, shape):
             self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
@@ -626,8 +632,8 @@ def test_losses_and_states_of_layers_stay_as_they_were(measure):
 
 
 @pytest.mark.parametrize("output", ["logits", "layers"])
-@WAYS
-def test_a_function_of_tensorflow_is_not_left_with_a_trace_of_ours(measure, output):
+@BOTH
+def test_a_call_that_is_a_tf_function_keeps_no_trace_of_the_measurement(measure, output):
     class Compiled(keras.Model):
         def __init__(self):
             super().__init__()
@@ -646,7 +652,7 @@ def test_a_function_of_tensorflow_is_not_left_with_a_trace_of_ours(measure, outp
     found, expected = measure(model, x, output=output), measure(plain, x, output=output)
     for one, other in zip(found.values(), expected.values(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4)
-    # A trace with our held inputs in it would let the first layer learn nothing.
+    # With a trace of the detached inputs the first layer would not learn.
     before = model.inner.kernel.numpy()
     model.compile("sgd", "mse")
     model.fit(x, np.zeros([6, 2]), verbose=0)
@@ -673,7 +679,7 @@ def test_sequences_of_many_lengths_are_not_traced_one_by_one():
     assert_same(found, {path: sum(part[path] for part in slow) / 5 for path in found})
 
 
-def test_examples_that_are_alike_do_not_hide_their_order():
+def test_equal_examples_do_not_hide_that_their_order_changes():
     inputs = keras.Input([16])
     model = keras.Model(inputs, swapped(inputs))
     x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
@@ -695,7 +701,7 @@ def test_outputs_of_several_kinds():
 
 def test_a_model_that_runs_eagerly(caplog):
     class Branching(layers.Dense):
-        """Looks at its numbers, which a graph has not."""
+        """Needs the values of its inputs, which a graph does not have."""
 
         def call(self, inputs):
             return super().call(inputs if inputs.numpy().sum() > 0 else -3 * inputs)
@@ -758,7 +764,7 @@ def test_a_rule_for_an_own_layer():
     assert "call" not in vars(model.layers[0])
 
 
-@WAYS
+@BOTH
 def test_bad_input_is_named(measure):
     with pytest.raises(ValueError, match="Expected at least one example.*Received: none"):
         measure(line(1, 0), np.zeros([0, 1]))
@@ -791,15 +797,15 @@ def test_data_that_the_model_does_not_take():
     for other in (np.ones([2, 3], "float32"), {"a": np.ones([2, 3])}):
         with pytest.raises(ValueError, match=r"Expected every batch of one structure.*and then"):
             compute_importance(model, iter([np.ones([2, 3]), other]))
-    # The second batch is no other length of the same thing: the model refuses it, and says so.
+    # The second batch differs in its features, not its length: the model's own error is raised.
     with pytest.raises(ValueError, match=r"expected shape=\(None, 3\), found shape=\(None, 2\)"):
         compute_importance(model, iter([np.ones([2, 3]), np.ones([2, 2])]))
     assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
     assert "call" not in vars(model)
 
 
-@WAYS
-def test_a_branch_of_python_on_a_tensor(measure):
+@BOTH
+def test_a_python_branch_on_a_tensor_needs_eager_mode(measure):
     class Branching(layers.Layer):
         def call(self, inputs):
             return inputs if keras.ops.sum(inputs) > 0 else -inputs
@@ -821,33 +827,43 @@ def test_a_branch_of_python_on_a_tensor(measure):
         measure(model, np.ones([2, 2]))
 
 
-@WAYS
+@BOTH
 def test_infinite_outputs_are_named_by_batch(measure):
     with pytest.raises(ValueError, match=r"outputs.*'sequential'.*batch 1 \(counted from 0\)"):
         measure(line(1, 0), iter([column(1), column(np.nan)]))
-    # A ReLU that answers 0 for NaN hides it from the output, but not from the importance.
+    # A ReLU that turns NaN into 0 hides it from the output, but not from the importance.
     inputs = keras.Input([1])
     hiding = keras.Model(inputs, layers.Dense(1)(layers.Dense(2, activation="relu")(inputs)))
     with pytest.raises(ValueError, match="batch 0"):
         measure(hiding, column(np.nan))
 
 
-def test_two_weights_of_one_name_are_refused():
-    inner = [keras.Sequential([keras.Input([1]), layers.Dense(1, name="d")], name="n")]
-    inner.append(keras.Sequential([keras.Input([1]), layers.Dense(1, name="d")], name="n"))
-    inputs = keras.Input([1])
+def tower(name):
+    inputs = keras.Input([3])
+    hidden = layers.Dense(4, activation="tanh", name="hidden")(inputs)
+    return keras.Model(inputs, layers.BatchNormalization(name="norm")(hidden), name=name)
 
-    class Both(layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = inner
 
-        def call(self, x):
-            return self.first(x) + self.second(x)
-
-    model = keras.Model(inputs, Both()(inputs))
-    with pytest.raises(ValueError, match="two weights named 'n/d/kernel'"):
-        compute_importance(model, column(1))
+@pytest.mark.parametrize(
+    "network",
+    [tower, lambda name: keras.Sequential(tower(name).layers)],
+    ids=["functional", "sequential"],
+)
+def test_two_towers_with_equal_inner_paths(network, caplog):
+    inputs = keras.Input([3])
+    towers = [network("left"), network("right")]
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()([t(inputs) for t in towers])))
+    paths = [[weight.path for weight in tower.trainable_weights] for tower in towers]
+    assert paths[0] == paths[1]
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    with caplog.at_level("INFO", logger="keras_mas"):
+        found, expected = compute_importance(model, x), importance_by_plain_tape(model, x)
+    assert len(found) == 10
+    assert "example by example" not in caplog.text
+    assert_same(found, expected)
+    assert_same(importance_one_by_one(model, x), expected)
+    left, right = (omega for name, omega in found.items() if name.endswith("hidden/kernel"))
+    assert not np.allclose(left, right, rtol=0.1)
 
 
 def classifier(*end):
@@ -867,7 +883,7 @@ def classifier(*end):
         lambda: [layers.Dense(2, name="head"), layers.Activation("softmax")],
     ],
 )
-@WAYS
+@BOTH
 def test_the_learned_function_is_the_logits(measure, end):
     model, logits = classifier(*end()), classifier(layers.Dense(2, name="head"))
     logits.set_weights(model.get_weights())
@@ -878,7 +894,7 @@ def test_the_learned_function_is_the_logits(measure, end):
     assert not np.allclose(raw["head/bias"], measure(model, x)["head/bias"], rtol=0.1)
 
 
-@WAYS
+@BOTH
 def test_another_output(measure):
     model = classifier(layers.Dense(2, name="head"))
     x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
@@ -895,13 +911,13 @@ def test_another_output(measure):
         measure(model, x, output="haed")
 
 
-@WAYS
-def test_each_layer_a_function_of_its_own(measure):
-    # The network of `test_importance_of_two_relu_layers`; y is what a layer answers, a its input.
+@BOTH
+def test_each_layer_as_a_function_of_its_own(measure):
+    # The network of `test_importance_of_two_relu_layers`; a is the input of a layer, y its output.
     # x = (1,  1): y = (1, 1), F = 3;   x = (1, −1): y = (1, 0), F = 2.
     # First layer, Ω_ij = mean of 2 |a_i| y_j: first column (2 + 2) / 2, second (2 + 0) / 2.
     # Second layer: mean of 2 |y_i| F: (6 + 4) / 2 and (6 + 0) / 2.
-    # With gradients from behind, the first layer would have those of ‖F‖² too.
+    # If gradients of later layers flowed in, the first layer would have those of ‖F‖² too.
     model = keras.Sequential(
         [
             keras.Input([2]),
@@ -920,20 +936,20 @@ def test_each_layer_a_function_of_its_own(measure):
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
-def test_every_network_layer_by_layer(network):
+def test_every_network_agrees_layer_by_layer(network):
     inputs = keras.Input([16])
     model = keras.Model(inputs, network(inputs))
     x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
-    try:
-        slow = importance_one_by_one(model, x, output="layers")
-    except ValueError:  # a layer of it has no function of its own, example by example
-        with pytest.raises(ValueError, match="Expected|Exception encountered"):
-            compute_importance(model, x, batch_size=3, output="layers")
-    else:
-        assert_same(compute_importance(model, x, batch_size=3, output="layers"), slow)
+    if "gradient_inside" in network.__name__:
+        for measure in (compute_importance, importance_one_by_one):
+            with pytest.raises(ValueError, match="'functional.*takes a gradient in its `call`"):
+                measure(model, x, output="layers")
+        return
+    slow = importance_one_by_one(model, x, output="layers")
+    assert_same(compute_importance(model, x, batch_size=3, output="layers"), slow)
 
 
-def test_a_layer_alone_is_a_model_of_one_layer():
+def test_layer_by_layer_each_layer_is_measured_as_a_model_of_its_own():
     inputs = keras.Input([6, 6, 2])
     x = layers.Conv2D(3, 3, activation="relu", name="first")(inputs)
     x = layers.BatchNormalization(name="norm")(x)
@@ -950,7 +966,7 @@ def test_a_layer_alone_is_a_model_of_one_layer():
         assert_same({path: omega[path] for path in expected}, expected)
 
 
-def test_a_weight_in_no_layer_has_no_function_of_its_own():
+def test_layer_by_layer_a_weight_outside_all_layers_is_refused():
     class Scaled(keras.Model):
         def build(self, shape):
             self.scale = self.add_weight(shape=(1,), name="scale")
@@ -996,22 +1012,205 @@ def test_slices_change_memory_and_not_the_result(slice_bytes):
 
 def test_a_progress_bar_on_request(capsys):
     compute_importance(line(1, 0), column(1, 2, 3), batch_size=1, verbose=1)
-    assert "      3/Unknown" in capsys.readouterr().out
+    assert "3/3" in capsys.readouterr().out
+    compute_importance(line(1, 0), iter([column(1, 2), column(3)]), verbose=1)
+    said = capsys.readouterr().out
+    assert "3/Unknown" in said
+    assert said.endswith("\n")
     compute_importance(line(1, 0), column(1, 2, 3), batch_size=1)
     assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match='verbose to be "auto", 0 or 1. Received: 2'):
+        compute_importance(line(1, 0), column(1), verbose=2)
 
 
-def test_only_so_many_examples():
+@pytest.mark.parametrize(("seconds", "is_shown"), [(1.9, False), (2.1, True)])
+def test_on_a_terminal_a_bar_appears_after_two_seconds(seconds, is_shown, monkeypatch, capsys):
+    times = iter([0.0, *[seconds] * 9])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: True, raising=False)
+    compute_importance(line(1, 0), column(1, 2, 3), batch_size=2)
+    assert ("3/3" in capsys.readouterr().out) == is_shown
+
+
+ONES = tf.data.Dataset.from_tensor_slices(column(1, 2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("data", "max_examples", "reports"),
+    [
+        (lambda: column(1, 2, 3, 4, 5), None, [(2, 5), (4, 5), (5, 5)]),
+        (lambda: column(1, 2, 3, 4, 5), 3, [(2, 3), (3, 3)]),
+        (lambda: ONES.batch(2, drop_remainder=True), None, [(2, 4), (4, 4)]),
+        (lambda: ONES.batch(2), None, [(2, None), (4, None), (5, None)]),
+        (lambda: ONES.batch(2).repeat(), 3, [(2, 3), (3, 3)]),
+        (lambda: Halves(), None, [(2, None), (4, None)]),
+        (lambda: iter([column(1), column(2)]), None, [(1, None), (2, None)]),
+    ],
+)
+@pytest.mark.parametrize("measure", [compute_importance, measure_sums, compute_fisher])
+def test_progress_is_reported_with_the_total_where_it_is_known(
+    measure, data, max_examples, reports
+):
+    found = []
+    measure(
+        line(1.0, 0.0),
+        data(),
+        batch_size=2,
+        max_examples=max_examples,
+        on_progress=lambda examples, total: found.append((examples, total)),
+    )
+    assert found == reports
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.uint8(2), np.array(2)], ids=repr)
+def test_integers_of_numpy_are_accepted(number):
+    omega = compute_importance(
+        line(1.0, 0.0), column(1, 2, 3), batch_size=number, max_examples=number
+    )
+    assert_close(omega, kernel=[[5.0]], bias=[3.0])
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, np.float32(2), True, np.True_, "2"], ids=repr)
+@pytest.mark.parametrize("name", ["batch_size", "max_examples", "slice_bytes"])
+def test_other_numbers_are_refused(name, number):
+    message = f"Expected {name} to be an integer of at least 1. Received: {re.escape(repr(number))}"
+    with pytest.raises(ValueError, match=message):
+        compute_importance(line(1.0, 0.0), column(1, 2, 3), **{name: number})
+
+
+def recurrent(layer, batch_size=None):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(batch_shape=(batch_size, 4, 3))
+    return keras.Model(inputs, layers.Dense(2)(layer(inputs)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda **options: layers.LSTM(3, **options),
+        lambda **options: layers.GRU(3, unroll=True, **options),
+        lambda **options: layers.Bidirectional(layers.SimpleRNN(3, **options)),
+        lambda **options: layers.RNN(layers.LSTMCell(3), **options),
+    ],
+    ids=["lstm", "unrolled_gru", "bidirectional", "cell"],
+)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_stateful_layer_starts_every_example_anew_and_keeps_its_state(layer, batch_size):
+    stateful = recurrent(layer(stateful=True), batch_size)
+    stateless = recurrent(layer())
+    stateless.set_weights(stateful.get_weights()[: len(stateless.weights)])
+    for one, other in zip(stateful.trainable_weights, stateless.trainable_weights, strict=True):
+        other.assign(one)
+    x = np.random.default_rng(0).normal(size=(8, 4, 3)).astype("float32")
+    stateful(x[:batch_size])
+    states = [weight.numpy() for weight in stateful.non_trainable_variables]
+    assert any(state.any() for state in states)
+    expected = list(importance_by_plain_tape(stateless, x).values())
+    for measure in (compute_importance, importance_one_by_one):
+        for one, other in zip(measure(stateful, x).values(), expected, strict=True):
+            np.testing.assert_allclose(one, other, 1e-4, 1e-5 * other.max())
+    for before, weight in zip(states, stateful.non_trainable_variables, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), before)
+    inner = [layer for layer in stateful._flatten_layers() if isinstance(layer, layers.RNN)]
+    assert inner
+    assert all(layer.stateful for layer in inner)
+
+
+class Positions(keras.Model):
+    """Adds an embedding of all positions, which is the same for every example."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions, self.out = layers.Embedding(3, 2, name="positions"), layers.Dense(1)
+
+    def call(self, inputs):
+        return self.out(inputs + self.positions(keras.ops.arange(3)))
+
+
+@BOTH
+def test_an_embedding_of_positions_is_a_function_of_its_own(measure):
+    # ‖E‖² is what that layer outputs for every example, and its gradient 2E.
+    model = Positions()
+    x = np.random.default_rng(0).normal(size=(6, 3, 2)).astype("float32")
+    model(x)
+    embeddings = model.positions.embeddings
+    omega = measure(model, x, output="layers")
+    np.testing.assert_allclose(omega[embeddings.path], 2 * np.abs(embeddings.numpy()), rtol=1e-6)
+
+
+@BOTH
+def test_several_rows_per_example_are_one_function(measure):
+    # A Dense layer on rows [N·4, 4] has the importance of one on positions [N, 4, 4].
+    inputs = keras.Input([16])
+    rows = keras.Model(inputs, reshaped(inputs))
+    positions = keras.Sequential([keras.Input([4, 4]), layers.Dense(3)])
+    positions.set_weights(rows.get_weights())
+    x = np.random.default_rng(1).normal(size=(7, 16)).astype("float32")
+    found = measure(rows, x, output="layers")
+    expected = importance_by_plain_tape(positions, x.reshape(7, 4, 4))
+    for one, other in zip(found.values(), expected.values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@BOTH
+def test_weights_in_half_precision_are_refused(measure):
+    model = keras.Sequential([keras.Input([2]), layers.Dense(1, dtype="float16", name="half")])
+    with pytest.raises(ValueError, match="Received: '.*half/kernel' in float16.*'mixed_float16'"):
+        measure(model, np.ones([2, 2], "float16"))
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+@BOTH
+def test_nothing_that_a_call_stores_is_left_in_the_model(measure, eagerly):
+    class Storing(layers.Layer):
+        """Stores in attributes, containers, variables, and draws from a seed."""
+
+        def __init__(self):
+            super().__init__()
+            self.last, self.every = None, []
+            self.by_name, self.seen = {"none": 0}, {"nothing"}
+            self.count = tf.Variable(1.0)
+            self.seeds = keras.random.SeedGenerator(0)
+
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+        def call(self, inputs):
+            self.last = self.new = inputs * self.scale
+            self.every.append(self.last)
+            self.by_name["last"] = self.last
+            self.seen.add("something")
+            self.count.assign_add(1.0)
+            return self.last + 0 * keras.random.normal([1], seed=self.seeds)
+
+    model = keras.Sequential([keras.Input([2]), Storing(), layers.Dense(1)])
+    model.compile(run_eagerly=eagerly)
+    x = np.ones([3, 2], "float32")
+    model(x[:1])
+    layer = model.layers[0]
+    stored = layer.last, layer.new, list(layer.every), dict(layer.by_name), float(layer.count)
+    seed = layer.seeds.state.numpy()
+    measure(model, x)
+    assert layer.last is stored[0]
+    assert layer.new is stored[1]
+    assert list(map(id, layer.every)) == list(map(id, stored[2]))
+    assert layer.by_name.keys() == stored[3].keys()
+    assert layer.by_name["last"] is stored[3]["last"]
+    assert float(layer.count) == stored[4]
+    np.testing.assert_array_equal(layer.seeds.state.numpy(), seed)
+
+
+def test_max_examples_is_exact_for_every_batch_size():
     model, x = line(1.0, 0.0), column(1, 2, 3, 4)
     for batch_size in (1, 2, 3, 9):
         omega = compute_importance(model, x, batch_size=batch_size, max_examples=3)
         assert_close(omega, kernel=[[28 / 3]], bias=[4.0])
-    with pytest.raises(ValueError, match="max_examples of at least 1"):
+    with pytest.raises(ValueError, match="max_examples to be an integer of at least 1"):
         compute_importance(model, x, max_examples=0)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_is_measured_in_full(policy):
+def test_mixed_precision_is_measured_in_full_precision(policy):
     x = np.random.default_rng(0).normal(size=(6, 16)).astype("float32") * 500
     keras.mixed_precision.set_global_policy(policy)
     try:
@@ -1042,7 +1241,7 @@ def test_half_precision_is_measured_in_full(policy):
         (mixing, "the whole model"),
     ],
 )
-def test_the_slow_ways_are_named(network, where, caplog):
+def test_fallbacks_are_logged(network, where, caplog):
     inputs = keras.Input([16])
     model = keras.Model(inputs, network(inputs))
     x = np.random.default_rng(0).normal(size=(2, 16)).astype("float32")
@@ -1051,7 +1250,7 @@ def test_the_slow_ways_are_named(network, where, caplog):
     assert re.search(f"example by example in {where}", caplog.text)
 
 
-def test_a_weight_that_is_not_used_has_no_importance():
+def test_an_unused_weight_has_no_importance():
     class Idle(layers.Layer):
         def build(self, shape):
             self.idle = self.add_weight(shape=(3,), name="idle")
@@ -1062,3 +1261,20 @@ def test_a_weight_that_is_not_used_has_no_importance():
     model = keras.Sequential([keras.Input([2]), Idle(), layers.Dense(1)])
     omega = compute_importance(model, np.ones([2, 2]))
     assert [values.tolist() for path, values in omega.items() if "idle" in path] == [[0, 0, 0]]
+
+
+def test_a_mask_is_not_left_on_the_data():
+    class Marking(layers.Layer):
+        """Returns its inputs themselves, with a mask."""
+
+        def call(self, inputs):
+            return inputs
+
+        def compute_mask(self, inputs, mask=None):
+            return inputs[..., 0] > 0
+
+    model = keras.Sequential([keras.Input([4, 3]), Marking(), layers.GRU(2)])
+    model.compile(run_eagerly=True)
+    x = tf.random.normal([2, 4, 3])
+    compute_importance(model, iter([x]))
+    assert not hasattr(x, "_keras_mask")

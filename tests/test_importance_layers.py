@@ -152,7 +152,7 @@ CASES = {
     ],
 }
 
-# These own weights only through, or as part of, a class above.
+# These have weights only as part of a class above.
 THROUGH_ANOTHER = {
     layers.LSTMCell,
     layers.GRUCell,
@@ -161,13 +161,13 @@ THROUGH_ANOTHER = {
     layers.Wrapper,
     layers.Pipeline,
 }
-# These need another backend, a file, or hold no trainable weight at all: see the test.
+# These need another backend or a file.
 FOREIGN = {layers.JaxLayer, layers.FlaxLayer, layers.TorchModuleWrapper, layers.TFSMLayer}
 
-# These hold weights that are never trained.
+# These have weights that are never trained.
 FROZEN = {layers.Normalization, layers.MelSpectrogram}
 
-# What a class's weights are measured by when its rule cannot serve: example by example.
+# Classes without a rule, or with weights that their rule leaves out.
 BY_EXAMPLE = {
     layers.AdditiveAttention,
     layers.Attention,
@@ -187,7 +187,7 @@ ALL = [(kind, *case) for kind, cases in CASES.items() for case in cases]
 
 
 def build(kind, shape, options):
-    """Put a layer between two others, so that neither its input nor its δ is a special case."""
+    """Put a layer between two Dense layers, so that its input and δ are general."""
     keras.utils.set_random_seed(1)
     options = {key: value() if callable(value) else value for key, value in options.items()}
     inputs = keras.Input(shape)
@@ -207,7 +207,7 @@ def build(kind, shape, options):
     x = layers.Dense(2, name="after")(join(x))
     model = keras.Model(inputs, x)
     rng = np.random.default_rng(2)
-    for weight in model.weights:  # nothing at 0 or 1, where a mistake could hide
+    for weight in model.weights:  # at 0 or 1 a mistake could go unnoticed
         noise = rng.normal(size=weight.shape) * 0.3
         positive = "variance" in weight.path
         if "seed" not in weight.path:
@@ -217,14 +217,14 @@ def build(kind, shape, options):
 
 def examples(model, count):
     rng = np.random.default_rng(3)
-    if model.input.dtype == "int32":  # Keras counts negative ones from the end
+    if model.input.dtype == "int32":  # negative indices count from the end
         return rng.integers(-2, 4, size=(count, *model.input_shape[1:]))
     return rng.normal(size=(count, *model.input_shape[1:]))
 
 
 def assert_same(fast, slow, tolerance):
     assert fast.keys() == slow.keys()
-    # A gradient that is 0 on paper (the bias of attention's keys) is rounding in both.
+    # A gradient that is 0 in exact arithmetic (the bias of attention's keys) is rounding in both.
     least = 1e-4 * max(values.max() for values in slow.values())
     for path in slow:
         error = np.abs(fast[path] - slow[path]).max() / max(slow[path].max(), least)
@@ -251,7 +251,7 @@ def test_the_layer_agrees_with_the_definition(kind, shape, options, floatx, tole
     slow = importance_one_by_one(model, x)
     assert any(np.abs(values).max() > 0 for values in slow.values())
     with caplog.at_level(logging.INFO, logger="keras_mas"):
-        for batch_size in (1, 3, 4):  # of three, the last is a ragged one; and the whole
+        for batch_size in (1, 3, 4):  # 3 leaves a shorter last batch
             assert_same(compute_importance(model, x, batch_size=batch_size), slow, tolerance)
     said = " ".join(r.getMessage() for r in caplog.records if r.name.startswith("keras_mas"))
     assert ("example by example" in said) == (kind in BY_EXAMPLE), said
@@ -404,7 +404,7 @@ def source_of(parent):
     ],
     ids=identify,
 )
-def test_a_weight_on_another_axis_than_said(kind, shape, options):
+def test_a_weight_that_keras_applies_along_another_axis(kind, shape, options):
     model = build(kind, shape, options)
     x = examples(model, 4)
     assert_same(compute_importance(model, x), importance_one_by_one(model, x), 1e-4)

@@ -1,18 +1,23 @@
 """Ω: how much each weight matters to what the network has learned.
 
-`definition.py` is the equation, one example at a time. `measure.py` gives the same numbers by an
-engine (`engine.py`) that takes one forward and one backward pass per batch, with a rule per layer
-class (`rules/`). `fisher.py` is the same engine with squares.
+`definition.py` is the equation, computed one example at a time. `compute.py` has the public
+functions that give the same numbers faster, by the engine in `engine.py`: one forward and one
+backward pass per batch, with a rule per layer class (`rules/`). `rowwise.py` decides for which
+layers that is exact, `check.py` compares engine and definition for any model, and `fisher.py` is
+the same engine with squares.
 """
 
+from .check import WeightCheck, check_importance
+from .compute import compute_importance, measure_sums
 from .definition import importance_one_by_one
 from .fisher import compute_fisher
-from .measure import compute_importance, measure_sums
 from .rules import rule
 from .sums import ImportanceSums
 
 __all__ = [
     "ImportanceSums",
+    "WeightCheck",
+    "check_importance",
     "compute_fisher",
     "compute_importance",
     "importance_one_by_one",

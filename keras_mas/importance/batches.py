@@ -1,33 +1,41 @@
-"""Batches out of whatever `model.fit` takes."""
+"""Batches of examples from any data that `model.fit` takes."""
 
 import itertools
+import operator
+from collections.abc import Iterator
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
-def batches(inputs, batch_size, max_examples=None, labels=None):
-    """Yield the inputs of one batch after the other, without labels unless these are asked for.
+def batches(
+    inputs: Any, batch_size: int, max_examples: int | None = None, labels: Any = None
+) -> Iterator[Any]:
+    """Yield the inputs of one batch after the other, and their labels if these are asked for.
 
     Args:
         inputs: One of
             an array `[N, ...]`, or a list or dict of such arrays for a model of several inputs;
             a `tf.data.Dataset`, `keras.utils.PyDataset` or iterable of batches `x`, `(x, y)` or
             `(x, y, sample_weight)`, as for `fit`: y and the sample weights are dropped.
-        batch_size: Examples per batch of arrays; batched data keep their own.
+        batch_size: Examples per batch of arrays; data that are batched already keep their batches.
         max_examples: Stop after so many examples; None for all of them.
-        labels: None for inputs alone; `"given"` for the y of a dataset beside them; or an array
-            `[N]` beside arrays.
+        labels: None for inputs alone; `"given"` for the y of a dataset too; or an array `[N]` of
+            labels for inputs in arrays.
 
     Yields:
         The model's input structure, of tensors `[n, ...]` with n ≥ 1; the last may be shorter. With
         labels, a pair of these and the labels.
 
     Raises:
-        ValueError: If there is no example, or arrays differ in length.
+        ValueError: If there is no example, if arrays differ in length, if a number is not a
+            positive integer, or if the data are endless and `max_examples` is None.
     """
-    if max_examples is not None and max_examples < 1:
-        raise ValueError(f"Expected max_examples of at least 1, or None. Received: {max_examples}.")
+    batch_size = positive_integer("batch_size", batch_size)
+    if max_examples is not None:
+        max_examples = positive_integer("max_examples", max_examples)
     _check_end(inputs, max_examples)
     count = 0
     for batch in _batches(inputs, batch_size, labels):
@@ -48,12 +56,56 @@ def batches(inputs, batch_size, max_examples=None, labels=None):
         )
 
 
-def count_examples(batch):
+def positive_integer(name: str, value: Any) -> int:
+    """Return an argument as an int; ValueError if it is no integer (NumPy's are) of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool | np.bool_):
+        raise ValueError(f"Expected {name} to be an integer of at least 1. Received: {value!r}.")
+    return number
+
+
+def total_examples(inputs: Any, max_examples: int | None = None) -> int | None:
+    """Return how many examples `batches` yields, or None if only iterating can tell.
+
+    Args:
+        inputs: As for `batches`.
+        max_examples: As for `batches`.
+    """
+    total = _length(inputs)
+    if max_examples is None:
+        return total
+    limit = positive_integer("max_examples", max_examples)
+    if total is None:
+        return limit if _is_endless(inputs) else None
+    return min(total, limit)
+
+
+def _length(inputs):
+    if isinstance(inputs, tf.data.Dataset):
+        batches, size = int(inputs.cardinality()), _fixed_batch_size(inputs)
+        return batches * size if batches >= 0 and size is not None else None
+    if isinstance(inputs, keras.utils.PyDataset) or not _is_arrays(inputs):
+        return None
+    columns = tf.nest.flatten(inputs)
+    return len(columns[0]) if columns and all(map(_is_array, columns)) else None
+
+
+def _fixed_batch_size(dataset):
+    """Return the batch size of a `tf.data.Dataset` whose batches all have it, or None."""
+    shapes = [getattr(spec, "shape", None) for spec in tf.nest.flatten(dataset.element_spec)]
+    sizes = {shape[0] if shape is not None and shape.rank else None for shape in shapes}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def count_examples(batch: Any) -> int:
     """Return n of a batch whose tensors are `[n, ...]`; ValueError if they disagree."""
     shapes = [tuple(array.shape) for array in tf.nest.flatten(batch)]
-    lengths = {int(shape[0]) if shape else None for shape in shapes}
-    if None in lengths:
+    if not all(shapes):
         raise ValueError("Expected arrays [N, ...] of examples. Received: a single number.")
+    lengths = {int(shape[0]) for shape in shapes}
     if len(lengths) != 1:
         raise ValueError(
             f"Expected inputs with the same number of examples. Received: {sorted(lengths)}. "
@@ -64,18 +116,21 @@ def count_examples(batch):
 
 def _tensor(array):
     try:
-        return tf.convert_to_tensor(array)
+        # A copy of a tensor, to which Keras may attach a mask.
+        return tf.identity(tf.convert_to_tensor(array))
     except (TypeError, ValueError):
         raise ValueError(
             f"Expected arrays of numbers. Received: a {type(array).__name__} of dtype "
-            f"{getattr(array, 'dtype', None)}, of which no tensor can be made. Convert the "
-            'examples, with `numpy.asarray(x, "float32")` for example.'
+            f"{getattr(array, 'dtype', None)}, which TensorFlow cannot convert to a tensor. "
+            'Convert the examples, with `numpy.asarray(x, "float32")` for example.'
         ) from None
 
 
 def _batches(inputs, batch_size, labels):
     if isinstance(inputs, keras.utils.PyDataset):
-        return _parts((inputs[i] for i in _forever_or(inputs.num_batches)), labels)
+        count = inputs.num_batches
+        numbers = itertools.count() if count is None else range(count)
+        return _parts((inputs[i] for i in numbers), labels)
     if _is_arrays(inputs):
         return _slices(inputs if labels is None else (inputs, labels), batch_size)
     if isinstance(inputs, tuple | str) or not hasattr(inputs, "__iter__"):
@@ -86,21 +141,19 @@ def _batches(inputs, batch_size, labels):
     return _parts(inputs, labels)
 
 
-def _forever_or(count):
-    return itertools.count() if count is None else range(count)
-
-
 def _check_end(inputs, max_examples):
-    """Refuse data that never end, as `repeat()` makes them, without a limit."""
-    if isinstance(inputs, tf.data.Dataset):
-        is_endless = inputs.cardinality() == tf.data.INFINITE_CARDINALITY
-    else:
-        is_endless = isinstance(inputs, keras.utils.PyDataset) and inputs.num_batches is None
-    if is_endless and max_examples is None:
+    """Refuse endless data, such as those of `repeat()`, without a limit."""
+    if max_examples is None and _is_endless(inputs):
         raise ValueError(
             "Expected data that end. Received: a dataset that repeats for ever. Leave out its "
             "`repeat()`, or pass `max_examples`."
         )
+
+
+def _is_endless(inputs):
+    if isinstance(inputs, tf.data.Dataset):
+        return bool(inputs.cardinality() == tf.data.INFINITE_CARDINALITY)
+    return isinstance(inputs, keras.utils.PyDataset) and inputs.num_batches is None
 
 
 def _is_arrays(inputs):
@@ -112,8 +165,6 @@ def _is_array(value):
 
 
 def _slices(arrays, batch_size):
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"Expected a batch size of at least 1. Received: {batch_size}.")
     columns = tf.nest.flatten(arrays)
     if not columns or not all(map(_is_array, columns)):
         raise ValueError(

@@ -1,16 +1,20 @@
-"""The definition of importance, one example at a time: obviously right, and slow."""
+"""The definition of importance, computed one example at a time: slow, and easy to verify."""
 
-import re
+from collections.abc import Callable
+from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from ..weights import trainable_weights
 from .batches import batches, count_examples
+from .failures import FAILURES, batch_failed, is_finite, not_finite
 from .outputs import LOGITS, learned_function
-from .watch import flatten_layers, measuring
+from .unchanged import flatten_layers, leaving_unchanged
 
 
-def squared_norms(outputs):
+def squared_norms(outputs: Any) -> tf.Tensor:
     """Return ‖F(x_k)‖² of every example: the squares of all its outputs, added up.
 
     Args:
@@ -24,7 +28,7 @@ def squared_norms(outputs):
     return tf.add_n([tf.cast(norm, widest) for norm in norms])
 
 
-def _squared_norm(output):
+def _squared_norm(output: tf.Tensor) -> tf.Tensor:
     if output.shape.rank == 0:
         raise ValueError(
             "Expected outputs with a row for each example. Received: a single number. Choose "
@@ -39,45 +43,9 @@ def _squared_norm(output):
     return tf.reduce_sum(squares, axis=tf.range(1, tf.rank(output)))
 
 
-def is_finite(norms, *magnitudes):
-    """Return whether ‖F‖² and all |g| are finite: a ReLU can hide a NaN input from the output."""
-    # A sum tells in one pass; in float32 and of terms ≥ 0 it is not infinite by itself.
-    sums = [tf.reduce_sum(tensor) for tensor in (norms, *magnitudes)]
-    return tf.reduce_all([tf.math.is_finite(total) for total in sums])
-
-
-# What TensorFlow raises on data that a model was not made for, or on Python's `if` of a tensor.
-FAILURES = (tf.errors.OpError, tf.errors.OperatorNotAllowedInGraphError)
-
-_KERAS_SAYS = ("Exception encountered when calling", "Arguments received by")
-
-
-def refused(model, inputs, number, error):
-    """Return the error of a batch, counted from 0, that TensorFlow has failed on."""
-    received = tf.nest.map_structure(
-        lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype.name}", inputs
-    )
-    # Around what TensorFlow said stand a trace, and what Keras says of the layer.
-    paragraphs = re.sub("\x1b\\[\\dm", "", str(error)).strip().split("\n\n")
-    said = [part for part in paragraphs if not part.startswith(_KERAS_SAYS)][-1].splitlines()[0]
-    return ValueError(
-        f"Expected inputs that '{model.name}' can take, and outputs with a row for each of them. "
-        f"Received: {received} in batch {number} (counted from 0), on which TensorFlow said: "
-        f"{said}. Try `model(batch)`; a model that needs the numbers themselves in its "
-        "`call` is measured after `compile(run_eagerly=True)`."
-    )
-
-
-def not_finite(model, number):
-    """Return the error of a batch, counted from 0, on which importance is NaN or infinite."""
-    return ValueError(
-        f"Expected finite outputs and gradients of '{model.name}'. Received: NaN or infinity in "
-        f"batch {number} (counted from 0). Look at the inputs of that batch, or at a training that "
-        "diverged."
-    )
-
-
-def importance_one_by_one(model, inputs, *, output=LOGITS):
+def importance_one_by_one(
+    model: keras.Model, inputs: Any, *, output: str | Callable[[Any], Any] = LOGITS
+) -> dict[str, np.ndarray]:
     """Mean sensitivity of the squared output norm to every weight, by its definition.
 
     For inputs x_1 … x_N and network output F,
@@ -85,7 +53,7 @@ def importance_one_by_one(model, inputs, *, output=LOGITS):
         g_k = ∂‖F(x_k; θ)‖² / ∂θ        Ω = 1/N Σ_k |g_k|
 
     (Eq. 2 and Sec. 4.1 of Aljundi et al., arXiv:1711.09601), each g_k from a gradient tape of its
-    own. Use it to check a fast rule; `compute_importance` gives the same numbers sooner.
+    own. `compute_importance` gives the same numbers faster; `check_importance` compares the two.
 
     Args:
         model: Built `keras.Model`; run with `training=False`.
@@ -93,7 +61,8 @@ def importance_one_by_one(model, inputs, *, output=LOGITS):
         output: As in `compute_importance`.
 
     Returns:
-        Dict from `variable.path` to an array of the variable's shape, all entries ≥ 0.
+        Dict from the name of a weight, as in `compute_importance`, to an array of the weight's
+        shape, all entries ≥ 0.
 
     Raises:
         ValueError: As `compute_importance`.
@@ -104,20 +73,21 @@ def importance_one_by_one(model, inputs, *, output=LOGITS):
         >>> line = keras.Model(x, keras.layers.Dense(1, name="line")(x))
         >>> line.set_weights([np.array([[1.0]]), np.array([0.0])])
         >>> omega = importance_one_by_one(line, np.array([[1.0], [-1.0]]))
-        >>> {path: values.tolist() for path, values in omega.items()}
+        >>> {name: values.tolist() for name, values in omega.items()}
         {'line/kernel': [[2.0]], 'line/bias': [2.0]}
     """
     weights = trainable_weights(model)
     layers = flatten_layers(model)
-    total, examples = {path: 0.0 for path in weights}, 0
+    sums: dict[str, Any] = dict.fromkeys(weights, 0.0)
+    examples = 0
     for number, batch in enumerate(batches(inputs, batch_size=1)):
         for k in range(count_examples(batch)):
             example = tf.nest.map_structure(lambda array, k=k: array[k : k + 1], batch)
-            with measuring(layers), tf.GradientTape() as tape:
+            with leaving_unchanged(layers), tf.GradientTape() as tape:
                 try:
                     norm = squared_norms(learned_function(model, example, tape, output)[0])
                 except FAILURES as error:
-                    raise refused(model, example, number, error) from error
+                    raise batch_failed(model, example, number, error) from error
             gradients = tape.gradient(
                 norm,
                 [weight.value for weight in weights.values()],
@@ -126,7 +96,7 @@ def importance_one_by_one(model, inputs, *, output=LOGITS):
             magnitudes = [tf.abs(tf.convert_to_tensor(gradient)) for gradient in gradients]
             if not is_finite(norm, *magnitudes):
                 raise not_finite(model, number)
-            for path, magnitude in zip(weights, magnitudes, strict=True):
-                total[path] += magnitude.numpy()
+            for name, magnitude in zip(weights, magnitudes, strict=True):
+                sums[name] += magnitude.numpy()
             examples += 1
-    return {path: sums / examples for path, sums in total.items()}
+    return {name: values / examples for name, values in sums.items()}

@@ -1,184 +1,230 @@
 """The engine: Σ_k |g_k| from one forward and one backward pass per batch."""
 
 import logging
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from ..weights import trainable_weights
-from .definition import is_finite, squared_norms
+from .batches import positive_integer
+from .definition import squared_norms
+from .failures import is_finite
 from .outputs import learned_function
+from .recording import Call, weight_readers
+from .rowwise import find_rowwise_layers
 from .rules import rule_for
 from .rules.slices import slices_of, sum_over_examples
-from .separable import find_separable
-from .watch import flatten_layers, measuring, uses
+from .unchanged import flatten_layers, leaving_unchanged
 
 _log = logging.getLogger(__name__)
 
+# How a weight is measured, from the fastest way to the slowest.
+UNUSED = "not used by the outputs"
+BY_RULE = "rule"
+BY_LAYER = "layer by layer, example by example"
+BY_MODEL = "whole model, example by example"
 
-def squared_norm_target(outputs, _):
+_WHOLE_MODEL = "the whole model"
+
+# Tensors by the name of a weight.
+_Terms = dict[str, tf.Tensor]
+
+
+def squared_norm_target(outputs: list[tf.Tensor], _: Any) -> list[tf.Tensor]:
     """Return what MAS differentiates: [‖F(x_k)‖²]."""
     return [squared_norms(outputs)]
 
 
 class Engine:
-    """Running sums Σ_k |g_k| by weight path, batch after batch.
+    """Running sums Σ_k |g_k| of every weight, batch after batch.
 
     Args:
         model: Built `keras.Model`.
-        output: As for `measure_sums`.
-        slice_bytes: As for `measure_sums`.
+        output: As for `compute_importance`.
+        slice_bytes: As for `compute_importance`.
         targets: Function from the tensors of F and the second part of a batch to a list of tensors
             `[n]`, each of which is differentiated; their magnitudes add up.
         magnitude: Function of g_k: |·|, or (·)² for a Fisher information.
+
+    Attributes:
+        ways: How each weight is measured, by name: `UNUSED`, `BY_RULE`, `BY_LAYER` or
+            `BY_MODEL`. Known after the first batch, and for all batches since.
+        fallbacks: Names of the weights measured one example at a time, by the path of the layer
+            whose calls are differentiated, or "the whole model".
     """
 
-    def __init__(self, model, output, slice_bytes, targets=squared_norm_target, magnitude=tf.abs):
-        self.model, self.output, self.slice_bytes = model, output, slice_bytes
+    def __init__(
+        self,
+        model: keras.Model,
+        output: str | Callable[[Any], Any],
+        slice_bytes: int,
+        targets: Callable[[list[tf.Tensor], Any], list[tf.Tensor]] = squared_norm_target,
+        magnitude: Callable[[tf.Tensor], tf.Tensor] = tf.abs,
+    ):
+        self.model, self.output = model, output
+        self.slice_bytes = positive_integer("slice_bytes", slice_bytes)
         self.targets, self.magnitude = targets, magnitude
         self.weights = trainable_weights(model)
+        self.names = {id(weight): name for name, weight in self.weights.items()}
         self.layers = flatten_layers(model)
         self.sums = {
-            path: tf.Variable(tf.zeros(weight.shape, _sum_dtype(weight)), trainable=False)
-            for path, weight in self.weights.items()
+            name: tf.Variable(tf.zeros(weight.shape, _sum_dtype(weight)), trainable=False)
+            for name, weight in self.weights.items()
         }
-        self.separable = None
-        self.kinds = set()  # of batches met so far
-        self.signature = None  # of the batches that `step` takes
-        self.only_ones = None  # whether they are batches of one, which tell nothing of larger ones
-        self.step = None
-        self.slow_ways = {}  # where weights are measured example by example: their paths
+        self.ways: dict[str, str] = {}
+        self.fallbacks: dict[str, list[str]] = {}
+        self._rowwise: set[keras.Layer] | None = None
+        self._kinds: set[tuple] = set()  # of the batches so far
+        self._signature: Any = None  # of the batches that the step takes
+        # Whether all batches so far were of one example, which shows nothing of larger ones.
+        self._only_ones: bool | None = None
+        self._step: Any = None  # function that adds a batch and returns whether it was finite
 
-    def add(self, batch):
+    def add(self, batch: tuple[Any, Any]) -> bool:
         """Add the examples of a batch to the sums; return whether all of it was finite."""
         kind = _kind(batch)
-        if kind not in self.kinds:
-            self.kinds.add(kind)
-            self._prepare(batch)
-        return bool(self.step(batch))
+        with leaving_unchanged(self.layers):
+            if kind not in self._kinds:
+                self._kinds.add(kind)
+                self._prepare(batch)
+            return bool(self._step(batch))
 
-    def finished(self):
-        """Return the sums by path, as arrays."""
-        return {path: sums.numpy() for path, sums in self.sums.items()}
+    def results(self) -> dict[str, np.ndarray]:
+        """Return the sums by the names of the weights, as arrays."""
+        return {name: sums.numpy() for name, sums in self.sums.items()}
 
     def _prepare(self, batch):
-        """Have a step for all kinds of batches met so far, of which this is one."""
-        signature = _common_signature(self.signature, _signature(batch))
-        only_ones = all(is_one for is_one, *_ in self.kinds)
-        if (signature, only_ones) == (self.signature, self.only_ones):
+        """Make a step for all kinds of batches so far, of which this is one."""
+        signature = _common_signature(self._signature, _signature(batch))
+        only_ones = all(is_one for is_one, *_ in self._kinds)
+        if (signature, only_ones) == (self._signature, self._only_ones):
             return
-        self.signature, self.only_ones = signature, only_ones
-        self.slow_ways = {}
-        self.step = self._traced(batch)
-        for where, paths in self.slow_ways.items():
-            _log.info("importance example by example in %s: %s", where, ", ".join(paths))
+        self._signature, self._only_ones = signature, only_ones
+        self.ways, self.fallbacks = {}, {}
+        self._step = self._eager_step() if self.model.run_eagerly else self._traced_step(batch)
+        for where, names in self.fallbacks.items():
+            _log.info("importance example by example in %s: %s", where, ", ".join(names))
 
-    def _traced(self, batch):
-        """Return the step for batches of the signature, having tried it on one."""
-        if self.model.run_eagerly:  # its layers may not be traceable
-            self.slow_ways["the whole model, eagerly"] = list(self.weights)
-            return self._step
-        # Other shapes are tried again: the model may refuse them, or take them in another way.
-        with measuring(self.layers):
-            separable = find_separable(self._forward, batch, _signature(batch))
-        self.separable = separable if self.separable is None else self.separable & separable
-        return tf.function(self._step, autograph=False).get_concrete_function(self.signature)
+    def _traced_step(self, batch):
+        """Return the step for batches of the signature, after a trial on this one."""
+        # Batches of another shape need a trial too: the model may treat them in another way.
+        rowwise = find_rowwise_layers(self._forward, batch, _signature(batch))
+        self._rowwise = rowwise if self._rowwise is None else self._rowwise & rowwise
 
-    def _step(self, batch):
-        terms_of = self._terms_by_model if self.model.run_eagerly else self._terms
+        def step(batch):
+            return self._added(self._terms(batch))
+
+        return tf.function(step, autograph=False).get_concrete_function(self._signature)
+
+    def _eager_step(self):
+        """Return the step for a model that runs eagerly: its layers may not be traceable."""
+        self._note(BY_MODEL, self.weights, where=f"{_WHOLE_MODEL}, eagerly")
+        return lambda batch: self._added(self._eager_terms(batch))
+
+    def _added(self, terms_by_target):
+        """Add the terms of each target to the sums; return whether they were finite."""
         finite = []
-        with measuring(self.layers), slices_of(self.slice_bytes):
-            # A target after the other: the deltas of all of them need not be held at once.
-            for target, terms in terms_of(batch):
+        with slices_of(self.slice_bytes):
+            # One target after the other, so that the deltas of only one are in memory.
+            for target, terms in terms_by_target:
                 finite.append(is_finite(target, *terms.values()))
-                for path, term in terms.items():
-                    self.sums[path].assign_add(tf.cast(term, self.sums[path].dtype))
+                for name, term in terms.items():
+                    self.sums[name].assign_add(tf.cast(term, self.sums[name].dtype))
         return tf.reduce_all(finite)
 
-    def _terms_by_model(self, batch):
-        """Yield each target and, by path, its Σ_k |g_k|: by whole model."""
+    def _eager_terms(self, batch) -> Iterator[tuple[tf.Tensor, _Terms]]:
+        """Yield each target and the Σ_k |g_k| of all weights, by passes through the model."""
         with tf.GradientTape() as tape:
             targets, _ = self._forward(batch, tape)
         for number, target in enumerate(targets):
             yield target, self._by_model(batch, self.weights, number)
 
-    def _terms(self, batch):
-        """Yield each target and, by path, its Σ_k |g_k|: by rule, by layer, or by whole model."""
+    def _terms(self, batch) -> Iterator[tuple[tf.Tensor, _Terms]]:
+        """Yield each target and the Σ_k |g_k| of all weights, each in the fastest exact way."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             targets, calls = self._forward(batch, tape)
         graph = targets[0].graph
         # Taken now, before a rule itself reads a weight.
-        used_by = uses(self.weights, graph)
-        # Calls inside a loop or a branch have a graph of their own, and no gradient out here.
-        calls = [call for call in calls if call.graph is graph and self._is_separable(call)]
+        readers = weight_readers(self.weights, graph)
+        # Calls inside a loop or a branch have a graph of their own, without gradients out here.
+        calls = [call for call in calls if call.graph is graph and self._is_rowwise(call)]
         for number, target in enumerate(targets):
             deltas = _deltas(tape, target, calls)
-            terms = self._unused(used_by)
-            terms |= self._by_rules(calls, deltas, used_by)
-            for group, weights in self._groups(calls, terms, used_by):
-                self.slow_ways[group[0].layer.path] = list(weights)
+            terms = self._unused(readers)
+            terms |= self._by_rules(calls, deltas, readers)
+            for group, weights in self._groups(calls, terms, readers):
                 terms |= self._by_layer(group, deltas, weights)
-            rest = {path: weight for path, weight in self.weights.items() if path not in terms}
+            rest = {name: weight for name, weight in self.weights.items() if name not in terms}
             if rest:
-                self.slow_ways["the whole model"] = list(rest)
+                self._note(BY_MODEL, rest, where=_WHOLE_MODEL)
                 terms |= self._by_model(batch, rest, number)
             yield target, terms
 
-    def _is_separable(self, call):
-        return call.tensors and call.layer in self.separable
+    def _note(self, way, names, where=None):
+        self.ways.update(dict.fromkeys(names, way))
+        if where is not None:
+            self.fallbacks[where] = list(names)
+
+    def _is_rowwise(self, call):
+        return call.tensors and call.layer in self._rowwise
 
     def _forward(self, batch, tape):
         inputs, extra = batch
         tensors, calls = learned_function(self.model, inputs, tape, self.output)
         return self.targets(tensors, extra), calls
 
-    def _unused(self, used_by):
+    def _unused(self, readers) -> _Terms:
         """Return 0 for the weights that F does not read."""
-        return {
-            path: tf.zeros_like(self.sums[path]) for path, users in used_by.items() if not users
-        }
+        unused = [name for name, operations in readers.items() if not operations]
+        self._note(UNUSED, unused)
+        return {name: tf.zeros_like(self.sums[name]) for name in unused}
 
-    def _by_rules(self, calls, deltas, used_by):
-        """Return Σ_k |g_k| by path of the weights whose one use is a call that a rule serves."""
-        terms = {}
+    def _by_rules(self, calls, deltas, readers) -> _Terms:
+        """Return Σ_k |g_k| of the weights that only one call reads, of a layer with a rule."""
+        terms: _Terms = {}
         for call in calls:
             apply = rule_for(call.layer)
-            if apply is None or not call.has_a_rules_form:
+            if apply is None or not call.fits_rules:
                 continue
-            sums = apply(call.layer, call.tensors[0], *deltas[call], self.magnitude)
-            for name, term in sums.items():
-                weight = getattr(call.layer, name)  # None without a bias, a tensor with LoRA
-                if self._is_measured(weight) and used_by[weight.path] <= call.operations:
-                    terms[weight.path] = _checked(term, call.layer, weight)
+            [inputs], [delta] = call.tensors, deltas[call]
+            sums = apply(call.layer, inputs, delta, self.magnitude)
+            for attribute, term in sums.items():
+                weight = getattr(call.layer, attribute)  # None without a bias, a tensor with LoRA
+                name = self.names.get(id(weight))
+                if name is not None and readers[name] <= call.operations:
+                    terms[name] = _checked(term, call.layer, name, weight)
+        self._note(BY_RULE, terms)
         return terms
 
-    def _groups(self, calls, terms, used_by):
-        """Yield the calls of one layer with the weights, by path, that only these calls read.
+    def _groups(
+        self, calls, terms, readers
+    ) -> Iterator[tuple[list[Call], dict[str, keras.Variable]]]:
+        """Yield the calls of one layer with the weights, by name, that only these calls read.
 
-        The innermost layer that holds all uses of a weight is the cheapest to differentiate.
+        The innermost layer that holds all reads of a weight is the cheapest to differentiate.
         """
-        served = set(terms)
+        measured = set(terms)
         for layer in sorted(self.layers, key=lambda layer: len(flatten_layers(layer))):
             group = [call for call in calls if call.layer is layer]
             if layer is self.model or not group:
                 continue
             inside = frozenset().union(*(call.operations for call in group))
+            named = ((self.names.get(id(weight)), weight) for weight in layer.trainable_weights)
             weights = {
-                weight.path: weight
-                for weight in layer.trainable_weights
-                if self._is_measured(weight)
-                and weight.path not in served
-                and used_by[weight.path] <= inside
+                name: weight
+                for name, weight in named
+                if name is not None and name not in measured and readers[name] <= inside
             }
-            served |= weights.keys()
+            measured |= weights.keys()
             if weights:
+                self._note(BY_LAYER, weights, where=layer.path)
                 yield group, weights
 
-    def _is_measured(self, weight):
-        path = getattr(weight, "path", None)
-        return path is not None and self.weights.get(path) is weight
-
-    def _by_model(self, batch, weights, number):
-        """Return Σ_k |g_k| by path, from a forward and a backward pass per example."""
+    def _by_model(self, batch, weights, number) -> _Terms:
+        """Return Σ_k |g_k| from a forward and a backward pass per example."""
 
         def term(*example):
             example = tf.nest.pack_sequence_as(batch, [tensor[None] for tensor in example])
@@ -189,10 +235,10 @@ class Engine:
         sums = sum_over_examples(term, tuple(tf.nest.flatten(batch)))
         return dict(zip(weights, sums, strict=True))
 
-    def _by_layer(self, group, deltas, weights):
-        """Return Σ_k |g_k| by path, from a pass through one layer per example.
+    def _by_layer(self, group, deltas, weights) -> _Terms:
+        """Return Σ_k |g_k| from a pass through one layer per example.
 
-        With δ_k held fixed, ∂‖F‖²/∂w = ∂⟨δ_k, z_k⟩/∂w, added up over the calls of the layer.
+        With δ_k constant, ∂‖F‖²/∂w = ∂⟨δ_k, z_k⟩/∂w, added up over the calls of the layer.
         """
         examples = [(call.tensors, deltas[call]) for call in group]
 
@@ -218,13 +264,13 @@ class Engine:
 
 
 def _deltas(tape, target, calls):
-    """Return by call the gradients of the sum of a target `[n]` at its answers.
+    """Return by call the gradients of the sum of a target `[n]` at its differentiable outputs.
 
     Examples do not mix, so row k of them is δ_k.
     """
     deltas = tape.gradient(
         target,
-        [call.answers for call in calls],
+        [call.differentiable_outputs for call in calls],
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
     return {
@@ -234,14 +280,14 @@ def _deltas(tape, target, calls):
 
 
 def _kind(batch):
-    """Return what two batches for which the same step will do have in common."""
+    """Return what batches have in common that the same step can take."""
     tensors = tf.nest.flatten(batch)
     parts = [(tuple(tensor.shape)[1:], tensor.dtype) for tensor in tensors]
     return tensors[0].shape[0] == 1, type(batch[0]), *parts
 
 
 def _signature(batch):
-    # Any number of examples: a last, shorter batch is not traced again.
+    # Any number of examples, so that a last, shorter batch is not traced again.
     return tf.nest.map_structure(
         lambda tensor: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype), batch
     )
@@ -268,11 +314,11 @@ def _sum_dtype(weight):
     return tf.float64 if weight.dtype == "float64" else tf.float32
 
 
-def _checked(term, layer, weight):
+def _checked(term, layer, name, weight):
     if tuple(term.shape) != tuple(weight.shape):
         raise ValueError(
             f"Expected the rule of {type(layer).__name__} to return shape {tuple(weight.shape)} "
-            f"for weight '{weight.path}'. Received: shape {tuple(term.shape)} for layer "
+            f"for weight '{name}'. Received: shape {tuple(term.shape)} for layer "
             f"'{layer.name}'. Sum over the examples' axis, and over no other."
         )
     return term

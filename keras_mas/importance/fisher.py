@@ -1,27 +1,33 @@
 """The Fisher information of EWC, by the same engine with squares."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
 import numpy as np
 import tensorflow as tf
 
-from .batches import batches, count_examples
+from .batches import batches, count_examples, total_examples
+from .compute import run_engine
 from .engine import Engine
-from .measure import run_engine
 from .outputs import LOGITS
+from .progress import OnProgress, Progress
 from .rules.slices import SLICE_BYTES
 
 
 def compute_fisher(
-    model,
-    inputs,
-    labels="exact",
+    model: keras.Model,
+    inputs: Any,
+    labels: Any = "exact",
     *,
-    seed=0,
-    batch_size=256,
-    max_examples=None,
-    output=LOGITS,
-    slice_bytes=SLICE_BYTES,
-    verbose="auto",
-):
+    seed: int = 0,
+    batch_size: int = 256,
+    max_examples: int | None = None,
+    output: str | Callable[[Any], Any] = LOGITS,
+    slice_bytes: int = SLICE_BYTES,
+    verbose: int | str = "auto",
+    on_progress: OnProgress | None = None,
+) -> dict[str, np.ndarray]:
     """Diagonal of the Fisher information of a classifier's weights.
 
     For inputs x_1 … x_N and p(y | x) = softmax F(x),
@@ -34,18 +40,21 @@ def compute_fisher(
     Args:
         model: As for `compute_importance`, with one output of logits `[N, C]`, or their softmax.
         inputs: As for `compute_importance`.
-        labels: What y is. `"exact"`: all C classes, weighed by p(y | x_k), in C backward passes;
+        labels: Which y. `"exact"`: all C classes, weighted by p(y | x_k), in C backward passes;
             `"sampled"`: one y drawn from p(y | x_k); `"given"`: the labels of a dataset of batches
-            `(x, y)`, or an array of them `[N]` beside arrays: the "empirical" Fisher.
-        seed: Of the draw; the same for every batch size.
-        batch_size: As for `measure_sums`, and so are the others.
-        max_examples: As for `measure_sums`.
-        output: As for `measure_sums`.
-        slice_bytes: As for `measure_sums`.
-        verbose: As for `measure_sums`.
+            `(x, y)`; or an array of labels `[N]` for inputs in arrays. Given labels make it the
+            "empirical" Fisher.
+        seed: Seed of the draws, which are the same for every batch size.
+        batch_size: As for `compute_importance`.
+        max_examples: As for `compute_importance`.
+        output: As for `compute_importance`.
+        slice_bytes: As for `compute_importance`.
+        verbose: As for `compute_importance`.
+        on_progress: As for `compute_importance`.
 
     Returns:
-        Dict from `variable.path` to an array of the variable's shape, all entries ≥ 0.
+        Dict from the name of a weight, as in `compute_importance`, to an array of the weight's
+        shape, all entries ≥ 0.
 
     Raises:
         ValueError: As `compute_importance`, or if `labels` is none of these.
@@ -54,34 +63,39 @@ def compute_fisher(
         raise ValueError(
             f"Expected labels out of {', '.join(_TARGETS)}, or an array. Received: '{labels}'."
         )
-    way = labels if isinstance(labels, str) else "given"
-    engine = Engine(model, output, slice_bytes, _TARGETS[way], tf.square)
-    asked = labels if way == "given" else None
-    data = batches(inputs, batch_size, max_examples, asked)
-    if way != "given":
+    kind = labels if isinstance(labels, str) else "given"
+    progress = Progress(verbose, total_examples(inputs, max_examples), on_progress)
+    engine = Engine(model, output, slice_bytes, _TARGETS[kind], tf.square)
+    data = batches(inputs, batch_size, max_examples, labels if kind == "given" else None)
+    if kind != "given":
         data = _with_draws(data, seed)
-    return run_engine(engine, data, verbose).mean()
+    return run_engine(engine, data, progress).mean()
 
 
-def _with_draws(data, seed):
-    """Yield the inputs beside a uniform number per example, the same for every batch size."""
+def _with_draws(data: Iterator[Any], seed: int) -> Iterator[tuple[Any, tf.Tensor]]:
+    """Yield pairs of inputs and a uniform number per example, the same for every batch size."""
     random = np.random.default_rng(seed)
     for batch in data:
         yield batch, tf.constant(random.random(count_examples(batch)), tf.float32)
 
 
 def _exact(outputs, _):
-    """Return √p(c | x_k) · log p(c | x_k) for every class c: squared, its gradient is weighed."""
+    """Return √p(c | x_k) · log p(c | x_k) for every class c, with √p(c | x_k) held constant.
+
+    The square of its gradient is that of log p(c | x_k), weighted by p(c | x_k).
+    """
     log_p = tf.nn.log_softmax(_logits(outputs))
     root_p = tf.stop_gradient(tf.exp(log_p / 2))
     return [root_p[:, c] * log_p[:, c] for c in range(log_p.shape[-1])]
 
 
 def _sampled(outputs, draws):
-    """Return log p(y_k | x_k), y_k where the cumulated probability passes the draw."""
+    """Return log p(y_k | x_k), y_k being the class whose cumulative probability passes the draw."""
     logits = _logits(outputs)
-    cumulated = tf.cumsum(tf.nn.softmax(logits), axis=-1)
-    y = tf.reduce_sum(tf.cast(cumulated < tf.cast(draws, logits.dtype)[:, None], tf.int32), axis=-1)
+    cumulative = tf.cumsum(tf.nn.softmax(logits), axis=-1)
+    y = tf.reduce_sum(
+        tf.cast(cumulative < tf.cast(draws, logits.dtype)[:, None], tf.int32), axis=-1
+    )
     return _given(outputs, tf.minimum(y, logits.shape[-1] - 1))
 
 

@@ -1,61 +1,64 @@
-"""Partial sums of importance, so that several machines can share one pass."""
+"""Partial sums of importance, so that several machines can share one pass over the data."""
 
 import dataclasses
+import os
 
 import numpy as np
 
 from ..arrays import load_arrays, save_arrays
 
-_SUM = "sum/"  # what the key of a sum begins with in a saved file; the path of the weight follows
+_SUM = "sum/"  # what the key of a sum in a saved file begins with; the name of the weight follows
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportanceSums:
-    """Σ_k |g_k| by weight path over some examples, and their number N; Ω is one over the other.
+    """Σ_k |g_k| of every weight over some examples, and their number N; Ω is one over the other.
 
-    Shards of the data are measured apart, saved, loaded, added in any order, and finished:
+    Each machine measures a shard of the data and saves its sums. Added in any order, they give the
+    importance over all data:
 
         measure_sums(model, shard).save("shard-3.npz")
         omega = (ImportanceSums.load("shard-1.npz") + ImportanceSums.load("shard-3.npz")).mean()
 
     Attributes:
-        sums: Dict from weight path to an array of the weight's shape.
+        sums: Dict from the name of a weight, as in `compute_importance`, to an array of the
+            weight's shape.
         examples: N ≥ 1.
     """
 
-    sums: dict
+    sums: dict[str, np.ndarray]
     examples: int
 
     def __post_init__(self):
-        """Refuse what is no sum of magnitudes over examples, with a ValueError."""
+        """Raise a ValueError if these cannot be sums of magnitudes over examples."""
         if self.examples < 1:
             raise ValueError(f"Expected at least one example. Received: {self.examples}.")
-        for path, a in self.sums.items():
+        for name, a in self.sums.items():
             if not np.all(np.isfinite(a) & (a >= 0)):
                 raise ValueError(
-                    f"Expected finite sums of magnitudes, ≥ 0. Received: others in '{path}'. "
+                    f"Expected finite sums of magnitudes, ≥ 0. Received: others in '{name}'. "
                     "Measure this shard again."
                 )
 
-    def __add__(self, other):
-        """Return the sums over the examples of both; ValueError if they are of two models."""
-        shapes = [{path: a.shape for path, a in part.sums.items()} for part in (self, other)]
+    def __add__(self, other: "ImportanceSums") -> "ImportanceSums":
+        """Return the sums over the examples of both; ValueError if their weights differ."""
+        shapes = [{name: a.shape for name, a in part.sums.items()} for part in (self, other)]
         if shapes[0] != shapes[1]:
-            strange = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))[0]
+            name, shape = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))[0]
             raise ValueError(
                 "Expected sums over the weights of one model. Received: sums that differ in "
-                f"'{strange[0]}', of shape {strange[1]} in one of them. Measure every shard with "
+                f"'{name}', of shape {shape} in one of them. Measure every shard with "
                 "the same model."
             )
-        added = {path: a + other.sums[path] for path, a in self.sums.items()}
+        added = {name: a + other.sums[name] for name, a in self.sums.items()}
         return ImportanceSums(added, self.examples + other.examples)
 
-    def mean(self):
-        """Return Ω by weight path."""
-        return {path: a / a.dtype.type(self.examples) for path, a in self.sums.items()}
+    def mean(self) -> dict[str, np.ndarray]:
+        """Return Ω by the names of the weights."""
+        return {name: a / a.dtype.type(self.examples) for name, a in self.sums.items()}
 
-    def save(self, path):
-        """Write the sums and their number to an `.npz` file.
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the sums and the number of examples to an `.npz` file.
 
         Args:
             path: File to write, ending in `.npz`.
@@ -63,12 +66,12 @@ class ImportanceSums:
         Raises:
             ValueError: If the path does not end in `.npz`.
         """
-        sums = {_SUM + path: a for path, a in self.sums.items()}
+        sums = {_SUM + name: a for name, a in self.sums.items()}
         save_arrays(path, {"examples": np.array(self.examples), **sums})
 
     @classmethod
-    def load(cls, path):
-        """Read what `save` wrote; ValueError if it is something else."""
+    def load(cls, path: str | os.PathLike) -> "ImportanceSums":
+        """Return what `save` wrote to a file; ValueError if it holds something else."""
         return load_arrays(path, cls._of, "sums written by `ImportanceSums.save`")
 
     @classmethod

@@ -1,11 +1,11 @@
 """A rule per layer class: from its inputs and the gradient at its pre-activation to Σ_k |g_k|.
 
-Letters, in every rule: N examples; I, O features in and out; T positions; a_k `[..., I]` is what
-example k brought to the layer, z_k `[..., O]` its pre-activation (the output of a layer that has no
-activation), δ_k = ∂‖F(x_k)‖² / ∂z_k, and g_k = ∂‖F(x_k)‖² / ∂w what is wanted of a weight w.
+Notation of all rules: N examples; I input and O output features; T positions; a_k `[..., I]` is the
+input of the layer for example k, z_k `[..., O]` its pre-activation (its output, if it has no
+activation), δ_k = ∂‖F(x_k)‖² / ∂z_k, and g_k = ∂‖F(x_k)‖² / ∂w the gradient of a weight w.
 
-`magnitude` is |·| for MAS and (·)² for a Fisher information. Both hold
-magnitude(a ⊗ δ) = magnitude(a) ⊗ magnitude(δ), on which the rules for single positions rest.
+`magnitude` is |·| for MAS and (·)² for a Fisher information. For both,
+magnitude(a ⊗ δ) = magnitude(a) ⊗ magnitude(δ), which the rules for single positions use.
 """
 
 from . import convolution, dense, elementwise, embedding

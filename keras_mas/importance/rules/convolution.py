@@ -1,8 +1,8 @@
 """Convolutions, with any rank, stride, dilation, padding and number of groups.
 
 z[p] = Σ_u a[p·s + u·d] W[u] for the offsets u of the kernel, so g[u] = Σ_p a[p·s + u·d] ⊗ δ[p]: per
-offset a matrix product per example, then magnitudes, then the sum. A transposed convolution is the
-same with the parts of a and δ exchanged.
+offset a matrix product per example, then magnitudes, then the sum. For a transposed convolution the
+roles of a and δ are exchanged.
 """
 
 import itertools
@@ -16,9 +16,9 @@ from .dense import bias_sums, kernel_sum
 from .registry import rule
 from .slices import flat_positions, sum_first, sum_over_slices
 
-# Offsets are multiplied together until they have so many rows: a product of three rows, as the
-# first layer of an image network would have, costs as much time as one of thirty.
-_LEAST_ROWS = 32
+# Offsets are concatenated until a matrix product has so many rows: one of three rows, as in the
+# first layer of an image network, takes as long as one of thirty.
+_MIN_ROWS = 32
 
 
 @rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -65,25 +65,25 @@ def separable_convolution(layer, inputs, delta, magnitude):
 def _sums(layer, delta, magnitude, **kernels):
     """Return the sums of kernels in the shape of their weights, and of the bias."""
     sums = {name: tf.reshape(terms, getattr(layer, name).shape) for name, terms in kernels.items()}
-    behind = delta.shape.rank - 2 if layer.data_format == "channels_first" else 0
-    return sums | bias_sums(layer, delta, magnitude, behind)
+    trailing = delta.shape.rank - 2 if layer.data_format == "channels_first" else 0
+    return sums | bias_sums(layer, delta, magnitude, trailing)
 
 
 def _kernel_sum(a, z, layer, magnitude, groups=1):
     """Return Σ_k magnitude(Σ_p a_k[p·s + u·d] ⊗ z_k[p]), `[U · I / groups, O]`.
 
-    Groups do not mix, so they stand beside the examples until these are summed.
+    Groups do not mix, so they are an axis beside that of the examples until these are summed.
     """
-    seen_by_offset = _offsets(a, z, layer)
+    inputs_by_offset = _offsets(a, z, layer)
     rows, columns = a.shape[-1] // groups, z.shape[-1] // groups
-    together = max(1, _LEAST_ROWS // rows)
+    together = max(1, _MIN_ROWS // rows)
 
     def part(a_part, z_part):
         a_part, z_part = _groups_as_examples(a_part, groups), _groups_as_examples(z_part, groups)
         d = tf.transpose(flat_positions(z_part), [0, 2, 1])
-        seen, sums = list(seen_by_offset(a_part)), []
-        for first in range(0, len(seen), together):
-            terms = tf.concat(seen[first : first + together], axis=-1)
+        by_offset, sums = list(inputs_by_offset(a_part)), []
+        for first in range(0, len(by_offset), together):
+            terms = tf.concat(by_offset[first : first + together], axis=-1)
             g = magnitude(tf.matmul(d, flat_positions(terms)))
             sums.append(sum_first(tf.reshape(g, [-1, groups, columns, terms.shape[-1]])))
         return tf.concat(sums, axis=2)
@@ -99,15 +99,15 @@ def _groups_as_examples(tensor, groups):
     sizes = [_size(tensor, axis) for axis in range(tensor.shape.rank)]
     split = tf.reshape(tensor, [*sizes[:-1], groups, sizes[-1] // groups])
     rank = split.shape.rank
-    beside = tf.transpose(split, [0, rank - 2, *range(1, rank - 2), rank - 1])
-    return tf.reshape(beside, [-1, *sizes[1:-1], sizes[-1] // groups])
+    moved = tf.transpose(split, [0, rank - 2, *range(1, rank - 2), rank - 1])
+    return tf.reshape(moved, [-1, *sizes[1:-1], sizes[-1] // groups])
 
 
 def _depthwise_sum(a, delta, layer, shape, magnitude):
     """Return Σ_k magnitude(g_k), `[*offsets, I, multiplier]`.
 
-    A convolution per channel keeps channels apart, and so, laid side by side as channels, examples:
-    the kernel's gradient, a part per channel, is then a part per example.
+    A depthwise convolution does not mix channels. With the examples of the batch laid side by side
+    as channels it does not mix examples either, and its kernel's gradient has a part for each.
     """
     *offsets, features, multiplier = shape
 
@@ -125,7 +125,7 @@ def _depthwise_sum(a, delta, layer, shape, magnitude):
 
 
 def _depthwise(a, kernel, layer, padding):
-    # Keras has no causal padding here; a layer refuses it too.
+    # Depthwise layers in Keras have no causal padding.
     return keras.ops.depthwise_conv(
         a,
         kernel,
@@ -140,31 +140,31 @@ def _examples_as_channels(tensor):
     """Turn `[n, *positions, C]` into `[1, *positions, n · C]`."""
     sizes = [_size(tensor, axis) for axis in range(tensor.shape.rank)]
     rank = len(sizes)
-    beside = tf.transpose(tensor, [*range(1, rank - 1), 0, rank - 1])
-    return tf.reshape(beside, [1, *sizes[1:-1], sizes[0] * sizes[-1]])
+    moved = tf.transpose(tensor, [*range(1, rank - 1), 0, rank - 1])
+    return tf.reshape(moved, [1, *sizes[1:-1], sizes[0] * sizes[-1]])
 
 
 def _offsets(a, z, layer):
-    """Return a function from (a part of) a to what each offset of the kernel sees of it.
+    """Return a function from (a part of) a to the inputs that each offset of the kernel multiplies.
 
-    Plain slices serve every rank and dilation, which TensorFlow's own patch extraction does not.
+    By plain slices, for every rank and dilation; TensorFlow's patch extraction supports fewer.
     """
     geometry = _geometry(layer)
     sizes = [_size(z, axis + 1) for axis in range(len(geometry))]
 
-    def seen(part):
+    def by_offset(part):
         padded = _padded(part, z, layer)
         for offset in itertools.product(*map(range, layer.kernel_size)):
-            yield padded[(slice(None), *_seen(offset, sizes, geometry))]
+            yield padded[(slice(None), *_multiplied(offset, sizes, geometry))]
 
-    return seen
+    return by_offset
 
 
 def _padded(a, z, layer):
-    """Return the inputs with the zeros around them that a layer adds to answer with z."""
+    """Return the inputs with the zeros around them that a layer pads them with to output z."""
     pads = [
-        _pads(layer.padding, _size(a, axis + 1), _size(z, axis + 1), *one)
-        for axis, one in enumerate(_geometry(layer))
+        _pads(layer.padding, _size(a, axis + 1), _size(z, axis + 1), *parameters)
+        for axis, parameters in enumerate(_geometry(layer))
     ]
     return tf.pad(a, [(0, 0), *pads, (0, 0)])
 
@@ -174,7 +174,7 @@ def _geometry(layer):
     return list(zip(layer.kernel_size, layer.strides, layer.dilation_rate, strict=True))
 
 
-def _seen(offset, sizes, geometry):
+def _multiplied(offset, sizes, geometry):
     """Yield the slice per axis of the inputs at p·s + u·d for all positions p."""
     for u, size, (_, stride, dilation) in zip(offset, sizes, geometry, strict=True):
         yield slice(u * dilation, u * dilation + (size - 1) * stride + 1, stride)

@@ -32,29 +32,29 @@ def kernel_sum(inputs, delta, magnitude):
     return sum_over_slices(part, positions, elements=inputs.shape[-1] * delta.shape[-1])
 
 
-def bias_sums(layer, delta, magnitude, behind=0):
+def bias_sums(layer, delta, magnitude, trailing=0):
     """Return Σ_k magnitude(Σ_t δ_kt) for the bias of a layer, or nothing where it has none.
 
     Args:
         layer: Layer with a `bias`, which may be None.
         delta: δ, `[N, ...]`.
         magnitude: As for a rule.
-        behind: The number of axes of the outputs behind those of the bias.
+        trailing: The number of axes of the outputs after those of the bias.
     """
     if layer.bias is None:
         return {}
-    shape = [*layer.bias.shape, *[1] * behind]
-    if _is_added_elsewhere(shape, delta.shape):
+    shape = [*layer.bias.shape, *[1] * trailing]
+    if _is_added_along_another_axis(shape, delta.shape):
         return {}
     sums = tf.reduce_sum(magnitude(sum_to_shape(delta, shape)), axis=0)
     return {"bias": tf.reshape(sums, layer.bias.shape)}
 
 
-def _is_added_elsewhere(shape, outputs):
-    """Return whether Keras adds a bias along another axis than its shape says.
+def _is_added_along_another_axis(shape, outputs):
+    """Return whether Keras adds a bias along another axis than that of its shape.
 
-    `keras.ops.add` (3.15) takes a vector for a bias of the last axis, or else of the second, if
-    that has its length.
+    `keras.ops.add` (3.15) adds a vector along the last axis if that has its length, or else along
+    the second.
     """
     vector = [size for size in shape if size != 1]
     if len(vector) != 1:
@@ -70,8 +70,8 @@ def einsum_dense(layer, inputs, delta, magnitude):
     """Return the sums for z = einsum(equation, a, W) + b, by the same letters."""
     a, w, z = _letters(layer.equation, inputs.shape.rank)
     sums = bias_sums(layer, delta, magnitude)
-    # Where each letter names one axis, and the examples' letter is no axis of W, g_k is the
-    # contraction of a_k and δ_k. The rare equation that is not so is measured by its definition.
+    # If each letter names one axis, and that of the examples is no axis of W, g_k is the
+    # contraction of a_k and δ_k. For other equations, which are rare, the kernel is left out.
     is_plain = all(len(set(letters)) == len(letters) for letters in (a, w, z))
     if is_plain and a[0] == z[0] and a[0] not in w and set(w) <= set(a + z):
 

@@ -18,7 +18,7 @@ def normalization(layer, inputs, delta, magnitude):
         "beta": _sum(delta, layer, magnitude),
     }
     weights = {name: getattr(layer, name) for name in sums}
-    # Keras reads weights over several axes in the order of the input's axes, whatever their shape.
+    # Keras reshapes weights of several axes to the order of the input's axes.
     return {
         name: tf.reshape(sums[name], weight.shape)
         for name, weight in weights.items()
@@ -42,12 +42,12 @@ def _sum(terms, layer, magnitude):
 
 
 def _normalized(layer, inputs):
-    """Return what the layer answers with γ = 1 and β = 0."""
+    """Return the layer's output with γ = 1 and β = 0."""
     weights = [(getattr(layer, name, None), value) for name, value in _NEUTRAL.items()]
     neutral = [
         (weight, keras.ops.full(weight.shape, value, weight.dtype))
         for weight, value in weights
-        if isinstance(weight, keras.Variable)  # a layer's option may have such a name too
+        if isinstance(weight, keras.Variable)  # `scale` is also an option of some layers
     ]
     with keras.StatelessScope(state_mapping=neutral):
         return type(layer).call(layer, inputs)

@@ -1,12 +1,22 @@
-"""The registry of rules."""
+"""The registry of rules, by layer class."""
 
-_RULES = {}
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+# From layer, inputs, delta and magnitude to the sums, by the attribute that holds a weight.
+Rule = Callable[
+    [keras.Layer, tf.Tensor, tf.Tensor, Callable[[tf.Tensor], tf.Tensor]], dict[str, tf.Tensor]
+]
+
+_RULES: dict[type[keras.Layer], Rule] = {}
 
 
-def rule(*layer_classes):
-    """Register the rule of layer classes; a subclass needs a rule of its own.
+def rule(*layer_classes: type[keras.Layer]) -> Callable[[Rule], Rule]:
+    """Register the rule of layer classes, as a decorator; a subclass needs a rule of its own.
 
-    The rule is called once per batch with
+    The rule is called once per trace, for batches of any size, with
 
         layer: the layer;
         inputs: what the layer was called with, `[N, ...]`;
@@ -17,6 +27,13 @@ def rule(*layer_classes):
     tensor of that weight's shape: first the sum over the positions of an example, then the
     magnitude, then the sum over examples. A weight that the dict leaves out is measured example by
     example, and so is a layer that is called several times, or with several tensors.
+    `keras_mas.check_importance` compares a rule with the definition.
+
+    Args:
+        *layer_classes: The classes that the rule is for; it replaces a rule they have.
+
+    Returns:
+        Decorator that registers a function and returns it.
 
     Example:
         >>> import keras, tensorflow as tf
@@ -30,13 +47,16 @@ def rule(*layer_classes):
         ...     return {"offset": tf.reduce_sum(magnitude(delta), axis=0)}
     """
 
-    def register(function):
+    def register(function: Rule) -> Rule:
         _RULES.update(dict.fromkeys(layer_classes, function))
         return function
 
     return register
 
 
-def rule_for(layer):
-    """Return the rule of exactly this layer's class, or None: a subclass may compute otherwise."""
+def rule_for(layer: keras.Layer) -> Rule | None:
+    """Return the rule of exactly this layer's class, or None.
+
+    The rule of a parent class does not count: a subclass may compute something else.
+    """
     return _RULES.get(type(layer))

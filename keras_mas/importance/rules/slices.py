@@ -1,12 +1,13 @@
-"""Sums over positions and over examples, a slice of these in memory at a time."""
+"""Sums over positions and over examples, with a slice of the examples in memory at a time."""
 
 import contextlib
 import contextvars
 import math
+from collections.abc import Iterator
 
 import tensorflow as tf
 
-# Memory for the largest product of one slice of examples. Between 1 MB and 64 MB time hardly
+# Memory for the largest product of one slice of examples. From 1 MB to 64 MB the time hardly
 # depends on it.
 SLICE_BYTES = 2**22
 
@@ -14,8 +15,8 @@ _slice_bytes = contextvars.ContextVar("slice_bytes", default=SLICE_BYTES)
 
 
 @contextlib.contextmanager
-def slices_of(size):
-    """Let rules that are traced inside the block take slices of so many bytes."""
+def slices_of(size: int) -> Iterator[None]:
+    """Set the memory in bytes for one slice in the rules that are traced inside the block."""
     before = _slice_bytes.set(size)
     try:
         yield
@@ -48,7 +49,7 @@ def sum_to_shape(tensor, shape):
 def sum_first(tensor):
     """Sum `[n, *shape]` over its first axis, `shape` known.
 
-    As a product with ones, in which TensorFlow takes two thirds of the time of its own sum.
+    By a product with ones, which takes TensorFlow two thirds of the time of `tf.reduce_sum`.
     """
     shape = tensor.shape[1:]
     flat = tf.reshape(tensor, [-1, shape.num_elements()])

@@ -1,0 +1,156 @@
+"""Which layers treat the rows of a batch independently, found by trying.
+
+The engine measures a weight from the calls of its layer alone. That is exact if the layer is
+*row-wise*: of every tensor that goes in or comes out of its calls, row k belongs to example k and
+to no other, and nothing else goes in or out. Neither a layer's class nor its graph shows that in
+general, so `find_rowwise_layers` runs the model on up to four examples of a batch, each alone and
+all together, and compares.
+
+It relies on this:
+
+- What differs for the examples tried differs for all. A model that mixes examples only for rare
+  values (a branch on the data) may pass the trial with examples that do not show it. Each new kind
+  of batch (structure, shape of an example, dtype, one example or several) is tried anew, and a
+  layer must pass every trial.
+- Rows are compared by two numbers each, a weighted sum and the sum of magnitudes, to a relative
+  1e-4: room for float32 rounding. Mixing that changes every row by less goes unnoticed, and adds an
+  error of that size.
+- Of what a layer reads or writes beside its tensors, it sees what is in the traced graph. Python
+  code that stores numbers outside TensorFlow is not seen.
+
+A row-wise layer that is taken for another costs time and no accuracy: its weights are measured by
+passes through the whole model, one example at a time. A mistake in the other direction shows in
+`check_importance`, which compares with the definition.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .batches import count_examples
+from .recording import Call
+
+# How many examples of a batch are tried.
+_TRIED = 4
+
+# Operations whose number of output rows depends on values.
+_VALUE_DEPENDENT_ROWS = {"Where", "Unique", "UniqueV2", "DynamicPartition"}
+
+# Structures of NumPy arrays: a fingerprint per tensor of the targets, then of each call.
+_Fingerprints = list[list[np.ndarray]]
+
+
+def find_rowwise_layers(
+    forward: Callable[[Any, tf.GradientTape], tuple[list[tf.Tensor], list[Call]]],
+    batch: Any,
+    signature: Any,
+) -> set[keras.Layer]:
+    """Return the layers that treat the rows of a batch independently in every call.
+
+    None does if the targets of an example depend on the other examples. A batch of one example only
+    shows how batches of one are treated.
+
+    Args:
+        forward: Function from a batch and a tape to targets `[n]` and the calls of the layers.
+        batch: Structure of tensors `[n, ...]`, n ≥ 1.
+        signature: Its `tf.TensorSpec`s, for any n.
+    """
+    candidates, fingerprints_of = _traced(forward, signature)
+    rows = _rows_to_try(count_examples(batch))
+    together = fingerprints_of(_take(batch, rows))
+    independent = [True] * len(together)
+    for k, row in enumerate(rows):
+        alone = fingerprints_of(_take(batch, [row]))
+        for i, parts in enumerate(zip(alone, together, strict=True)):
+            independent[i] &= all(
+                _is_row(one, many, k, len(rows)) for one, many in zip(*parts, strict=True)
+            )
+    targets_are, *calls_are = independent
+    if not targets_are:
+        return set()
+    excluded = {
+        layer
+        for (layer, is_closed), is_independent in zip(candidates, calls_are, strict=True)
+        if not (is_closed and is_independent)
+    }
+    return {layer for layer, _ in candidates} - excluded
+
+
+def _traced(
+    forward: Callable[[Any, tf.GradientTape], tuple[list[tf.Tensor], list[Call]]], signature: Any
+) -> tuple[list[tuple[keras.Layer, bool]], Callable[[Any], _Fingerprints]]:
+    """Return the layers called, each with whether its call is closed, and a function to try them.
+
+    That function returns the fingerprints of the targets, and then of the tensors of every call.
+    """
+    candidates: list[tuple[keras.Layer, bool]] = []
+
+    def run(batch):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            targets, calls = forward(batch, tape)
+        graph = targets[0].graph
+        calls = [call for call in calls if call.graph is graph and call.tensors]
+        varying = _with_varying_rows(graph)
+        candidates[:] = [(call.layer, _is_closed(call, varying)) for call in calls]
+        tensors = [targets, *((*call.tensors, *call.results) for call in calls)]
+        return [[_fingerprint(tensor) for tensor in part] for part in tensors]
+
+    traced = tf.function(run, autograph=False).get_concrete_function(signature)
+    return candidates, lambda batch: tf.nest.map_structure(np.asarray, traced(batch))
+
+
+def _rows_to_try(examples: int) -> list[int]:
+    """Return the numbers of some examples, spread over the batch; a single one twice."""
+    if examples == 1:
+        return [0, 0]
+    return sorted({k * (examples - 1) // (_TRIED - 1) for k in range(_TRIED)})
+
+
+def _take(batch, rows):
+    return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), batch)
+
+
+def _is_closed(call: Call, varying: set[str]) -> bool:
+    return (
+        call.has_independent_outputs
+        and call.is_closed()
+        and not any(tensor.op.name in varying for tensor in call.tensors)
+    )
+
+
+def _with_varying_rows(graph: tf.Graph) -> set[str]:
+    """Return the names of the operations whose number of rows may depend on values."""
+    names: set[str] = set()
+    for operation in graph.get_operations():  # in the order in which they were added
+        depends = any(tensor.op.name in names for tensor in operation.inputs)
+        if depends or operation.type in _VALUE_DEPENDENT_ROWS:
+            names.add(operation.name)
+    return names
+
+
+def _fingerprint(tensor: tf.Tensor) -> tf.Tensor:
+    """Return two numbers per row, `[n, 2]`, the second being the scale of the first.
+
+    No rows for a scalar, and for complex numbers, whose gradients no layer is measured by.
+    """
+    if tensor.shape.rank == 0 or tensor.dtype.is_complex:
+        return tf.zeros([0, 2], tf.float64)
+    if tensor.dtype == tf.string:
+        tensor = tf.strings.to_hash_bucket_fast(tensor, 2**20)
+    rows = tf.shape(tensor)[0]
+    flat = tf.reshape(tensor, [rows, tf.size(tensor) // tf.maximum(rows, 1)])
+    flat = tf.cast(flat, tf.float64)
+    # Plain sums would be equal for all normalized rows.
+    factors = tf.cos(tf.range(tf.cast(tf.shape(flat)[1], tf.float64)))
+    return tf.stack([tf.linalg.matvec(flat, factors), tf.reduce_sum(tf.abs(flat), axis=1)], axis=1)
+
+
+def _is_row(one: np.ndarray, many: np.ndarray, k: int, rows: int) -> bool:
+    """Return whether the fingerprint of an example alone is the k-th of a batch, to rounding."""
+    if len(one) != 1 or len(many) != rows:
+        return False
+    scale = np.nan_to_num(one[0, 1], posinf=0.0)
+    return np.allclose(one[0], many[k], rtol=1e-4, atol=1e-4 * scale, equal_nan=True)
