@@ -269,16 +269,22 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
             f"Expected the name of a picture that ends in one of {', '.join(sorted(known))}. "
             f"Received: '{path}'. Choose another `--output`, such as 'report.png'."
         )
-    if len(results[0]["tasks"]) <= _MOST_PANELS:
-        _draw_panels(figure, results)
-    else:
-        _draw_heat_maps(figure, results)
+    show = _draw_panels if len(results[0]["tasks"]) <= _MOST_PANELS else _draw_heat_maps
+    show(figure, results, _run_labels(results))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         figure.savefig(file, format=form, dpi=150)
 
 
-def _draw_panels(figure, results):
+def _run_labels(results):
+    """Return a label per run that also names the seed if the runs differ in it."""
+    labels = _labels(results)
+    if len({result["seed"] for result in results}) == 1:
+        return labels
+    return [f"{label}  seed={r['seed']}" for label, r in zip(labels, results, strict=True)]
+
+
+def _draw_panels(figure, results, labels):
     """Draw a panel per task: its accuracy against the number of tasks learned."""
     names = results[0]["tasks"]
     columns = min(5, len(names))
@@ -287,7 +293,7 @@ def _draw_panels(figure, results):
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for j, panel in enumerate(grid.flat):
         if j < len(names):
-            _draw_task(panel, results, j)
+            _draw_task(panel, results, labels, j)
         else:
             panel.set_visible(False)
     for row in grid:
@@ -296,17 +302,17 @@ def _draw_panels(figure, results):
     _add_legend(figure, grid[0, 0], len(results))
 
 
-def _draw_task(panel, results, j):
+def _draw_task(panel, results, labels, j):
     names = results[0]["tasks"]
     after = range(j, len(names))
-    for result in results:
+    for result, label in zip(results, labels, strict=True):
         panel.plot(
             [i + 1 for i in after],
             [result["accuracy_matrix"][i][j] for i in after],
             marker="o",
             markersize=4,
             clip_on=False,
-            label=_legend(result),
+            label=_legend(result, label),
         )
     panel.set(ylim=(_least_accuracy(results), 1.0), xlim=(0.7, len(names) + 0.3))
     _whole_numbers(panel.xaxis)
@@ -315,24 +321,25 @@ def _draw_task(panel, results, j):
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_heat_maps(figure, results):
+def _draw_heat_maps(figure, results, labels):
     """Draw the mean accuracy over time, and the accuracy matrix of each run as a heat map."""
     columns = min(3, len(results) + 1)
     rows = math.ceil((len(results) + 1) / columns)
     figure.set_size_inches(4.2 * columns, 3.8 * rows + 0.9)
     curve, *maps = figure.subplots(rows, columns, squeeze=False).flat
-    for result in results:
+    for result, label in zip(results, labels, strict=True):
         means = [statistics.mean(row[: i + 1]) for i, row in enumerate(result["accuracy_matrix"])]
-        curve.plot(range(1, len(means) + 1), means, label=_legend(result))
+        curve.plot(range(1, len(means) + 1), means, label=_legend(result, label))
     curve.set(xlabel="tasks learned", ylabel="mean accuracy on the tasks learned", ylim=(None, 1.0))
     curve.grid(alpha=0.3)
     curve.spines[["top", "right"]].set_visible(False)
     _whole_numbers(curve.xaxis)
-    for panel, result in zip_longest(maps, results):
+    for panel, result, label in zip_longest(maps, results, labels):
         if result is None:
             panel.set_visible(False)
         else:
             _draw_matrix(figure, panel, result, _least_accuracy(results))
+            panel.set_title(label, fontsize=10, loc="left")
     _add_legend(figure, curve, len(results))
 
 
@@ -344,7 +351,6 @@ def _draw_matrix(figure, panel, result, least):
     edges = (0.5, len(learned) + 0.5)
     image = panel.imshow(learned, vmin=least, vmax=1.0, extent=(*edges, *reversed(edges)))
     panel.set(xlabel="task", ylabel="tasks learned")
-    panel.set_title(title(result), fontsize=10, loc="left")
     _whole_numbers(panel.xaxis)
     _whole_numbers(panel.yaxis)
     figure.colorbar(image, ax=panel, label="accuracy", shrink=0.8)
@@ -356,9 +362,9 @@ def _whole_numbers(axis):
     axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
-def _legend(result):
+def _legend(result, label):
     return (
-        f"{title(result)}: average {result['average_accuracy']:z.3f}, "
+        f"{label}: average {result['average_accuracy']:z.3f}, "
         f"forgetting {result['forgetting']:z.3f}"
     )
 

@@ -225,9 +225,11 @@ def test_picture(tmp_path, tasks):
     assert [file.name for file in path.parent.iterdir()] == ["report.png"]
 
 
-def test_picture_in_another_format(tmp_path):
-    draw([result()], tmp_path / "report.svg")
-    assert b"<svg" in (tmp_path / "report.svg").read_bytes()
+def test_picture_in_another_format_names_what_differs(tmp_path):
+    draw([result(recipe={"epochs": 5}), result(seed=3)], tmp_path / "report.svg")
+    text = (tmp_path / "report.svg").read_text()  # as comments beside the outlines of the letters
+    assert "<!-- mas λ=1  epochs=5  seed=0: average 0.875, forgetting 0.125 -->" in text
+    assert "<!-- mas λ=1  epochs=20  seed=3: average 0.875, forgetting 0.125 -->" in text
     with pytest.raises(UsageError, match="ends in one of .*png.*Received: '.*report.txt'"):
         draw([result()], tmp_path / "report.txt")
     assert not (tmp_path / "report.txt").exists()
