@@ -162,11 +162,16 @@ def _keys(info, name):
 
 
 def _require_splits(info, name):
-    missing = [split for split in ("train", "test") if split not in info.splits]
+    missing = [
+        split
+        for split in ("train", "test")
+        if split not in info.splits or not info.splits[split].num_examples
+    ]
     if missing:
         raise DataError(
-            f"Expected the splits 'train' and 'test'. Received: {one_of(info.splits)} in the TFDS "
-            f"data set '{name}'. Divide it yourself into an .npz file or folders."
+            f"Expected examples in the splits 'train' and 'test'. Received: none in "
+            f"{one_of(missing)} of the TFDS data set '{name}', whose splits are "
+            f"{one_of(info.splits)}. Divide it yourself into an .npz file or folders."
         )
 
 

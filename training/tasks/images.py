@@ -102,7 +102,7 @@ def stack_images(
     Raises:
         UsageError: If `size` is None and the images differ in size, if they differ in their number
             of channels, or if the result would not fit into memory.
-        DataError: If an image that must be resized is not of dtype uint8.
+        DataError: If there is no image, or one that must be resized is not of dtype uint8.
     """
     stacked, first = None, ""
     for index, (name, image) in enumerate(images):
@@ -116,6 +116,8 @@ def stack_images(
                 "image_size = 64."
             )
         stacked[index] = image if image.shape == shape else _resize(name, image, size)
+    if stacked is None:
+        raise DataError("Expected at least one image. Received: none.")
     return stacked
 
 

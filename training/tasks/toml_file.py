@@ -75,7 +75,7 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
                 return read_tfds(value, image_size, options.data_dir)
             case "npz":
                 return read_npz(path.parent / value)
-            case "folder":
+            case _:
                 return read_folder(path.parent / value, image_size)
 
     tasks = [

@@ -10,6 +10,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,9 +133,16 @@ def test_features_that_are_no_images(prepare, tmp_path):
 def test_missing_split(prepare, tmp_path):
     prepare(image_features(), train=images((4, 4, 3)), extra=images((4, 4, 3)))
     with pytest.raises(
-        DataError, match="'train' and 'test'. Received: 'train', 'extra' in .*'pets'"
+        DataError, match="none in 'test' of .*'pets', whose splits are 'train', 'extra'"
     ):
         read(tmp_path)
+
+
+def test_empty_split():
+    # TFDS itself refuses to prepare one, but others may have prepared it.
+    splits = {"train": SimpleNamespace(num_examples=1), "test": SimpleNamespace(num_examples=0)}
+    with pytest.raises(DataError, match="none in 'test' of .*'pets'"):
+        datasets._require_splits(SimpleNamespace(splits=splits), "pets")
 
 
 def test_set_without_labels(prepare, tmp_path):
