@@ -36,6 +36,7 @@ TRAINING = [
     "scipy>=1.13",
     "matplotlib>=3.9",
     "pillow>=10.1",
+    "psutil>=5.9",
     "rich>=13.0",
 ]
 TEST = [

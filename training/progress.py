@@ -1,7 +1,13 @@
-"""One line per task on standard error, and on a terminal a bar of the epochs under way."""
+"""The progress of a run on standard error: a line per task and, on a terminal, live bars."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from types import TracebackType
 
 import keras
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import Task as Bar
+from rich.text import Text
 
 from .console import stderr_console
 from .run import Listener, TaskResult
@@ -9,58 +15,184 @@ from .tasks import Task, TaskStream
 
 
 class TaskLines(Listener):
-    """Print a line when a task has been learned; use it as a context manager.
+    """Prints a line when a task has been learned, and shows live bars on a terminal.
+
+    One bar is for the whole run, with the time left; another for what is under way: the epochs of
+    a task, then the measurement of its importance. Use it as a context manager, so that the bars
+    are removed however the run ends.
 
     Args:
         stream: The tasks of the run.
-        title: What the lines begin with: the method, usually.
+        title: Name of the run at the beginning of each line, such as its method.
+        verbose: As for `train`. From 1 on Keras shows bars of its own, and there are no live bars.
+        epochs: Epochs of each task, for an even progress of the whole run; None if every task has
+            as many as the one under way.
     """
 
-    def __init__(self, stream: TaskStream, title: str):
+    def __init__(
+        self,
+        stream: TaskStream,
+        title: str,
+        verbose: int = 0,
+        *,
+        epochs: Sequence[int] | None = None,
+    ):
+        self.stream = stream
         self.title = title
-        self.total = len(stream.tasks)
+        self.epochs = epochs
         self.width = max(len(task.name) for task in stream.tasks)
         self.console = stderr_console()
-        self.bar = Progress(
+        self.live = self.console.is_terminal and not verbose
+        self.bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[status]}"),
+            _TimeLeft(),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            redirect_stdout=False,
+            disable=not self.live,
         )
-        self.callbacks = (_EpochBar(self.bar),)
+        self.run = self.bars.add_task(
+            title, start=False, total=self._work(len(stream.tasks)), status="", skipped=0.0
+        )
+        self.now = self.bars.add_task("", visible=False, status="")
+        self.callbacks = (_Epochs(self),) if self.live else ()
+        self.number = 0
 
-    def __enter__(self):
-        self.bar.start()
+    def __enter__(self) -> "TaskLines":
+        self.bars.start()
         return self
 
-    def __exit__(self, *exception):
-        self.bar.stop()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
 
     def task_started(self, number: int, task: Task, epochs: int) -> None:
-        """Start a bar of epochs."""
-        for finished in self.bar.task_ids:
-            self.bar.remove_task(finished)
-        self.bar.add_task(f"{self.title} task {number}/{self.total} {task.name}", total=epochs)
+        """Show the epochs of a task."""
+        self.number = number
+        if self.epochs is None:
+            self.epochs = [epochs] * len(self.stream.tasks)
+            self.bars.update(self.run, total=self._work(len(self.stream.tasks)))
+        self.bars.start_task(self.run)  # the clock; once started, it goes on
+        self.bars.update(self.run, status=f"task {number}/{len(self.stream.tasks)}")
+        self.epochs_done(0.0)
+
+    def epochs_done(self, epochs: float) -> None:
+        """Show that so many epochs of the task under way, in fractions, have been done."""
+        total = self._epochs(self.number)
+        task = self.stream.tasks[self.number - 1]
+        status = f"epoch {min(int(epochs) + 1, total)}/{total}"
+        self._show(task.name, status, epochs, total, done=epochs * _examples(task))
+
+    def importance_measured(self, examples: int, total: int | None) -> None:
+        """Show how many examples of the task's importance have been measured."""
+        task = self.stream.tasks[self.number - 1]
+        known = total or _examples(task)
+        part = min(1.0, examples / known)  # of the task's examples if there is no total
+        status = f"importance {examples}/{total}" if total else f"importance {examples}"
+        done = (self._epochs(self.number) + part) * _examples(task)
+        self._show(task.name, status, part, 1, done=done)
 
     def task_finished(self, result: TaskResult) -> None:
-        """Print the task's accuracy, and what is left of all tasks so far."""
+        """Print the accuracy on a task and the mean accuracy on all tasks so far."""
+        done = self._work(result.number)
+        if not result.seconds:  # read from disk: no measure of how fast the run is
+            self.bars.update(self.run, skipped=done)
+        self.bars.update(self.run, completed=done)
+        self.bars.update(self.now, visible=False)
         so_far = result.accuracies[: result.number]
         when = f"{result.seconds:.1f} s" if result.seconds else "as saved"
         self.console.print(
-            f"{self.title}  task {result.number}/{self.total}  {result.task.name:{self.width}}  "
-            f"accuracy {so_far[-1]:.3f}  of all so far {sum(so_far) / len(so_far):.3f}  {when}",
+            f"{self.title}  task {result.number}/{len(self.stream.tasks)}  "
+            f"{result.task.name:{self.width}}  accuracy {so_far[-1]:.3f}  "
+            f"mean so far {sum(so_far) / len(so_far):.3f}  {when}",
             soft_wrap=True,
         )
 
+    def _show(self, name: str, status: str, completed: float, total: float, *, done: float) -> None:
+        """Show the state of the task under way, and `done` of its work in the run's bar."""
+        self.bars.update(self.run, completed=self._work(self.number - 1) + done)
+        self.bars.update(
+            self.now,
+            description=f"  {name}",
+            status=status,
+            completed=completed,
+            total=total,
+            visible=True,
+        )
 
-class _EpochBar(keras.callbacks.Callback):
-    def __init__(self, bar):
+    def _work(self, tasks: int) -> float:
+        """Return the work of the first so many tasks, in passes of one example.
+
+        Measuring importance is counted as one epoch.
+        """
+        return float(
+            sum(
+                _examples(task) * (self._epochs(number) + 1)
+                for number, task in enumerate(self.stream.tasks[:tasks], 1)
+            )
+        )
+
+    def _epochs(self, number: int) -> int:
+        return self.epochs[number - 1] if self.epochs else 1
+
+
+class _Epochs(keras.callbacks.Callback):
+    """Passes on how far `fit` is, after every batch."""
+
+    def __init__(self, lines: TaskLines):
         super().__init__()
-        self.bar = bar
+        self.lines = lines
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        steps = self.params.get("steps")
+        if steps:
+            self.lines.epochs_done(self.epoch + (batch + 1) / steps)
 
     def on_epoch_end(self, epoch, logs=None):
-        for task in self.bar.task_ids:
-            self.bar.advance(task)
+        self.lines.epochs_done(epoch + 1.0)
+
+
+class _TimeLeft(ProgressColumn):
+    """The time left at the mean speed since the first task was started, for the run's bar only."""
+
+    def render(self, task: Bar) -> Text:
+        """Return the text of one bar."""
+        if "skipped" not in task.fields:
+            return Text()
+        return Text(time_left(task.elapsed, task.completed, task.total, task.fields["skipped"]))
+
+
+def time_left(
+    elapsed: float | None, completed: float, total: float | None, skipped: float = 0.0
+) -> str:
+    """Return the time left as text, at the mean speed so far; empty if it is not known yet.
+
+    Args:
+        elapsed: Seconds since work started.
+        completed: Work done.
+        total: All work.
+        skipped: Part of `completed` that took no time, since it was read from disk.
+
+    Example:
+        >>> time_left(elapsed=10.0, completed=30.0, total=90.0, skipped=20.0)
+        '0:01:00 left'
+    """
+    worked = completed - skipped
+    if not elapsed or not total or worked <= 0:
+        return ""
+    seconds = elapsed * (total - completed) / worked
+    return f"{timedelta(seconds=round(seconds))} left"
+
+
+def _examples(task: Task) -> int:
+    return len(task.train) + len(task.validation)

@@ -58,7 +58,7 @@ RECIPES = {
 def recipe_for(stream) -> Recipe:
     """Return the recipe of a `TaskStream`: its own, or the default for its kind of input."""
     default = DEFAULT_FOR_IMAGES if len(stream.input_shape) == 3 else DEFAULT_FOR_VECTORS
-    return RECIPES.get(stream.name, default)
+    return RECIPES.get(stream.name, default) if stream.builtin else default
 
 
 @dataclasses.dataclass(frozen=True)

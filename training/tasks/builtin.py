@@ -1,4 +1,4 @@
-"""The streams that have a name of their own."""
+"""Built-in streams, each loaded by its name."""
 
 from collections.abc import Callable
 
@@ -24,10 +24,10 @@ def load_builtin(name: str, options: LoadOptions) -> TaskStream:
         options: Seed, validation fraction, directory of TFDS data.
 
     Returns:
-        The stream.
+        The stream, with `builtin` set.
 
     Raises:
-        DataError: If the data cannot be had.
+        DataError: If the data is unavailable.
     """
     return _BUILTINS[name](options)
 
@@ -42,9 +42,9 @@ def _builtin(name):
 
 @_builtin("split-digits")
 def _split_digits(options):
-    """Scikit-learn's 1,797 scanned digits, 8x8 pixels from 0 to 16, two digits a task.
+    """Load scikit-learn's 1,797 scanned digits, 8x8 pixels from 0 to 16, two digits per task.
 
-    They come in one part. The fifth that serves as test data is the same for every seed.
+    Scikit-learn does not divide them: one fifth is test data, the same for every seed.
     """
     from sklearn.datasets import load_digits
 
@@ -54,17 +54,19 @@ def _split_digits(options):
     train, test = hold_out(everything, 0.2)
     source = Source(tuple("0123456789"), train, test)
     pairs = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
-    return TaskStream("split-digits", "task", _digit_pairs(source, pairs, options), (1 / 16, 0.0))
+    tasks = _digit_pairs(source, pairs, options)
+    return TaskStream("split-digits", "task", tasks, (1 / 16, 0.0), builtin=True)
 
 
 @_builtin("split-mnist")
 def _split_mnist(options):
-    """MNIST with the tasks, their order and the scaling of the authors' demonstration."""
+    """Load MNIST with the tasks, task order and scaling of the MAS authors' demonstration."""
     source = read_tfds("mnist", image_size=None, data_dir=options.data_dir)
     pairs = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 0)]
     mean, deviation = 0.1307, 0.3081  # of pixels from 0 to 1
     rescale = (1 / 255 / deviation, -mean / deviation)
-    return TaskStream("split-mnist", "task", _digit_pairs(source, pairs, options), rescale)
+    tasks = _digit_pairs(source, pairs, options)
+    return TaskStream("split-mnist", "task", tasks, rescale, builtin=True)
 
 
 def _digit_pairs(source, pairs, options) -> tuple[Task, ...]:

@@ -1,4 +1,4 @@
-"""Public data: any labelled data set that TensorFlow Datasets has, or finds prepared on disk."""
+"""Data sets with labels from TensorFlow Datasets (TFDS)."""
 
 import sys
 import threading
@@ -12,32 +12,33 @@ from keras_mas.errors import UsageError
 from keras_mas.logs import quiet
 
 from .errors import DataError, did_you_mean, one_of
-from .images import stack_images
+from .images import ImageSize, stack_images
 from .source import VALIDATION_NAMES, Source, numbered_classes
 from .stream import checked_split
 
 PROBE_SECONDS = 3.0
 
 
-def read_tfds(name: str, image_size: int | None, data_dir: str | Path | None) -> Source:
+def read_tfds(name: str, image_size: ImageSize | None, data_dir: str | Path | None) -> Source:
     """Read the splits `train`, `test` and, if there, `validation` or `val` of a TFDS data set.
 
-    What is prepared on disk is read without a network, and without the data set's builder being
-    known. Otherwise it is downloaded and prepared, provided that its hosts answer.
+    A data set that is prepared on disk is read without a network, even if TFDS has no builder of
+    its name. Otherwise it is downloaded and prepared, provided that its hosts answer.
 
     Args:
         name: As `tfds.builder` takes it: `"mnist"`, `"mnist:3.0.1"`, `"emnist/letters"`.
-        image_size: Height and width to bring images to; None if they all have one size. Features
-            other than images are not touched.
-        data_dir: Where prepared data is; None for the environment variable `TFDS_DATA_DIR`, else
-            `~/tensorflow_datasets`.
+        image_size: Size to bring images to; None if they all have one size. Features other than
+            images are unchanged.
+        data_dir: Directory of prepared data; None for the environment variable `TFDS_DATA_DIR`,
+            else `~/tensorflow_datasets`.
 
     Returns:
         The source, with the class names of the data set's label feature.
 
     Raises:
-        UsageError: If there is no such data set, it has no pair of an input and a label, or
-            `image_size` is None and the images differ in size.
+        UsageError: If there is no such data set, it has no pair of an input and a label,
+            `image_size` is None and the images differ in size, or the images would not fit into
+            memory.
         DataError: If the data set is not prepared and cannot be downloaded, lacks a split, or holds
             arrays that do not make a split; see `checked_split`.
     """
@@ -67,7 +68,7 @@ def _find(name, data_dir):
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        # The community's data sets are listed over the network, which may not be there.
+        # Community data sets are listed over the network, which may be unavailable.
         known = tfds.list_builders(with_community_datasets=False)
         raise UsageError(
             "Expected a data set that TFDS knows or that is prepared in its data directory. "
@@ -81,9 +82,9 @@ def _find(name, data_dir):
 
 
 def _prepare(builder, name):
-    """Download and prepare what is not on disk, unless it is plain that this cannot work.
+    """Download and prepare the data set if it is not on disk.
 
-    TFDS itself retries for minutes without a network, so the hosts are asked first.
+    Without a network, TFDS retries for minutes, so the hosts are contacted first.
     """
     if builder.is_prepared():
         return
@@ -100,7 +101,7 @@ def _prepare(builder, name):
 
 
 def _urls_to_download(builder):
-    """One URL for each host, leaving out archives that the user has put where TFDS takes them."""
+    """Return a URL for each host, without archives that the user has placed in TFDS's folder."""
     manual = Path(builder.data_dir_root) / "downloads" / "manual"
     wanted = [
         url
@@ -111,7 +112,7 @@ def _urls_to_download(builder):
 
 
 def _answers(url):
-    """Whether the host answers in time, with whatever status, through a proxy if one is set."""
+    """Return whether the host answers in time, with any status, through a proxy if one is set."""
     import requests
 
     outcome = []
@@ -122,10 +123,10 @@ def _answers(url):
         except (requests.ConnectionError, requests.Timeout):
             return
         except requests.RequestException:
-            pass  # not a matter of the network (such as a scheme requests lacks): let TFDS try
+            pass  # not a network failure (such as a scheme unknown to requests): let TFDS try
         outcome.append(True)
 
-    # In a thread, because a time-out of requests does not cover looking up the host's name.
+    # In a thread, because requests' timeout does not cover the host name's look-up.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
@@ -138,7 +139,7 @@ def _download(builder, name):
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        with redirect_stdout(sys.stderr):  # TFDS prints its progress; stdout is for results
+        with redirect_stdout(sys.stderr):  # TFDS prints its progress to stdout
             builder.download_and_prepare()
     except Exception as error:  # network, checksum, disk, a missing package: builders differ
         raise DataError(
@@ -149,7 +150,7 @@ def _download(builder, name):
 
 
 def _keys(info, name):
-    """Names of the input and the label feature: what the data set says, else image and label."""
+    """Return the names of the input and the label feature; "image" and "label" by default."""
     keys = info.supervised_keys or ("image", "label")
     if len(keys) == 2 and all(isinstance(key, str) and key in info.features for key in keys):
         return keys
@@ -161,35 +162,41 @@ def _keys(info, name):
 
 
 def _require_splits(info, name):
-    missing = [split for split in ("train", "test") if split not in info.splits]
+    missing = [
+        split
+        for split in ("train", "test")
+        if split not in info.splits or not info.splits[split].num_examples
+    ]
     if missing:
         raise DataError(
-            f"Expected the splits 'train' and 'test'. Received: {one_of(info.splits)} in the TFDS "
-            f"data set '{name}'. Divide it yourself into an .npz file or folders."
+            f"Expected examples in the splits 'train' and 'test'. Received: none in "
+            f"{one_of(missing)} of the TFDS data set '{name}', whose splits are "
+            f"{one_of(info.splits)}. Divide it yourself into an .npz file or folders."
         )
 
 
 def _read_arrays(builder, split, keys, image_size):
-    """Inputs and labels of one split: at once if that is possible, else image by image."""
+    """Return inputs and labels of one split, read as one batch if no image must be resized."""
     import tensorflow_datasets as tfds
 
     dataset = builder.as_dataset(split=split).map(lambda example: [example[key] for key in keys])
     feature = builder.info.features[keys[0]]
-    if not isinstance(feature, tfds.features.Image) or _fits(feature.shape, image_size):
-        return next(iter(tfds.as_numpy(dataset.batch(builder.info.splits[split].num_examples))))
+    count = builder.info.splits[split].num_examples
+    if not isinstance(feature, tfds.features.Image) or _has_size(feature.shape, image_size):
+        return next(iter(tfds.as_numpy(dataset.batch(count))))
     labels = []
 
-    def images():  # one pass, so that large images are not all in memory before they are resized
+    def images():  # one at a time, so that memory holds only the resized images
         for index, (pixels, label) in enumerate(tfds.as_numpy(dataset)):
             labels.append(label)
             yield f"example {index} of split '{split}' of '{builder.name}'", pixels
 
-    return stack_images(images(), image_size), np.array(labels)
+    return stack_images(images(), count, image_size), np.array(labels)
 
 
-def _fits(shape, image_size):
-    """Whether all images are known to have one size, and the right one, before any is read."""
-    return None not in shape and (image_size is None or shape[:2] == (image_size, image_size))
+def _has_size(shape, image_size):
+    """Return whether the feature's shape says that all images have the size asked for."""
+    return None not in shape and (image_size is None or shape[:2] == (image_size.side,) * 2)
 
 
 def _class_names(feature, train, where):

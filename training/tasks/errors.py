@@ -1,25 +1,25 @@
-"""How a room full of other people's data says what is wrong with it."""
+"""The error for bad data, and helpers for error messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class DataError(RuntimeError):
-    """The data is bad or cannot be had, though it was asked for correctly.
+    """The request is valid, but the data is bad or unavailable.
 
-    Raised for a file that cannot be decoded, arrays that do not fit together, labels that make no
-    sense, a data set that is neither here nor within reach of the network. The command line answers
-    it with exit code 1, and a wrong request (`keras_mas.errors.UsageError`) with exit code 2.
+    Raised for a file that cannot be decoded, arrays whose shapes do not match, labels that number
+    no class, or a data set that is not on disk and cannot be downloaded. The command line exits
+    with code 1, and with code 2 after a wrong request (`keras_mas.errors.UsageError`).
     """
 
 
 def one_of(choices: Iterable[object], limit: int = 20) -> str:
-    """List values for an error message, as `'a', 'b', 'c'`; after `limit` of them, only `…`."""
+    """Return values as `'a', 'b', 'c'` for an error message; `…` stands for those after `limit`."""
     shown = [repr(choice) for choice in choices]
     return ", ".join(shown[:limit] + ["…"] * (len(shown) > limit))
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the choice nearest to `word`, or nothing if none is near."""
+    """Return ` Did you mean 'x'?` for the choice most similar to `word`; empty if none is."""
     nearest = difflib.get_close_matches(word, list(choices), n=1)
     return f" Did you mean '{nearest[0]}'?" if nearest else ""

@@ -1,4 +1,4 @@
-"""Your own data: an .npz archive of arrays, or a folder of images."""
+"""Sources on disk: an .npz archive of arrays, or a folder of images."""
 
 import zipfile
 import zlib
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DataError, one_of
-from .images import IMAGE_SUFFIXES, read_image, stack_images
+from .images import IMAGE_SUFFIXES, ImageSize, read_image, stack_images
 from .source import VALIDATION_NAMES, Source, numbered_classes
 from .stream import Split, checked_split
 
@@ -20,8 +20,8 @@ def read_npz(path: Path) -> Source:
             are as many classes as the largest training label says, named "0", "1", …
 
     Returns:
-        The source. uint8 inputs are pixels: `[N, H, W]` becomes `[N, H, W, 1]`, other shapes stay.
-        Floats are features and keep their shape.
+        The source. uint8 inputs are pixels: `[N, H, W]` becomes `[N, H, W, 1]`, other shapes are
+        unchanged. Floats are features and keep their shape.
 
     Raises:
         DataError: If the archive cannot be read, holds pickled objects or lacks an array, or if a
@@ -31,7 +31,7 @@ def read_npz(path: Path) -> Source:
         # Opened here, for `np.load` does not close a file in which it finds no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    # A pickle is a ValueError, a bare .npy array a TypeError, the others are damaged archives.
+    # ValueError: a pickle; TypeError: an .npy file; the others: a damaged archive.
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"Expected an .npz archive of plain numeric arrays. Received: '{path}' ({error}). "
@@ -58,33 +58,37 @@ def _pair(arrays, role, path):
     return checked_split(*(arrays[name] for name in names), f"{' and '.join(names)} of '{path}'")
 
 
-def read_folder(path: Path, image_size: int | None) -> Source:
+def read_folder(path: Path, image_size: ImageSize | None) -> Source:
     """Read images from `train/CLASS/`, `test/CLASS/` and, if there, `val/CLASS/`.
 
-    An image belongs to the class in whose folder it lies, however deep. Files whose ending is not
-    that of an image are passed over, and so is all that is hidden (its name begins with a dot).
+    An image belongs to the class in whose folder it lies, at any depth. Links are followed, but no
+    folder and no file is read twice within a class. Files without the suffix of an image are
+    ignored, and so are hidden files and folders (names that begin with a dot).
 
     Args:
         path: The folder that holds `train` and `test`.
-        image_size: Height and width to bring the images to; None if they all have one size.
+        image_size: Size to bring the images to; None if they all have one size.
 
     Returns:
         The source: RGB images, uint8 `[N, H, W, 3]`, see `read_image`; classes are the names of the
         folders in `train`, sorted.
 
     Raises:
-        UsageError: If `image_size` is None and the images differ in size.
+        UsageError: If `image_size` is None and the images differ in size, or if they do not fit
+            into memory.
         DataError: If `train` or `test` is missing, a class or a split has no images, a class occurs
-            in a split but not in training, or an image cannot be decoded.
+            in a split but not in training, one file is reached through two classes or splits, or
+            an image cannot be decoded.
     """
     classes = _class_names(path / "train")
     own = [path / name for name in VALIDATION_NAMES if (path / name).is_dir()]
-    return Source(
-        classes=classes,
-        train=_read_split(path / "train", classes, image_size),
-        test=_read_split(path / "test", classes, image_size),
-        validation=_read_split(own[0], classes, image_size) if own else None,
+    folders = [path / "train", path / "test", *own[:1]]
+    files = {folder: _labelled_files(folder, classes) for folder in folders}
+    _check_disjoint(files)
+    train, test, *validation = (
+        _read_split(folder, labelled, image_size) for folder, labelled in files.items()
     )
+    return Source(classes, train, test, validation[0] if validation else None)
 
 
 def _class_names(folder):
@@ -97,31 +101,76 @@ def _class_names(folder):
     return tuple(names)
 
 
-def _read_split(folder, classes, image_size) -> Split:
-    strangers = sorted(set(_class_names(folder)) - set(classes))
-    if strangers:
+def _labelled_files(folder, classes) -> list[tuple[Path, int]]:
+    """Return the image files of a split with their labels, class by class in order of names."""
+    unknown = sorted(set(_class_names(folder)) - set(classes))
+    if unknown:
         raise DataError(
             f"Expected only classes that occur in training ({one_of(classes)}). Received: "
-            f"{one_of(strangers)} in '{folder}'. Add training images of this class, or remove it."
+            f"{one_of(unknown)} in '{folder}'. Add training images of this class, or remove it."
         )
-    files = [(file, label) for label, name in enumerate(classes) for file in _images(folder / name)]
+    class_folders = [folder / name for name in classes if (folder / name).is_dir()]
+    # Images that a link upwards, or to another class, leads back to keep their own label.
+    above = folder.resolve().parents
+    visited = {_identity(known) for known in (folder, *above, *class_folders)}
+    files = [
+        (file, classes.index(class_folder.name))
+        for class_folder in class_folders
+        for file in _images(class_folder, set(visited))
+    ]
     if not files:
         raise DataError(
-            f"Expected images. Received: none in '{folder}'. Known endings are "
+            f"Expected images. Received: none in '{folder}'. Known suffixes are "
             f"{' '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    images = ((f"'{file}'", read_image(file)) for file, _ in files)
-    labels = np.array([label for _, label in files])
-    return checked_split(stack_images(images, image_size), labels, f"'{folder}'")
+    return files
 
 
-def _images(folder):
-    """Every visible image below `folder`, in the order of their names."""
-    for path in _visible(folder) if folder.is_dir() else []:
-        if path.is_dir():
-            yield from _images(path)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
+def _images(folder, visited):
+    """Yield every visible image below `folder` once, in order of names; `visited` grows."""
+    for path in _visible(folder):
+        is_folder = path.is_dir()
+        if not is_folder and path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        identity = _identity(path)
+        if identity in visited:
+            continue
+        visited.add(identity)
+        if is_folder:
+            yield from _images(path, visited)
+        else:
             yield path
+
+
+def _identity(path):
+    """Return what two paths have in common if, and only if, they lead to the same file."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(
+            f"Expected a file that can be read. Received: '{path}' ({error.strerror}). Repair or "
+            "remove this file or link."
+        ) from error
+    return status.st_dev, status.st_ino
+
+
+def _check_disjoint(files):
+    """Refuse a file that would have two labels, or be both trained and tested on."""
+    first = {}
+    for labelled in files.values():
+        for file, _ in labelled:
+            other = first.setdefault(_identity(file), file)
+            if other is not file:
+                raise DataError(
+                    f"Expected different files in every class and split. Received: '{file}', which "
+                    f"is the same file as '{other}'. Remove one of the two links."
+                )
+
+
+def _read_split(folder, labelled, image_size) -> Split:
+    images = ((f"'{file}'", read_image(file)) for file, _ in labelled)
+    labels = np.array([label for _, label in labelled])
+    return checked_split(stack_images(images, len(labelled), image_size), labels, f"'{folder}'")
 
 
 def _visible(folder):

@@ -1,28 +1,47 @@
-"""Images as arrays: one way to decode a file, one way to resize."""
+"""Images as arrays: decoding files and bringing images to one size."""
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from keras_mas.errors import UsageError
 
+from ..available_memory import require_memory
 from .errors import DataError
 
-# Files with these endings must decode; others in a class folder are notes and are passed over. The
-# list has formats that Pillow may lack (HEIC), since a photograph must not be dropped in silence.
+# Files with these suffixes are images and must decode; all others in a class folder are ignored.
+# Formats that Pillow may not support (HEIC) are listed, so that no photograph is ignored silently.
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"}
     | {".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
+RESIZE_MODES = ("crop", "stretch")
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """The square size that the images of a stream are resized to.
+
+    Attributes:
+        side: Height and width in pixels, ≥ 1.
+        mode: "crop" keeps the aspect ratio: the short side is resized to `side` and the middle of
+            the long side is kept. "stretch" keeps the whole image and changes its aspect ratio.
+    """
+
+    side: int
+    mode: str = "crop"
+
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode an image file to colours as a viewer shows them.
+    """Decode an image file to the RGB colours that a viewer shows.
 
-    A photograph is turned upright as its EXIF data says; grey, palette and CMYK images become RGB;
-    16-bit values are reduced to 8 bits; what is transparent becomes white; of an animation the
-    first frame is taken.
+    The image is rotated as its EXIF orientation says. Grey, palette and CMYK images become RGB,
+    16-bit values are reduced to 8 bits, transparent pixels are blended with white, and only the
+    first frame of an animation is read.
 
     Args:
         path: The file.
@@ -39,7 +58,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # decoders fail in too many ways to list, and all mean the same here
+    except Exception as error:  # decoders raise too many kinds of error to list
         raise DataError(
             f"Expected an image that can be decoded. Received: '{path}' ({error}). Repair, convert "
             "or remove this file."
@@ -67,49 +86,64 @@ def _eight_bits(values):
     return np.round(values / 257).astype(np.uint8)  # 65535 / 257 = 255
 
 
-def stack_images(images: Iterable[tuple[str, np.ndarray]], size: int | None) -> np.ndarray:
+def stack_images(
+    images: Iterable[tuple[str, np.ndarray]], count: int, size: ImageSize | None
+) -> np.ndarray:
     """Bring images to one size and stack them.
 
     Args:
         images: Pairs of a name, for error messages, and a uint8 array `[H, W, C]`.
-        size: Height and width of the result. Images are stretched to it, whatever their shape. None
-            if they all have one size already.
+        count: Number of images N, ≥ 1.
+        size: Size of the result; None if all images have one size already.
 
     Returns:
-        uint8 array `[N, size, size, C]`, or `[N, H, W, C]` if `size` is None.
+        uint8 array `[N, side, side, C]`, or `[N, H, W, C]` if `size` is None.
 
     Raises:
-        UsageError: If `size` is None and the images differ in size.
-        DataError: If an image is not of dtype uint8.
+        UsageError: If `size` is None and the images differ in size, if they differ in their number
+            of channels, or if the result would not fit into memory.
+        DataError: If there is no image, or one that must be resized is not of dtype uint8.
     """
-    stacked, first = [], None
-    for name, image in images:
-        if size is not None:
-            image = _resize(name, image, size)
-        first = first or (name, image.shape)
-        if image.shape != first[1]:
+    stacked, first = None, ""
+    for index, (name, image) in enumerate(images):
+        shape = image.shape if size is None else (size.side, size.side, image.shape[-1])
+        if stacked is None:
+            stacked, first = _allocate(count, shape, image.dtype), name
+        if shape != stacked.shape[1:]:
             raise UsageError(
-                f"Expected images of one size. Received: {_size(first[1])} in {first[0]} and "
-                f"{_size(image.shape)} in {name}. Set `image_size` in the TOML file, for example "
+                f"Expected images of one size. Received: {_size(stacked.shape[1:])} in {first} and "
+                f"{_size(shape)} in {name}. Set `image_size` in the TOML file, for example "
                 "image_size = 64."
             )
-        stacked.append(image)
-    return np.stack(stacked)
+        stacked[index] = image if image.shape == shape else _resize(name, image, size)
+    if stacked is None:
+        raise DataError("Expected at least one image. Received: none.")
+    return stacked
+
+
+def _allocate(count, shape, dtype):
+    size = np.dtype(dtype).itemsize * math.prod((count, *shape))
+    require_memory(
+        2 * size,  # the array, and the copy in random order that training data is made of
+        f"{count:,} images of size {_size(shape)}, and a copy of them,",
+        "Set a smaller `image_size` in the TOML file.",
+    )
+    return np.empty((count, *shape), dtype)
 
 
 def _resize(name, image, size):
-    """Bilinear, averaging over all pixels that fall on one when an image gets smaller."""
-    from PIL import Image
+    """Resize bilinearly, averaging over all pixels that are reduced to one."""
+    from PIL import Image, ImageOps
 
-    if image.shape[:2] == (size, size):
-        return image
     if image.dtype != np.uint8:
         raise DataError(
             f"Expected uint8 pixels, to resize them. Received: {image.dtype} in {name}."
         )
-    pixels = image[..., 0] if image.shape[-1] == 1 else image  # Pillow wants grey without its axis
-    small = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(small).reshape(size, size, image.shape[-1])
+    shape, bilinear = (size.side, size.side), Image.Resampling.BILINEAR
+    # Pillow takes grey images without their channel axis.
+    pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    fit = ImageOps.fit if size.mode == "crop" else Image.Image.resize
+    return np.asarray(fit(pixels, shape, bilinear)).reshape(*shape, image.shape[-1])
 
 
 def _size(shape):

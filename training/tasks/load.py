@@ -1,4 +1,4 @@
-"""One door to all streams: a name, or a TOML file."""
+"""Loading a stream of tasks by its name or from a TOML file."""
 
 from pathlib import Path
 
@@ -21,22 +21,22 @@ def load_tasks(
     """Load a stream of tasks by its name or from a TOML file.
 
     Validation data is held out from the training data of each class, unless the source has
-    validation data of its own. Test data is the source's own, and plays no part in it.
+    validation data of its own. Test data is always the source's own.
 
     Args:
-        tasks: One of `builtin_names()`, or the path of a TOML file, which `toml_file` describes. A
-            file whose path does not end in `.toml` is taken too.
-        seed: Decides which examples are held out, and the order of the training data.
+        tasks: One of `builtin_names()`, or the path of a TOML file, whose format the module
+            `toml_file` documents. The suffix `.toml` is not required.
+        seed: Determines which examples are held out, and the order of the training data.
         validation_fraction: Share of each class to hold out, between 0 and 1.
-        data_dir: Where TFDS looks for prepared data and prepares it; None for the environment
+        data_dir: Directory where TFDS reads and writes prepared data; None for the environment
             variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Returns:
         The stream: inputs unscaled, as uint8 or float32, and labels from 0 in each task.
 
     Raises:
-        UsageError: If the request is wrong: an unknown name, a missing file, a wrong key.
-        DataError: If the data is bad or cannot be had.
+        UsageError: If the request is wrong: an unknown name, a missing file, an unknown key.
+        DataError: If the data is bad or unavailable.
     """
     options = LoadOptions(seed, validation_fraction, data_dir)
     if tasks in builtin_names():

@@ -1,4 +1,4 @@
-"""From a source of labelled arrays to a task: choose classes, hold out validation data."""
+"""Making tasks from sources of labelled data: class selection and validation split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,21 +9,22 @@ import numpy as np
 from keras_mas.errors import UsageError
 
 from .errors import DataError, did_you_mean, one_of
-from .stream import Split, Task
+from .stream import Split, Task, check_labels
 
-# What folders and TFDS call a split that serves for validation.
+# Names of a validation split in folders and TFDS data sets.
 VALIDATION_NAMES = ("validation", "val")
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What the caller of `load_tasks` chose, for every source alike.
+    """Options of `load_tasks` that apply to every source.
 
     Attributes:
-        seed: Orders the training data and so decides what is held out; ≥ 0.
+        seed: Seed of the order of the training data, which also determines the examples that are
+            held out; ≥ 0.
         validation_fraction: Share of the training data of each class to hold out; between 0 and 1.
-        data_dir: Where TFDS looks for prepared data; None for its default, which is the environment
-            variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        data_dir: Directory of prepared TFDS data; None for the environment variable
+            `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Raises:
         UsageError: If the seed is negative or the fraction not between 0 and 1.
@@ -45,7 +46,7 @@ class LoadOptions:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """All that one file, folder or data set holds, before classes are chosen.
+    """The content of one file, folder or data set, before classes are selected.
 
     Attributes:
         classes: Names of the classes, in the order of their labels.
@@ -61,18 +62,18 @@ class Source:
 
 
 def numbered_classes(train: Split, where: str) -> tuple[str, ...]:
-    """Name the classes of a source that only numbers them: "0", "1", … up to the largest label.
+    """Return the class names "0", "1", … up to the largest label, for a source without names.
 
     Args:
         train: The training examples.
-        where: What to call the labels in an error message.
+        where: Description of the labels for an error message.
 
     Returns:
         The names.
 
     Raises:
-        DataError: If a label is larger than the number of examples allows: it is something else
-            (a year, an identifier) than the number of a class.
+        DataError: If the largest label is not below the number of examples, so that the labels
+            cannot be class numbers (but years, or identifiers).
     """
     largest = train.labels.max()
     if largest >= len(train):
@@ -89,14 +90,14 @@ def make_task(
 ) -> Task:
     """Make a task of some or all classes of a source.
 
-    Training examples come in a random order that depends on the seed only, so that their first
-    few are a fair sample even where the source is sorted by class. Test examples keep their order.
+    Training examples are shuffled with the seed, so that any first few of them are a random sample
+    even if the source is sorted by class. Test examples keep their order.
 
     Args:
         name: The task's name.
-        source: Where its examples come from.
-        classes: Classes to keep, by index (int) or name (str), labelled 0, 1, … in this order; None
-            for all, as the source numbers them.
+        source: The source of its examples.
+        classes: Classes to select, by index (int) or name (str), relabelled 0, 1, … in this order;
+            None for all classes with the source's labels.
         options: Seed and validation fraction; the latter is unused if the source has validation
             data of its own.
 
@@ -104,9 +105,13 @@ def make_task(
         The task.
 
     Raises:
-        UsageError: If a class is unknown or chosen twice, or the name cannot be used.
-        DataError: If the examples do not make a task; see `Task`.
+        UsageError: If a class is unknown or selected twice, or the name cannot be used.
+        DataError: If a label of the source is not the number of one of its classes, a selected
+            class has no training or no test examples, or the examples do not make a task; see
+            `Task`.
     """
+    for role, split in _splits(source).items():
+        check_labels(split.labels, source.classes, f"the {role} split of task '{name}'")
     if classes is not None:
         source = _select_classes(source, classes, name)
     train, validation = shuffled(source.train, options.seed), source.validation
@@ -125,11 +130,11 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
 
     Args:
         split: Examples in random order; the first of each class are held out.
-        fraction: Share to hold out, between 0 and 1. It is rounded per class, but each class keeps
-            at least one example, and gives at least one if it has two.
+        fraction: Share to hold out, between 0 and 1. The number is rounded for each class; at least
+            one example is not held out, and at least one is if the class has two.
 
     Returns:
-        The examples that stay and the ones held out, both in the order of `split`.
+        The remaining examples and the held-out ones, both in the order of `split`.
     """
     held = np.zeros(len(split), dtype=bool)
     for label in np.unique(split.labels):
@@ -140,7 +145,7 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
 
 
 def _select_classes(source, wanted, task_name):
-    """Keep the examples of the classes `wanted`, relabelled in that order."""
+    """Return a source of the classes `wanted` only, relabelled in that order."""
     indices = [_class_index(source.classes, choice, task_name) for choice in wanted]
     if len(set(indices)) != len(indices) or not indices:
         raise UsageError(
@@ -148,20 +153,32 @@ def _select_classes(source, wanted, task_name):
             f"classes = {list(wanted)} in task '{task_name}'."
         )
 
-    def select(split):
-        # Compared one by one, not looked up by label: labels that no class has are left out too.
-        labels = np.full(len(split), -1)
-        for new, old in enumerate(indices):
-            labels[split.labels == old] = new
-        kept = labels >= 0
-        return Split(split.inputs[kept], labels[kept])
+    new_label = np.full(len(source.classes), -1)
+    new_label[indices] = np.arange(len(indices))
 
+    def select(split):
+        labels = new_label[split.labels]
+        selected = labels >= 0
+        return Split(split.inputs[selected], labels[selected])
+
+    for role, split in (("training", source.train), ("test", source.test)):
+        empty = [source.classes[i] for i in np.setdiff1d(indices, split.labels)]
+        if empty:
+            raise DataError(
+                f"Expected {role} examples of every class that `classes` names. Received: none of "
+                f"class {one_of(empty)} in task '{task_name}'. Add examples, or remove the class "
+                "from `classes`."
+            )
     return Source(
         classes=tuple(source.classes[index] for index in indices),
-        train=select(source.train),
-        test=select(source.test),
-        validation=None if source.validation is None else select(source.validation),
+        **{role: select(split) for role, split in _splits(source).items()},
     )
+
+
+def _splits(source):
+    """Return the splits that the source has, by the names of their fields."""
+    splits = {"train": source.train, "test": source.test, "validation": source.validation}
+    return {role: split for role, split in splits.items() if split is not None}
 
 
 def _class_index(classes, choice, task_name):

@@ -1,8 +1,8 @@
-"""What every source of data becomes: splits of arrays, tasks, and the stream that orders them."""
+"""The data of a run: splits of arrays, tasks, and the stream of tasks."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ SCENARIOS = ("task", "domain", "class")
 # A task's name becomes a Keras layer's name (no "/", no leading "_" or "-"), a TF Serving signature
 # and a part of file names (no leading ".").
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+# The signature of an exported model that answers for all tasks; no task may be named so.
+_RESERVED_NAME = "serving_default"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +42,16 @@ class Split:
 
 
 def checked_split(inputs: np.ndarray, labels: np.ndarray, where: str) -> Split:
-    """Make a `Split` of arrays that nobody has looked at yet.
+    """Check arrays from an unknown source and make a `Split` of them.
 
     Args:
         inputs: Array `[N, ...]`, N ≥ 1, uint8 or floating. Floats become float32; pixels without a
             channel axis, uint8 `[N, H, W]`, become `[N, H, W, 1]`.
         labels: Integer array `[N]`; becomes int64.
-        where: What to call the arrays in an error message.
+        where: Description of the arrays for an error message.
 
     Returns:
-        The split, its inputs and labels fitting together, every input finite.
+        The split: one label per input, every input finite.
 
     Raises:
         DataError: If the arrays are empty, differ in length, or have another rank or dtype, or if
@@ -86,7 +89,7 @@ def _check_labels(labels, where):
 
 
 def _standard_inputs(inputs, where):
-    """Keep uint8 (with a channel axis), turn floats into float32, and guess at nothing else."""
+    """Return uint8 inputs with a channel axis, floats as float32; refuse every other dtype."""
     if inputs.dtype == np.uint8:
         return inputs[..., np.newaxis] if inputs.ndim == 3 else inputs
     if inputs.dtype.kind != "f":
@@ -95,7 +98,7 @@ def _standard_inputs(inputs, where):
             f"are). Received: dtype {inputs.dtype} in {where}. Convert them with "
             'x.astype("uint8") or x.astype("float32").'
         )
-    with np.errstate(over="ignore"):  # what overflows is reported below, as infinite
+    with np.errstate(over="ignore"):  # reported below as infinite
         inputs = inputs.astype(np.float32)
     bad = np.count_nonzero(~np.isfinite(inputs))
     if bad:
@@ -108,15 +111,15 @@ def _standard_inputs(inputs, where):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One thing to learn: named classes, and disjoint examples to learn, to tune and to test with.
+    """A classification task: its classes, and disjoint examples to train, tune and test on.
 
     Attributes:
         name: Letters, digits, `.`, `_`, `-`, beginning with a letter or digit, so that it can name
             a Keras layer, a TF Serving signature and a file.
         classes: The names of the C classes, in the order of their labels.
-        train: Examples to learn from; every class occurs.
-        validation: Examples to choose hyperparameters with, held out from training.
-        test: The source's own test examples, read once, at the end.
+        train: Training examples; every class occurs.
+        validation: Examples held out from training, to choose hyperparameters by.
+        test: The source's own test examples, to evaluate on.
 
     Raises:
         UsageError: If the name cannot be used.
@@ -145,28 +148,22 @@ class Task:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The three splits by their role: `train`, `validation`, `test`."""
+        """The three splits by name: `train`, `validation`, `test`."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the axis of examples."""
+        """Shape of one input, without the batch axis."""
         return self.train.inputs.shape[1:]
 
-    def _check_split(self, role, split):
+    def _check_split(self, role: str, split: Split) -> None:
         where = f"the {role} split of task '{self.name}'"
         if len(split) == 0:
             raise DataError(
                 f"Expected at least one example in {where}. Received: none. Give it more examples "
                 "of its classes."
             )
-        strange = split.labels[(split.labels < 0) | (split.labels >= len(self.classes))]
-        if strange.size:
-            raise DataError(
-                f"Expected labels from 0 to {len(self.classes) - 1}, one for each class that "
-                f"occurs in training. Received: label {strange[0]} in {where}. Correct the labels, "
-                "or choose the classes to keep with the key `classes`."
-            )
+        check_labels(split.labels, self.classes, where)
         if _describe(split) != _describe(self.train):
             raise DataError(
                 f"Expected inputs like the training data's, {_describe(self.train)}. Received: "
@@ -177,16 +174,18 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class TaskStream:
-    """Tasks in the order in which they are learned, for one network.
+    """Tasks in the order in which one network learns them.
 
     Attributes:
-        name: Names the stream's results; the same characters as in a task's name.
-        scenario: Whether the task is known at test time ("task"), is unknown and irrelevant since
-            all tasks share their classes' meaning ("domain"), or must be told too ("class"). The
-            stream only carries the word: labels are 0..C-1 within each task in every scenario.
+        name: Name of the stream, also of its results; the same characters as in a task's name.
+        scenario: "task" if the task is known at test time, "domain" if it is unknown and all tasks
+            share the same classes, "class" if it is unknown and all classes of all tasks are told
+            apart. Labels are 0..C-1 within each task in every scenario.
         tasks: At least one task, with different names.
         rescale: `(scale, offset)`: the model's first layer computes `scale * inputs + offset`, so
-            that a served model takes inputs as raw as the ones here.
+            that a served model takes raw inputs.
+        builtin: Whether this is one of the streams of `builtin_names()`, which have training
+            recipes of their own. A user's stream of the same name is not.
 
     Raises:
         UsageError: If there is no task, a name cannot be used or is used twice, the scenario is
@@ -199,6 +198,7 @@ class TaskStream:
     scenario: str
     tasks: tuple[Task, ...]
     rescale: tuple[float, float]
+    builtin: bool = False
 
     def __post_init__(self):
         check_name(self.name, "stream")
@@ -209,7 +209,7 @@ class TaskStream:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the axis of examples; the same in all tasks."""
+        """Shape of one input, without the batch axis; the same in all tasks."""
         return self.tasks[0].input_shape
 
     def _check_inputs(self):
@@ -229,7 +229,7 @@ class TaskStream:
             if count < 2 and self.scenario != "class":
                 raise UsageError(
                     f"Expected at least 2 classes in each task. Received: {count} in task "
-                    f"'{name}'. A task with one class is always right; add a class to tell apart."
+                    f"'{name}'. Every prediction for a task with one class is right; add a class."
                 )
         if self.scenario == "domain" and len(set(counts.values())) > 1:
             raise UsageError(
@@ -240,20 +240,20 @@ class TaskStream:
 
 
 def _describe(split):
-    """Shape and dtype of one input, as an error message shows them and as they are compared."""
+    """Return shape and dtype of one input, for comparison and for error messages."""
     return f"{split.inputs.dtype} of shape {list(split.inputs.shape[1:])}"
 
 
 def check_name(name: str, what: str) -> None:
-    """Refuse a name that could not name a layer, a signature and a file.
+    """Check that a name can also name a Keras layer, a TF Serving signature and a file.
 
     Args:
         name: The name.
-        what: What it names, for the message: "task" or "stream".
+        what: "task" or "stream", for the error message.
 
     Raises:
-        UsageError: If another character than letters, digits, `.`, `_` and `-` occurs, or the first
-            one is not a letter or digit.
+        UsageError: If another character than letters, digits, `.`, `_` and `-` occurs, the first
+            one is not a letter or digit, or it is `serving_default`.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -261,13 +261,38 @@ def check_name(name: str, what: str) -> None:
             f"letter or digit. Received: {name!r}. Rename the {what}: it also names a layer, "
             "a served signature and files."
         )
+    if name == _RESERVED_NAME:
+        raise UsageError(
+            f"Expected another {what} name than '{_RESERVED_NAME}', the signature of an exported "
+            f"model that answers for all tasks. Rename the {what}."
+        )
+
+
+def check_labels(labels: np.ndarray, classes: Sequence[str], where: str) -> None:
+    """Check that every label is the number of a class.
+
+    Args:
+        labels: Integers `[N]`.
+        classes: Names of the classes.
+        where: Description of the labels for the error message.
+
+    Raises:
+        DataError: If a label is not in 0..C-1.
+    """
+    unknown = labels[(labels < 0) | (labels >= len(classes))]
+    if unknown.size:
+        raise DataError(
+            f"Expected labels from 0 to {len(classes) - 1}, one for each class. "
+            f"Received: label {unknown[0]} in {where}. Correct the labels, or remove "
+            "these examples."
+        )
 
 
 def check_task_names(names: Iterable[str]) -> None:
-    """Refuse a stream without tasks, and names that are unusable or used twice.
+    """Check the names of a stream's tasks.
 
     Raises:
-        UsageError: In each of these cases.
+        UsageError: If there is no task, or a name cannot be used or is used twice.
     """
     counts = Counter(names)
     if not counts:
@@ -282,7 +307,7 @@ def check_task_names(names: Iterable[str]) -> None:
 
 
 def check_scenario(scenario: str) -> None:
-    """Refuse a scenario that does not exist.
+    """Check the name of a scenario.
 
     Raises:
         UsageError: If `scenario` is not one of `SCENARIOS`.

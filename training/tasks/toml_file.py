@@ -1,8 +1,9 @@
-"""Streams that a user describes in a TOML file.
+"""Streams defined by a TOML file.
 
     name = "shop"                     # names the results
     scenario = "task"                 # the default; or "domain", "class"
-    image_size = 64                   # for images of folders and TFDS; height and width
+    image_size = 64                   # height and width of images from folders and TFDS
+    resize = "crop"                   # the default; or "stretch"
 
     [[task]]
     name = "flowers"
@@ -18,8 +19,10 @@
     name = "scans"
     npz = "scans.npz"                 # x_train y_train x_test y_test, optional x_val y_val
 
-Paths are relative to the file. uint8 inputs are pixels, and the model scales them by 1/255; floats
-are used as they are. Where some tasks have grey images and others have colours, grey becomes RGB.
+Paths are relative to the file. With `resize = "crop"` the short side of an image is resized to
+`image_size` and the middle of the long side is kept; "stretch" resizes both sides and so changes
+the aspect ratio. uint8 inputs are pixels, which the model scales by 1/255; floats are not scaled.
+Grey images become RGB if other tasks of the stream have RGB images.
 """
 
 import tomllib
@@ -34,19 +37,20 @@ from keras_mas.errors import UsageError
 from .datasets import read_tfds
 from .errors import did_you_mean, one_of
 from .files import read_folder, read_npz
+from .images import RESIZE_MODES, ImageSize
 from .source import LoadOptions, Source, make_task
 from .stream import Split, Task, TaskStream, check_name, check_scenario, check_task_names
 
-_STREAM_KEYS = {"name": str, "scenario": str, "image_size": int, "task": list}
+_STREAM_KEYS = {"name": str, "scenario": str, "image_size": int, "resize": str, "task": list}
 _SOURCE_KEYS = ("tfds", "npz", "folder")
 _TASK_KEYS = {"name": str, "classes": list, **dict.fromkeys(_SOURCE_KEYS, str)}
 _WORDS = {str: "a string", int: "a whole number", list: "a list"}
 
 
 def load_toml(path: Path, options: LoadOptions) -> TaskStream:
-    """Load the stream that a TOML file describes.
+    """Load the stream that a TOML file defines.
 
-    The whole description is checked before any data is read.
+    The whole file is checked before any data is read.
 
     Args:
         path: The file.
@@ -56,22 +60,23 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
         The stream.
 
     Raises:
-        UsageError: If the file cannot be read or parsed, or asks for something that does not exist
-            or does not fit together.
-        DataError: If the data is bad or cannot be had.
+        UsageError: If the file cannot be read or parsed, names something that does not exist, or
+            its tasks do not make a stream.
+        DataError: If the data is bad or unavailable.
     """
     table = _parse(path)
     entries = _checked_entries(table, path)
+    image_size = _image_size(table)
 
-    @cache  # several tasks may take different classes of one source
+    @cache  # tasks may use different classes of one source
     def read(kind: str, value: str) -> Source:
         match kind:
             case "tfds":
-                return read_tfds(value, table.get("image_size"), options.data_dir)
+                return read_tfds(value, image_size, options.data_dir)
             case "npz":
                 return read_npz(path.parent / value)
-            case "folder":
-                return read_folder(path.parent / value, table.get("image_size"))
+            case _:
+                return read_folder(path.parent / value, image_size)
 
     tasks = [
         make_task(entry.name, read(entry.kind, entry.value), entry.classes, options)
@@ -80,14 +85,14 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
     return TaskStream(
         name=table["name"],
         scenario=table.get("scenario", "task"),
-        tasks=_in_one_colour_space(tasks),
+        tasks=_with_equal_channels(tasks),
         rescale=(1 / 255, 0.0) if tasks[0].train.inputs.dtype == np.uint8 else (1.0, 0.0),
     )
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One [[task]], checked: its source is `value`, of the kind `kind`."""
+    """One valid [[task]]; `kind` is the key of its source, and `value` the key's value."""
 
     name: str
     kind: str
@@ -122,12 +127,28 @@ def _checked_entries(table, path) -> list[_Entry]:
         raise UsageError(
             f"Expected an image_size of at least 1. Received: {table['image_size']} in {where}."
         )
+    if table.get("resize", "crop") not in RESIZE_MODES:
+        raise UsageError(
+            f"Expected resize to be one of {one_of(RESIZE_MODES)}. Received: {table['resize']!r} "
+            f"in {where}.{did_you_mean(table['resize'], RESIZE_MODES)}"
+        )
+    if "resize" in table and "image_size" not in table:
+        raise UsageError(
+            f"Expected `image_size` beside `resize`. Received: none in {where}. Add the height and "
+            "width of the resized images, for example image_size = 64."
+        )
     entries = [
         _checked_entry(task, path, f"[[task]] number {number} of {where}")
         for number, task in enumerate(table["task"], start=1)
     ]
     check_task_names(entry.name for entry in entries)
     return entries
+
+
+def _image_size(table) -> ImageSize | None:
+    if "image_size" not in table:
+        return None
+    return ImageSize(table["image_size"], table.get("resize", "crop"))
 
 
 def _checked_entry(task, path, where) -> _Entry:
@@ -161,7 +182,7 @@ def _check_keys(table, types, required, where):
 
 
 def _check_type(key, value, types, words, where):
-    # TOML's true and false are Python's, which are whole numbers too.
+    # bool is a subclass of int.
     if not isinstance(value, types) or isinstance(value, bool):
         raise UsageError(f"Expected {words} for the key {key!r}. Received: {value!r} in {where}.")
 
@@ -175,8 +196,8 @@ def _check_exists(kind, path, where):
         )
 
 
-def _in_one_colour_space(tasks) -> tuple[Task, ...]:
-    """Repeat grey images in three channels if, and only if, other tasks have colours."""
+def _with_equal_channels(tasks) -> tuple[Task, ...]:
+    """Repeat the channel of grey images three times if other tasks have RGB images."""
     channels = {task.input_shape[-1] if len(task.input_shape) == 3 else None for task in tasks}
     if channels != {1, 3}:
         return tuple(tasks)

@@ -10,12 +10,14 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
 from keras_mas.training.tasks import DataError, datasets, load_tasks
+from keras_mas.training.tasks.images import ImageSize
 
 tf = pytest.importorskip("tensorflow")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -58,7 +60,8 @@ def images(*shapes):
 
 
 def read(tmp_path, image_size=None):
-    return datasets.read_tfds("pets", image_size, tmp_path)
+    size = ImageSize(image_size) if image_size else None
+    return datasets.read_tfds("pets", size, tmp_path)
 
 
 # What is prepared.
@@ -83,6 +86,23 @@ def test_images_are_brought_to_one_size(prepare, tmp_path, shape):
     source = read(tmp_path, image_size=8)
     assert source.train.inputs.shape == (4, 8, 8, channels)
     np.testing.assert_array_equal(source.train.inputs.mean(axis=(1, 2, 3)) % 2, source.train.labels)
+
+
+def test_images_keep_their_aspect_ratio(prepare, tmp_path):
+    # Bright columns on both sides of a 4x8 image are cut off, and its square middle is dark.
+    wide = np.full((4, 8, 3), 200, np.uint8)
+    wide[:, 2:6] = 0
+    rows = [{"image": wide, "label": 0}]
+    prepare(image_features(), train=rows, test=rows)
+    assert read(tmp_path, image_size=4).train.inputs.max() == 0
+    stretched = datasets.read_tfds("pets", ImageSize(4, "stretch"), tmp_path).train.inputs
+    assert stretched[0, :, 0].min() > 150
+
+
+def test_images_that_do_not_fit_into_memory(prepare, tmp_path):
+    prepare(image_features(), train=images((4, 6, 3)), test=images((4, 6, 3)))
+    with pytest.raises(UsageError, match="1 images of size 1000000x1000000x3.*GiB needed"):
+        read(tmp_path, image_size=1_000_000)
 
 
 def test_images_of_several_sizes_need_image_size(prepare, tmp_path):
@@ -113,9 +133,16 @@ def test_features_that_are_no_images(prepare, tmp_path):
 def test_missing_split(prepare, tmp_path):
     prepare(image_features(), train=images((4, 4, 3)), extra=images((4, 4, 3)))
     with pytest.raises(
-        DataError, match="'train' and 'test'. Received: 'train', 'extra' in .*'pets'"
+        DataError, match="none in 'test' of .*'pets', whose splits are 'train', 'extra'"
     ):
         read(tmp_path)
+
+
+def test_empty_split():
+    # TFDS itself refuses to prepare one, but others may have prepared it.
+    splits = {"train": SimpleNamespace(num_examples=1), "test": SimpleNamespace(num_examples=0)}
+    with pytest.raises(DataError, match="none in 'test' of .*'pets'"):
+        datasets._require_splits(SimpleNamespace(splits=splits), "pets")
 
 
 def test_set_without_labels(prepare, tmp_path):

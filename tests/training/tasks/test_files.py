@@ -4,6 +4,7 @@ import pytest
 from keras_mas.errors import UsageError
 from keras_mas.training.tasks import DataError
 from keras_mas.training.tasks.files import read_folder, read_npz
+from keras_mas.training.tasks.images import ImageSize
 
 # Archives.
 
@@ -101,7 +102,7 @@ def test_folder_with_validation_data(pets, write_images, name):
 
 
 def test_folder_resized(pets):
-    assert read_folder(pets, 8).test.inputs.shape == (2, 8, 8, 3)
+    assert read_folder(pets, ImageSize(8)).test.inputs.shape == (2, 8, 8, 3)
 
 
 def test_folder_of_several_sizes_needs_image_size(pets, write_images):
@@ -155,4 +156,47 @@ def test_folder_without_images(write_images):
 def test_class_that_is_tested_but_not_trained(pets, write_images):
     write_images("photos", {"test/cow": 1})
     with pytest.raises(DataError, match="'cat', 'dog'.*Received: 'cow' in '.*test'"):
+        read_folder(pets, None)
+
+
+# Links.
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../dog"])
+def test_link_back_into_the_split_repeats_nothing(pets, target):
+    # Followed, these loops would give the cats again and again, and dogs the label of cats.
+    (pets / "train" / "cat" / "again").symlink_to(target)
+    source = read_folder(pets, None)
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_image_linked_twice_in_a_class_counts_once(pets):
+    (pets / "train" / "cat" / "copy.png").symlink_to("0.png")
+    (pets / "train" / "cat" / "hard.png").hardlink_to(pets / "train" / "cat" / "0.png")
+    assert len(read_folder(pets, None).train) == 6
+
+
+def test_images_may_lie_elsewhere(pets, write_images):
+    elsewhere = write_images("elsewhere", {"small": 2})
+    (pets / "train" / "cat" / "more").symlink_to(elsewhere)
+    assert read_folder(pets, None).train.labels.tolist() == [0] * 5 + [1] * 3
+
+
+@pytest.mark.parametrize("link", ["train/dog/0b.png", "test/cat/0b.png"])
+def test_image_of_two_classes_or_splits(pets, link):
+    (pets / link).symlink_to(pets / "train" / "cat" / "0.png")
+    with pytest.raises(DataError, match=f"'.*{link}', which is the same file as '.*cat/0.png'"):
+        read_folder(pets, None)
+
+
+def test_test_folder_that_is_the_training_folder(write_images):
+    path = write_images("photos", {"train/cat": 1, "train/dog": 1})
+    (path / "test").symlink_to("train")
+    with pytest.raises(DataError, match="different files in every class and split"):
+        read_folder(path, None)
+
+
+def test_link_to_nothing_is_named(pets):
+    (pets / "train" / "cat" / "lost.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match="lost.png' .No such file"):
         read_folder(pets, None)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -118,10 +120,21 @@ def test_choice_applies_to_own_validation_data_too(zoo):
     assert task.validation.labels.tolist() == [1, 0]
 
 
-def test_choice_leaves_out_labels_that_no_class_has(zoo):
-    source = Source(zoo.classes, numbered_split([-1, 0, 0, 1, 1, 9]), zoo.test)
-    task = make_task("zoo", source, [0, 1], LoadOptions(validation_fraction=0.5))
-    assert sorted(numbers(task.train) + numbers(task.validation)) == [1, 2, 3, 4]
+@pytest.mark.parametrize("role", ["train", "test", "validation"])
+@pytest.mark.parametrize("classes", [None, [0, 1]])
+@pytest.mark.parametrize("label", [-1, 9])
+def test_label_that_no_class_has(zoo, role, classes, label):
+    source = replace(zoo, **{role: numbered_split([0, 0, 1, 1, 2, 3, label])})
+    with pytest.raises(DataError, match=f"from 0 to 3.*label {label} in the {role} split .*'zoo'"):
+        make_task("zoo", source, classes, LoadOptions())
+
+
+@pytest.mark.parametrize(("role", "word"), [("train", "training"), ("test", "test")])
+def test_chosen_class_without_examples(zoo, role, word):
+    source = replace(zoo, **{role: numbered_split([0, 0, 1, 1, 3, 3])})
+    with pytest.raises(DataError, match=f"{word} examples of every class.*none of class 'cow'"):
+        make_task("zoo", source, ["ant", "cow"], LoadOptions())
+    assert len(make_task("zoo", source, ["ant", "bee"], LoadOptions()).classes) == 2
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,9 @@ def test_floats_become_float32_and_keep_their_shape():
         (np.ones((4, 0)), np.zeros(4, int), ["at least one example", "(4, 0)"]),
         (np.ones(4), np.zeros(4, int), ["[N, ...]", "(4,)", "reshape"]),
         (np.array(1.0), np.zeros(4, int), ["[N, ...]", "()"]),
+        (np.ones((4, 3), bool), np.zeros(4, int), ["uint8", "bool", "astype"]),
+        (np.ones((4, 3), np.uint16), np.zeros(4, int), ["uint8", "uint16", "astype"]),
+        (np.ones((4, 3), complex), np.zeros(4, int), ["uint8", "complex128"]),
         (np.ones((4, 3), np.int64), np.zeros(4, int), ["uint8", "int64", "astype"]),
         (np.full((4, 3), "a"), np.zeros(4, int), ["uint8", "<U1"]),
         (np.array([[1.0, np.nan], [np.inf, 1.0]]), np.zeros(2, int), ["finite", "2 values"]),
@@ -68,6 +71,11 @@ def test_names_that_no_layer_signature_or_file_can_have(make_a_task, name):
     with pytest.raises(UsageError, match="letters, digits") as error:
         make_a_task(name)
     assert repr(name) in str(error.value)
+
+
+def test_name_of_the_signature_for_all_tasks(make_a_task):
+    with pytest.raises(UsageError, match="another task name than 'serving_default'"):
+        make_a_task("serving_default")
 
 
 @pytest.mark.parametrize("name", ["0-1", "a", "Shop_2.b-C"])

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_mas.errors import UsageError
+from keras_mas.training.settings import DEFAULT_FOR_VECTORS, RECIPES, recipe_for
 from keras_mas.training.tasks import DataError, load_tasks
 
 
@@ -52,6 +54,30 @@ def test_folder_is_scaled_as_pixels(load, pets):
     assert stream.rescale == (1 / 255, 0.0)
     assert stream.input_shape == (8, 8, 3)
     assert stream.tasks[0].classes == ("dog", "cat")
+
+
+def test_images_are_cropped_unless_stretched(load, write_images):
+    # 6x4 images in which the left third is white: cropped to 4x4, one column of 4 is white.
+    folder = write_images(
+        "photos", {f"{split}/{c}": 2 for split in ("train", "test") for c in "ab"}
+    )
+    for file in folder.rglob("*.png"):
+        image = Image.new("RGB", (6, 4))
+        image.paste("white", (0, 0, 2, 4))
+        image.save(file)
+    means = {}
+    for resize in ("", 'resize = "crop"\n', 'resize = "stretch"\n'):
+        text = f'name = "shop"\nimage_size = 4\n{resize}[[task]]\nname = "a"\nfolder = "photos"'
+        means[resize] = load(text).tasks[0].test.inputs.mean() / 255
+    assert list(means.values()) == pytest.approx([1 / 4, 1 / 4, 1 / 3], abs=0.02)
+
+
+def test_stream_named_like_a_built_in_one_is_not_built_in(load, write_npz):
+    write_npz()
+    stream = load('name = "split-mnist"\n[[task]]\nname = "a"\nnpz = "a.npz"')
+    assert not stream.builtin
+    assert recipe_for(stream) == DEFAULT_FOR_VECTORS
+    assert recipe_for(load_tasks("split-digits")) == RECIPES["split-digits"]
 
 
 def test_seed_and_fraction_reach_the_tasks(load, write_npz):
@@ -128,6 +154,9 @@ TASK = '[[task]]\nname = "a"\nnpz = "a.npz"\n'
         (HEAD + 'image_size = "8"\n' + TASK, ["a whole number", "'image_size'", "'8'"]),
         (HEAD + "image_size = true\n" + TASK, ["a whole number", "True"]),
         (HEAD + "image_size = 0\n" + TASK, ["at least 1", "Received: 0"]),
+        (HEAD + 'image_size = 8\nresize = "corp"\n' + TASK, ["'crop', 'stretch'", "mean 'crop'?"]),
+        (HEAD + 'resize = "crop"\n' + TASK, ["`image_size` beside `resize`"]),
+        (HEAD + '[[task]]\nname = "serving_default"\nnpz = "a.npz"', ["'serving_default'"]),
         (HEAD + '[[task]]\nnpz = "a.npz"', ["the key 'name'", "number 1"]),
         (HEAD + '[[task]]\nname = "a"', ["'tfds', 'npz', 'folder'", "none", "number 1"]),
         (HEAD + TASK + 'folder = "b"', ["exactly one source", "'npz', 'folder'"]),
