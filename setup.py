@@ -28,6 +28,8 @@ TRAINING = [
     "matplotlib>=3.9",
     "pillow>=10.1",
     "rich>=13.0",
+    "filelock>=3.13",
+    "shtab>=1.9",
 ]
 TEST = ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6"]
 

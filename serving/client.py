@@ -108,6 +108,21 @@ class _Client(abc.ABC):
         """
         return self._predict(name, inputs, signature, version)
 
+    def signatures(self, name, *, version=None):
+        """Ask for the signatures of a model.
+
+        Args:
+            name: Name of the model.
+            version: Version to ask about. Default: the one the server thinks latest.
+
+        Returns:
+            Mapping from signature name to `SignatureDef`.
+
+        Raises:
+            ServingError: If the server does not know the model or does not answer.
+        """
+        return self._signatures(name, version)
+
     def status(self, name):
         """Ask for the state of every version of a model.
 
@@ -158,6 +173,9 @@ class _Client(abc.ABC):
     def _predict(self, name, inputs, signature, version): ...
 
     @abc.abstractmethod
+    def _signatures(self, name, version): ...
+
+    @abc.abstractmethod
     def _status(self, name, seconds): ...
 
     def _try_status(self, name, seconds):
@@ -200,6 +218,17 @@ class GrpcClient(_Client):
         response = self._call(self._predictions.Predict, request, self.timeout)
         return {key: _as_text(tf.make_ndarray(proto)) for key, proto in response.outputs.items()}
 
+    def _signatures(self, name, version):
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=model_pb2.ModelSpec(name=name), metadata_field=["signature_def"]
+        )
+        if version is not None:
+            request.model_spec.version.value = version
+        response = self._call(self._predictions.GetModelMetadata, request, self.timeout)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(signatures)
+        return signatures.signature_def
+
     def close(self):
         """Close the channel."""
         self._channel.close()
@@ -232,6 +261,9 @@ class RestClient(_Client):
         path = f"{_path(name, version)}:predict"
         answer = self._call("POST", name, path, self.timeout, data=body)["outputs"]
         return _read_columns(answer, signatures[signature].outputs)
+
+    def _signatures(self, name, version):
+        return self._metadata(name, version)[0]
 
     def close(self):
         """Close the connections."""

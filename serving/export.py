@@ -79,6 +79,26 @@ def export_version(heads, directory, *, input_name="inputs", classes=None):
     return directory
 
 
+def check_exportable(task_names, directory):
+    """Refuse an export that would fail whatever the models are.
+
+    Args:
+        task_names: Names of the heads that will be exported.
+        directory: Folder of the served model, `models/NAME`; it need not exist.
+
+    Raises:
+        UsageError: If a name cannot name a signature, or `directory` cannot be a folder.
+    """
+    _check_names(task_names, "inputs")
+    directory = Path(directory)
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(
+            f"Expected a folder for the served model. Received: '{directory}', where '{existing}' "
+            "is a file. Choose another folder."
+        )
+
+
 def is_exported(heads, directory):
     """Return whether a version holds the weights of these heads, and none but theirs.
 

@@ -14,9 +14,10 @@ class TaskLines(Listener):
     Args:
         stream: The tasks of the run.
         title: What the lines begin with: the method, usually.
+        verbose: As for `model.fit`; from 1 on Keras shows its own bars, and this one is off.
     """
 
-    def __init__(self, stream: TaskStream, title: str):
+    def __init__(self, stream: TaskStream, title: str, *, verbose: int = 0):
         self.title = title
         self.total = len(stream.tasks)
         self.width = max(len(task.name) for task in stream.tasks)
@@ -28,7 +29,7 @@ class TaskLines(Listener):
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=bool(verbose) or not self.console.is_terminal,
         )
         self.callbacks = (_EpochBar(self.bar),)
 

@@ -13,45 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from keras_mas.errors import UsageError
-
-from .run import read_json
-
 _MEASURES = ("average_accuracy", "forgetting", "backward_transfer")
-
-
-def load_result(run: Path) -> dict:
-    """Read the result of a finished run.
-
-    Args:
-        run: Folder of the run.
-
-    Raises:
-        UsageError: If the folder holds no finished run.
-    """
-    path = run / "result.json"
-    if not path.is_file():
-        raise UsageError(
-            f"Expected the folder of a finished run. Received: '{run}', which has no result.json. "
-            "Name a folder that `keras-mas train` wrote; the same command finishes a run that was "
-            "interrupted."
-        )
-    result = read_json(path)
-    missing = {
-        "tasks",
-        "method",
-        "strength",
-        "penalty",
-        "accuracy_matrix",
-        "average_accuracy",
-        "forgetting",
-    } - set(result)
-    if missing:
-        raise RuntimeError(
-            f"Expected a result of `keras-mas train`. Received: '{path}' without "
-            f"{', '.join(sorted(missing))}. Remove it, and run the same command again."
-        )
-    return result
 
 
 def title(result: dict) -> str:
@@ -60,6 +22,12 @@ def title(result: dict) -> str:
         return "finetune"
     penalty = "" if result["penalty"] == "in_loss" else f" {result['penalty']}"
     return f"{result['method']} λ={result['strength']:g}{penalty}"
+
+
+def report_rows(results: Sequence[dict]) -> list[dict]:
+    """Return a row of plain values per run: its settings, its recipe and its measures."""
+    names = ("stream", "scenario", "method", "strength", "penalty", "seed", *_MEASURES)
+    return [{name: result[name] for name in names} | result["recipe"] for result in results]
 
 
 def print_result(result: dict, console: Console) -> None:
@@ -108,7 +76,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
     """Draw the accuracy of every task over time, a panel per task, to a PNG file.
 
     Args:
-        results: Results of runs over the same tasks, as `load_result` returns them: a line each.
+        results: Results of runs over the same tasks, as `read_result` returns them: a line each.
         path: File to write.
     """
     names = results[0]["tasks"]
