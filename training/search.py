@@ -20,6 +20,7 @@ from keras_mas.errors import UsageError
 from .run import DivergedError, Listener, describe, train
 from .run_directory import (
     RUN_FILES,
+    are,
     claimed,
     is_finished,
     is_text,
@@ -32,8 +33,8 @@ from .tasks import TaskStream
 
 _OBJECTIVE = "average_accuracy"
 _FAILURE = "failure.json"
-# Keras-tuner's files: the state of the tuner and of the oracle, and a folder per trial.
-_TUNER, _ORACLE, _TRIALS = "tuner0.json", "oracle.json", "trial_*/trial.json"
+# Keras-tuner's files: the state of the tuner and of the oracle. It has a folder per trial beside.
+_TUNER, _ORACLE = "tuner0.json", "oracle.json"
 # The path in a search's folder of every file that a search writes, as a regular expression.
 SEARCH_FILES = (
     rf"arguments\.json|\.lock(\.json)?|tuner0\.json|oracle\.json|trial_\w+/trial\.json"
@@ -148,22 +149,22 @@ class _Tuner(kt.Tuner):
 
     def __init__(self, attempt, space, seed, folder):
         self.attempt = attempt
-        with _reading_state(folder), contextlib.redirect_stdout(io.StringIO()):
+        with _naming_damaged_state(folder), contextlib.redirect_stdout(io.StringIO()):
             super().__init__(
                 oracle=_oracle(space, seed),
                 directory=folder.parent,
                 project_name=folder.name,
                 overwrite=False,
             )
+            for name in self.oracle.end_order:  # a missing file is noticed late otherwise
+                self.oracle.trials[name]
 
     def strengths(self):
         """Run the trials that are missing, and return the λ of every trial of the search."""
         try:
             with warnings.catch_warnings():
-                # It takes the maximum of a failed trial's NaN, and its Gaussian process tells when
-                # its fit could be better.
+                # It takes the maximum of a failed trial's NaN.
                 warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
-                warnings.filterwarnings("ignore", module=r"sklearn\.")
                 self.search(verbose=0)
         except kt.errors.FatalError as error:
             raise error.__cause__ or error from None
@@ -180,8 +181,8 @@ class _Tuner(kt.Tuner):
 
 
 @contextlib.contextmanager
-def _reading_state(folder):
-    """Name the file of keras-tuner's state that cannot be read."""
+def _naming_damaged_state(folder):
+    """Name the file of keras-tuner's state that an error in the block comes from."""
     cure = (
         f"Remove '{_TUNER}', '{_ORACLE}' and the 'trial_*' folders in '{folder}', and run the same "
         "`keras-mas search` command again: it reads the runs that are there and trains only what "
@@ -190,9 +191,10 @@ def _reading_state(folder):
     try:
         yield
     except Exception as error:  # whatever a damaged file leads to
-        for path in (folder / _TUNER, folder / _ORACLE):
-            read_json(path, cure=cure)
-        for path in sorted(folder.glob(_TRIALS)):
+        read_json(folder / _TUNER, cure=cure)
+        oracle = read_json(folder / _ORACLE, {"end_order": are(is_text)}, cure=cure)
+        for name in oracle["end_order"]:
+            path = folder / f"trial_{name}" / "trial.json"
             read_json(path, {"trial_id": is_text, "status": is_text}, cure=cure)
         with naming_damage(folder / _ORACLE, cure):
             raise error
