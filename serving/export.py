@@ -91,7 +91,7 @@ def check_exportable(task_names, directory):
     """
     _check_names(task_names, "inputs")
     directory = Path(directory)
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
     if not existing.is_dir():
         raise UsageError(
             f"Expected a folder for the served model. Received: '{directory}', where '{existing}' "

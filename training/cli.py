@@ -146,7 +146,7 @@ def _show_ours(message, category, filename, lineno, file=None, line=None) -> Non
     """Show the warnings of this package, in the terms of the command line; drop others."""
     if category.__name__ == "UnstablePenaltyWarning" and hasattr(message, "limit"):
         message = (
-            f"λ = {message.strength:.3g} is above {message.limit:.3g}, the largest that this "
+            f"λ = {message.strength:g} is above {message.limit:.3g}, the largest that this "
             "optimizer and learning rate can follow: training is likely to diverge. Lower "
             "`--strength` or `--learning-rate`, or use `--penalty decoupled`."
         )

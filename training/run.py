@@ -124,11 +124,11 @@ def train(
         DivergedError: If the training diverged.
     """
     description = describe(stream, settings, evaluate_on)
+    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose)
     with claimed(directory, description, overwrite=overwrite):
         finished = is_finished(directory)
         if finished:
             read_result(directory)
-        run = _Run(stream, settings, directory, evaluate_on, listeners, verbose)
         for number, task in enumerate(stream.tasks):
             run.task(number, task)
         if not finished:

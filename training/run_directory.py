@@ -96,7 +96,7 @@ def check_writable(directory: Path) -> None:
     Raises:
         UsageError: If the path, or one above it, is a file, or the user may not write there.
     """
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
     if not existing.is_dir():
         raise UsageError(
             f"'{directory}' cannot be a folder, since '{existing}' is a file. Choose another "

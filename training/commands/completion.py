@@ -7,9 +7,9 @@ from pathlib import Path
 SUMMARY = "print a completion script for a shell"
 SHELLS = ("bash", "zsh", "fish")
 EPILOG = """\
-To complete `keras-mas` in new shells:
-  bash  keras-mas completion bash > ~/.local/share/bash-completion/completions/keras-mas
-  zsh   keras-mas completion zsh > DIR/_keras-mas    with DIR one of the folders in $fpath
+to complete the command line in every new shell:
+  bash  keras-mas completion bash >> ~/.bash_completion
+  zsh   keras-mas completion zsh > FOLDER/_keras-mas, a FOLDER out of $fpath
   fish  keras-mas completion fish > ~/.config/fish/completions/keras-mas.fish
 """
 
