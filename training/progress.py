@@ -17,7 +17,7 @@ class TaskLines(Listener):
         verbose: As for `model.fit`; from 1 on Keras shows its own bars, and this one is off.
     """
 
-    def __init__(self, stream: TaskStream, title: str, *, verbose: int = 0):
+    def __init__(self, stream: TaskStream, title: str, verbose: int = 0, *, epochs=None):
         self.title = title
         self.total = len(stream.tasks)
         self.width = max(len(task.name) for task in stream.tasks)

@@ -1,9 +1,11 @@
 """What a run found, as text for a terminal and as a picture."""
 
+import csv
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import matplotlib
 
@@ -28,6 +30,14 @@ def report_rows(results: Sequence[dict]) -> list[dict]:
     """Return a row of plain values per run: its settings, its recipe and its measures."""
     names = ("stream", "scenario", "method", "strength", "penalty", "seed", *_MEASURES)
     return [{name: result[name] for name in names} | result["recipe"] for result in results]
+
+
+def write_csv(rows: Sequence[dict], file: TextIO) -> None:
+    """Write rows as CSV with a line of column names; None becomes an empty field."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def print_result(result: dict, console: Console) -> None:

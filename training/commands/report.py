@@ -1,6 +1,7 @@
 """`keras-mas report`: print the results of runs, and draw them side by side."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from keras_mas.errors import UsageError
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from ..console import result_console
-    from ..report import draw, print_comparison, print_result, report_rows
+    from ..report import draw, print_comparison, print_result, report_rows, write_csv
     from ..run_directory import read_result
 
     results = [read_result(folder) for folder in args.runs]
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         shared.print_json(report_rows(results))
         return
     if args.csv:
-        _print_csv(report_rows(results))
+        write_csv(report_rows(results), sys.stdout)
         return
     console = result_console()
     if len(results) == 1:
@@ -52,13 +53,3 @@ def run(args: argparse.Namespace) -> None:
         print_comparison(results, console)
     if args.output:
         console.print(f"drawn to {args.output}", soft_wrap=True)
-
-
-def _print_csv(rows):
-    import csv
-    import sys
-
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)

@@ -54,7 +54,12 @@ def run(args: argparse.Namespace) -> None:
     stream = shared.load_stream(args)
     settings = shared.settings_of(args, stream)
     directory = args.output or Path("runs") / run_name(stream, settings)
-    lines = TaskLines(stream, title(dataclasses.asdict(settings)), verbose=args.verbose)
+    lines = TaskLines(
+        stream,
+        title(dataclasses.asdict(settings)),
+        verbose=args.verbose,
+        epochs=[settings.recipe.for_task(number)[1] for number in range(len(stream.tasks))],
+    )
     listeners = [lines]
     if args.export:
         check_export(stream, args.export, None if args.overwrite else directory)
