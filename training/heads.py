@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 
 import keras
 
@@ -58,7 +59,9 @@ def _unambiguous_classes(stream: TaskStream) -> tuple[str, ...]:
     return tuple(names)
 
 
-def build_heads(stream: TaskStream, trunk: keras.Model, model=keras.Model) -> MultiHead:
+def build_heads(
+    stream: TaskStream, trunk: keras.Model, model: Callable[..., keras.Model] = keras.Model
+) -> MultiHead:
     """Build the heads of a stream on a trunk.
 
     All are built at once, so that their initial weights depend on the seed alone.

@@ -196,7 +196,7 @@ class _Run:
         )
         self.heads = build_heads(self.stream, trunk, model=self.method.model)
         self.head_of = heads_of(self.stream)
-        # A head of its own needs no protection; a shared one is part of what is learned.
+        # No later task trains the head of a single task; a shared head needs protection too.
         shared = trunk if self.stream.scenario == "task" else self._model(self.stream.tasks[0])
         self.method.protect(shared)
 

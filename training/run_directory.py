@@ -274,23 +274,24 @@ def _holder(directory):
 
 def _check_content(directory, description, files, overwrite):
     """Refuse a folder that holds anything but the described run, or nothing."""
-    content = _content(directory) - {_LOCK, _HOLDER}
-    foreign = sorted(name for name in content if not re.fullmatch(files, _final_name(name)))
-    if overwrite:
-        if lost := [name for name in foreign if not name.endswith("/")]:
+    if (directory / ARGUMENTS).exists() and not overwrite:
+        _check_same(directory, description)
+        return
+    holds_run = False
+    for name in _content(directory):
+        if re.fullmatch(files, _final_name(name)):
+            holds_run |= name == _final_name(name) and name not in (_LOCK, _HOLDER)
+        elif not overwrite:
             raise UsageError(
-                f"'{directory}' is not overwritten, since it holds '{lost[0]}', which this command "
+                f"'{directory}' holds something else, such as '{name}'. Choose a new or empty "
+                "folder; nothing was changed."
+            )
+        elif not name.endswith("/"):
+            raise UsageError(
+                f"'{directory}' is not overwritten, since it holds '{name}', which this command "
                 "did not write. Move it elsewhere, or choose another folder; nothing was changed."
             )
-        return
-    if (directory / ARGUMENTS).exists():
-        _check_same(directory, description)
-    elif foreign:
-        raise UsageError(
-            f"'{directory}' holds something else, such as '{foreign[0]}'. Choose a new or empty "
-            "folder; nothing was changed."
-        )
-    elif any(name == _final_name(name) for name in content):
+    if holds_run and not overwrite:
         raise UsageError(
             f"'{directory}' holds a run whose {ARGUMENTS} is missing, so that it cannot be "
             "continued. Replace the run with `--overwrite`, or choose another folder; nothing was "
@@ -299,15 +300,14 @@ def _check_content(directory, description, files, overwrite):
 
 
 def _content(directory):
-    """Return the path of every file and, with "/", of every empty folder below a folder."""
-    content = set()
+    """Yield the path of every file and, with "/", of every empty folder below a folder."""
     for folder, folders, files in os.walk(directory):
+        folders.sort()
         inside = Path(folder).relative_to(directory)
         links = [name for name in folders if Path(folder, name).is_symlink()]
-        content |= {(inside / name).as_posix() for name in [*files, *links]}
+        yield from ((inside / name).as_posix() for name in sorted([*files, *links]))
         if not folders and not files and inside.parts:
-            content.add(f"{inside.as_posix()}/")
-    return content
+            yield f"{inside.as_posix()}/"
 
 
 def _final_name(path):

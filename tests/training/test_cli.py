@@ -8,6 +8,7 @@ import sys
 import warnings
 from importlib import metadata
 
+import filelock
 import numpy as np
 import pytest
 
@@ -371,6 +372,9 @@ def test_other_settings_have_a_folder_of_their_own(here, capsys, one_epoch):
 def test_a_folder_with_another_run_is_replaced_on_request_only(here, capsys, one_epoch):
     command = [*one_epoch, "--method", "finetune", "--output", "run"]
     answer(capsys, *command)
+    with filelock.FileLock(here / "run/.lock"):
+        sentence = refusal(capsys, 1, *command)
+        assert sentence.startswith("keras-mas: 'run' is in use by another process. Wait until")
     other = [*command, "--seed", "1"]
     sentence = refusal(capsys, 2, *other)
     assert sentence.startswith("keras-mas: 'run' holds another run: --seed 0 instead of 1")
