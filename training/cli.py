@@ -59,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 class _Version(argparse.Action):
     """Prints the version, which is looked up only then."""
 
-    def __call__(self, parser, *_: Any) -> NoReturn:
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         sys.stdout.write(f"{parser.prog} {metadata.version('keras-mas')}\n")
         parser.exit()
 

@@ -391,8 +391,8 @@ def _fingerprint(stream):
     digest = hashlib.sha256()
     for task in stream.tasks:
         for split in task.splits.values():
-            digest.update(np.ascontiguousarray(split.inputs))
-            digest.update(np.ascontiguousarray(split.labels))
+            digest.update(np.ascontiguousarray(split.inputs).data)
+            digest.update(np.ascontiguousarray(split.labels).data)
     return digest.hexdigest()[:16]
 
 

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from ..exporting import Exporter, check_export
     from ..progress import TaskLines
     from ..report import draw, print_result, title
-    from ..run import train
+    from ..run import Listener, train
 
     if args.backbone is not None:
         check_backbone(args.backbone)  # before any data is loaded
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         verbose=args.verbose,
         epochs=[settings.recipe.for_task(number)[1] for number in range(len(stream.tasks))],
     )
-    listeners = [lines]
+    listeners: list[Listener] = [lines]
     if args.export:
         check_export(stream, args.export, None if args.overwrite else directory)
         listeners.append(Exporter(args.export))
