@@ -38,6 +38,8 @@ TRAINING = [
     "pillow>=10.1",
     "psutil>=5.9",
     "rich>=13.0",
+    "filelock>=3.13",
+    "shtab>=1.9",
 ]
 TEST = [
     "pytest>=8.0",

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 
 from keras_mas import compute_importance
 from keras_mas.importance.definition import squared_norms
-from keras_mas.training.run import write_json
+from keras_mas.training.run_directory import write_json
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 

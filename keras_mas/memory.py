@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from .arrays import load_arrays, save_arrays
 from .binding import Binding, listed, moving_batch_norms, refuse_missing
+from .choices import BATCH_NORM
 from .importance import ImportanceSums, compute_importance
-from .options import BATCH_NORM
 from .penalty import drift_penalty, proximal_step, warn_if_unstable
 from .states import WeightState, checked_strength, from_arrays, to_arrays
 from .weights import find_weights, identities, trainable_weights, weight_names

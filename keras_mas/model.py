@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .choices import PENALTIES
 from .memory import SynapticMemory
-from .options import PENALTIES
 from .regularizer import penalty_outside_loss
 
 _MEMORY = "memory:"  # what the keys of the memory begin with among a model's own variables

@@ -136,6 +136,22 @@ class _Client(abc.ABC):
         tensors = {key: _tensor_proto(key, value) for key, value in inputs.items()}
         return self._predict(name, tensors, signature, version)
 
+    def signatures(self, name: str, *, version: int | None = None) -> Mapping[str, Any]:
+        """Return the signatures of a model.
+
+        Args:
+            name: Name of the model.
+            version: Version to ask about. Default: the latest that the server has loaded.
+
+        Returns:
+            Mapping from signature name to `SignatureDef`.
+
+        Raises:
+            ServingError: If the server does not know the model, does not answer, or answers with
+                something else.
+        """
+        return self._metadata(name, version)[0]
+
     def status(self, name: str) -> list[VersionStatus]:
         """Return the state of every version of a model.
 
@@ -186,6 +202,10 @@ class _Client(abc.ABC):
     def _predict(
         self, name: str, tensors: Mapping[str, Any], signature: str, version: int | None
     ) -> dict[str, np.ndarray]: ...
+
+    @abc.abstractmethod
+    def _metadata(self, name: str, version: int | None) -> tuple[Mapping[str, Any], int]:
+        """Return the signatures of a version, and the number of the version if it was None."""
 
     @abc.abstractmethod
     def _status(self, name: str, seconds: float) -> list[VersionStatus]: ...
@@ -244,6 +264,17 @@ class GrpcClient(_Client):
         except (TypeError, ValueError) as error:
             message = f"an output that is no tensor ({error})"
             raise _error(name, self.host_port, "UNKNOWN", message) from error
+
+    def _metadata(self, name: str, version: int | None) -> tuple[Mapping[str, Any], int]:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=model_pb2.ModelSpec(name=name), metadata_field=["signature_def"]
+        )
+        if version is not None:
+            request.model_spec.version.value = version
+        response = self._call(self._predictions.GetModelMetadata, request, self.timeout)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(signatures)
+        return signatures.signature_def, response.model_spec.version.value
 
     def _status(self, name: str, seconds: float) -> list[VersionStatus]:
         request = get_model_status_pb2.GetModelStatusRequest(

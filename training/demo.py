@@ -1,4 +1,4 @@
-"""The demonstration behind `make demo`: the commands a user would type, one after the other."""
+"""The demonstration that `make demo` runs: the commands a user would type, one after the other."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ MAS, FINETUNE = "runs/demo-mas", "runs/demo-finetune"
 
 
 def main() -> int:
-    """Train with and without protection, draw both, export, serve, and ask the server."""
+    """Train with and without protection, compare, export, serve, and ask the server."""
     _run(f"keras-mas train split-digits --method finetune --output {FINETUNE}")
     _run(f"keras-mas train split-digits --method mas --output {MAS} --export {MODEL}")
     _run(f"keras-mas report {MAS} {FINETUNE} --output runs/demo.png")
@@ -26,7 +26,7 @@ def main() -> int:
 
 
 def _run(command):
-    """Show a command and do it in this process, where TensorFlow is imported already."""
+    """Print a command and run it in this process, which has imported TensorFlow already."""
     _say(f"$ {command}")
     code = cli.main(shlex.split(command)[1:])
     if code:
@@ -41,7 +41,7 @@ def _server():
     words = [sys.executable, "-m", "keras_mas.training.cli", *shlex.split(command)[1:]]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
         try:
-            greeting = server.stderr.readline()
+            greeting = server.stderr.readline() if server.stderr else ""
             _say(greeting.strip())
             ports = re.findall(r"127\.0\.0\.1:(\d+)", greeting)
             if len(ports) != 2:

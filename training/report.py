@@ -16,14 +16,7 @@ from rich.text import Text
 from keras_mas.errors import UsageError
 from keras_mas.files import atomic_file
 
-from .run import read_json
-
 _MEASURES = ("average_accuracy", "forgetting", "backward_transfer")
-_REQUIRED = {
-    *("stream", "scenario", "tasks", "method", "strength", "penalty", "seed", "recipe"),
-    *("accuracy_matrix", "average_accuracy", "forgetting", "backward_transfer"),
-    *("forward_transfer", "seconds"),
-}
 
 # Layout of a printed accuracy matrix, in characters: "(0.123)" and a space before it.
 _CELL = 8
@@ -31,36 +24,6 @@ _LONGEST_NAME = 20
 
 # Above this number of tasks, a picture has heat maps instead of a panel per task.
 _MOST_PANELS = 15
-
-
-def load_result(run: Path) -> dict[str, Any]:
-    """Read the result of a finished run.
-
-    Args:
-        run: Folder of the run.
-
-    Returns:
-        The content of its `result.json`.
-
-    Raises:
-        UsageError: If the folder holds no finished run.
-        RuntimeError: If `result.json` is damaged.
-    """
-    path = run / "result.json"
-    if not path.is_file():
-        raise UsageError(
-            f"Expected the folder of a finished run. Received: '{run}', which has no result.json. "
-            "Name a folder that `keras-mas train` wrote; the same command finishes a run that was "
-            "interrupted."
-        )
-    result = read_json(path)
-    missing = _REQUIRED - set(result)
-    if missing:
-        raise RuntimeError(
-            f"Expected a result of `keras-mas train`. Received: '{path}' without "
-            f"{', '.join(sorted(missing))}. Remove it, and run the same command again."
-        )
-    return result
 
 
 def title(result: Mapping[str, Any]) -> str:
@@ -85,7 +48,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     A matrix wider than the console is divided into blocks of columns; no number is cut.
 
     Args:
-        result: As `load_result` returns it.
+        result: As `read_result` returns it.
         console: Where to print; its width is respected.
     """
     lines = [
@@ -145,7 +108,7 @@ def print_comparison(results: Sequence[Mapping[str, Any]], console: Console) -> 
     A line names the run's method and those other settings in which the runs differ.
 
     Args:
-        results: As `load_result` returns them.
+        results: As `read_result` returns them.
         console: Where to print.
     """
     rows = [["run", "seed", *(name.replace("_", " ") for name in _MEASURES)]]
@@ -210,7 +173,7 @@ def report_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a flat dict per run, for JSON and CSV.
 
     Args:
-        results: As `load_result` returns them.
+        results: As `read_result` returns them.
 
     Returns:
         Per run: stream, scenario, method, strength and penalty (None for fine-tuning), seed, what
@@ -253,7 +216,7 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     accuracy matrix per run, beside the mean accuracy on the tasks learned so far.
 
     Args:
-        results: Results of runs over the same tasks, as `load_result` returns them.
+        results: Results of runs over the same tasks, as `read_result` returns them.
         path: File to write; its suffix decides on the format, such as .png, .svg or .pdf.
 
     Raises:

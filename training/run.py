@@ -1,21 +1,10 @@
-"""One run: a stream of tasks learned one after the other by one method, on disk and resumable.
-
-A run's folder holds
-
-    arguments.json      everything that decides the result
-    1/ 2/ … T/          after each task: model.keras (trunk and heads so far), memory.npz (what the
-                        method remembers) and progress.json (accuracies and seconds so far)
-    result.json         written last
-"""
+"""One run: a stream of tasks learned one after the other by one method, on disk and resumable."""
 
 import contextlib
 import dataclasses
 import hashlib
 import io
-import json
-import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -26,13 +15,36 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas import metrics
-from keras_mas.errors import UsageError
-from keras_mas.heads import MultiHead
+from keras_mas.files import atomic_folder
 from keras_mas.methods import load_method
 
 from .backbones import build_trunk
+from .heads import build_heads, heads_of, unique_heads
+from .run_directory import (
+    MEMORY,
+    MODEL,
+    PROGRESS,
+    RESULT,
+    are,
+    claimed,
+    is_finished,
+    is_number,
+    is_text,
+    maps_to,
+    naming_damage,
+    read_json,
+    read_result,
+    task_folder,
+    write_json,
+)
 from .settings import Settings
 from .tasks import Split, Task, TaskStream
+
+_PROGRESS = {
+    "accuracies": are(is_number),
+    "seconds": maps_to(is_number),
+    "classes": maps_to(are(is_text)),
+}
 
 
 class DivergedError(RuntimeError):
@@ -41,7 +53,7 @@ class DivergedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """What a listener is told when a task has been learned.
+    """What is known when a task has been learned.
 
     Attributes:
         number: How many tasks have been learned, this one included.
@@ -61,7 +73,7 @@ class TaskResult:
 
 
 class Listener:
-    """What can be told about a run while it goes on. This one does not listen."""
+    """Base class of what follows the progress of a run; this one ignores it."""
 
     callbacks: tuple[keras.callbacks.Callback, ...] = ()
 
@@ -72,7 +84,7 @@ class Listener:
         """So many examples of the task have been measured; of how many, if that is known."""
 
     def task_finished(self, result: TaskResult) -> None:
-        """Hear that a task has been learned, or has been found in the run's folder."""
+        """A task has been learned, or has been read from the run's folder."""
 
 
 def train(
@@ -84,44 +96,49 @@ def train(
     evaluate_on: str = "test",
     listeners: Sequence[Listener] = (),
     verbose: int = 0,
+    overwrite: bool = False,
 ) -> dict:
-    """Learn all tasks of a stream in turn; go on where an interrupted run of the same kind ended.
+    """Learn all tasks of a stream in turn, or continue an interrupted run of the same settings.
 
     A finished run is not repeated: its result is read. The same seed gives the same result on the
     same machine, whether or not the run was interrupted.
 
     Args:
         stream: The tasks.
-        settings: What to do with them.
-        directory: Folder of the run.
+        settings: How they are learned.
+        directory: Folder of the run, as `run_directory` describes it.
         arguments: What the user asked for, recorded in the result.
-        evaluate_on: "validation", to choose settings by; or "test", and then the validation data
-            is learned from too.
-        listeners: Are told about every task.
-        verbose: As for `model.fit`.
+        evaluate_on: Split to measure accuracy on: "validation", to choose settings by; or "test",
+            and then the validation data is learned from too.
+        listeners: Follow the progress.
+        verbose: As for `model.fit`; what Keras prints goes to standard error.
+        overwrite: Whether to remove an earlier run from the folder first.
 
     Returns:
         The result, as `result.json` holds it.
 
     Raises:
-        UsageError: If the folder holds anything but this run.
+        UsageError: If the folder holds anything but this run, or cannot be written to.
+        InUseError: If another process is at work in the folder.
+        DamagedError: If a file in the folder is damaged.
         DivergedError: If the training diverged.
     """
+    description = describe(stream, settings, evaluate_on)
     run = _Run(stream, settings, directory, evaluate_on, listeners, verbose)
-    claim(directory, describe(stream, settings, evaluate_on))
-    for number, task in enumerate(stream.tasks):
-        run.task(number, task)
-    if not is_finished(directory):
-        write_json(directory / "result.json", run.result() | {"arguments": arguments or {}})
-    return read_json(directory / "result.json")
+    with claimed(directory, description, overwrite=overwrite):
+        finished = is_finished(directory)
+        if finished:
+            read_result(directory)
+        for number, task in enumerate(stream.tasks):
+            run.task(number, task)
+        if not finished:
+            write_json(directory / RESULT, run.result() | {"arguments": arguments or {}})
+        return read_result(directory)
 
 
-def is_finished(directory: Path) -> bool:
-    """Return whether a run's folder holds its result."""
-    return (directory / "result.json").is_file()
-
-
-def saved_heads(directory: Path, number: int) -> tuple[dict, dict]:
+def saved_heads(
+    directory: Path, number: int
+) -> tuple[dict[str, keras.Model], dict[str, tuple[str, ...]]]:
     """Read the models of a run after so many tasks.
 
     Args:
@@ -130,15 +147,21 @@ def saved_heads(directory: Path, number: int) -> tuple[dict, dict]:
 
     Returns:
         The model of every head, and its class names, both by the head's name.
+
+    Raises:
+        DamagedError: If a file is missing or damaged.
     """
-    joint = _load_model(directory / str(number) / "model.keras")
-    progress = read_json(directory / str(number) / "progress.json")
-    models = {name: keras.Model(joint.inputs, logits) for name, logits in joint.output.items()}
-    return models, {name: progress["classes"][name] for name in models}
+    folder = task_folder(directory, number)
+    joint = _load_model(folder)
+    classes = _read_progress(folder)["classes"]
+    with naming_damage(folder / MODEL, _cure(folder)):
+        models = {name: keras.Model(joint.inputs, logits) for name, logits in joint.output.items()}
+    with naming_damage(folder / PROGRESS, _cure(folder)):
+        return models, {name: tuple(classes[name]) for name in models}
 
 
 def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
-    """Return all that decides a result, the data's fingerprint included, as JSON can hold it."""
+    """Return everything that decides a result, a hash of the data included, for JSON."""
     return {
         "stream": stream.name,
         "scenario": stream.scenario,
@@ -148,48 +171,6 @@ def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
         "evaluate_on": evaluate_on,
         **dataclasses.asdict(settings),
     }
-
-
-def claim(directory: Path, description: dict) -> None:
-    """Make a folder that of the described run, or find it to be so already.
-
-    Raises:
-        UsageError: If the folder, or file, is something else; it is left as it is.
-    """
-    claimed = directory / "arguments.json"
-    if claimed.is_file():
-        differences = _differences(read_json(claimed), description)
-        if differences:
-            raise UsageError(
-                f"Expected a new folder, or one that holds this same run. Received: '{directory}' "
-                f"with another run ({differences}). Choose another `--output`; nothing was changed."
-            )
-        return
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(
-            f"Expected a new or empty folder for the run. Received: '{directory}', which holds "
-            "something else. Choose another `--output`; nothing was changed."
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(claimed, description)
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON file that `write_json` wrote; RuntimeError names one that is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RuntimeError(
-            f"Expected JSON in '{path}'. Received: a damaged file ({error}). Remove it, and run "
-            "the command that wrote it again."
-        ) from error
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file that is never seen half-written."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 class _Run:
@@ -204,7 +185,7 @@ class _Run:
         self.baseline = None
 
     def _build(self):
-        """Build trunk, heads and method; every head at once, so that its start is the seed's."""
+        """Build trunk, heads and method."""
         keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(self.settings.seed)
         trunk = build_trunk(
@@ -213,23 +194,20 @@ class _Run:
         self.method = load_method(self.settings.method)(
             self.settings.strength, self.settings.penalty
         )
-        self.heads = MultiHead(trunk, model=self.method.model)
+        self.heads = build_heads(self.stream, trunk, model=self.method.model)
         self.head_of = heads_of(self.stream)
-        for head in self.head_of.values():
-            if head.name not in self.heads.models:
-                self.heads.add(head.name, len(head.classes))
-        # A head of its own needs no protection; a shared one is part of what is learned.
+        # No later task trains the head of a single task; a shared head needs protection too.
         shared = trunk if self.stream.scenario == "task" else self._model(self.stream.tasks[0])
         self.method.protect(shared)
 
     def task(self, number, task):
-        """Learn a task, or take it from the folder."""
+        """Learn a task, or read it from the folder."""
         if self.baseline is None:
             self.baseline = self._accuracies()
         recipe = self.settings.recipe
         started = time.perf_counter()
-        saved = self.directory / str(number + 1)
-        if saved.is_dir():
+        saved = task_folder(self.directory, number + 1)
+        if saved.exists():
             self._restore(saved, number)
             seconds = 0.0
         else:
@@ -244,7 +222,7 @@ class _Run:
             listener.task_finished(result)
 
     def result(self):
-        """Return what a finished run found, without the user's arguments."""
+        """Return the result of the finished run, without the user's arguments."""
         settings = self.settings
         return {
             "stream": self.stream.name,
@@ -267,7 +245,7 @@ class _Run:
         }
 
     def _learn(self, number, task):
-        # A seed per task: an interrupted run goes on as the whole one would.
+        # A seed per task, so that a continued run gives what an uninterrupted one would.
         keras.utils.set_random_seed(_task_seed(self.settings.seed, number))
         learning_rate, epochs = self.settings.recipe.for_task(number)
         model, data = self._model(task), self._training_data(task)
@@ -276,7 +254,7 @@ class _Run:
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
-        with self._timed("training"), _talk_to_stderr(self.verbose):
+        with self._timed("training"), _prints_to_stderr(self.verbose):
             history = model.fit(
                 data.inputs,
                 data.labels + self.head_of[task.name].offset,
@@ -290,7 +268,7 @@ class _Run:
             self.method.after_task(model, data.inputs, on_progress=self._importance_measured)
 
     def _training_data(self, task):
-        """Return what to learn from: held-out data too, unless it is what is evaluated on."""
+        """Return the training data, with the validation data unless that is evaluated on."""
         if self.evaluate_on == "validation":
             return task.train
         return Split(
@@ -314,7 +292,7 @@ class _Run:
             )
 
     def _accuracies(self):
-        """Return a row of R: the accuracy on every task now."""
+        """Return a row of the accuracy matrix: the accuracy on every task now."""
         with self._timed("evaluation"):
             return [
                 _accuracy(self._model(task), task.splits[self.evaluate_on], self.head_of[task.name])
@@ -322,45 +300,44 @@ class _Run:
             ]
 
     def _save(self, folder, number):
-        with self._timed("saving"):
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            self.heads.joint(self._learned_heads(number)).save(partial / "model.keras")
-            self.method.save(partial / "memory.npz")
-        progress = {
-            "accuracies": self.rows[-1],
-            "seconds": self.seconds,
-            "classes": {head.name: head.classes for head in self.head_of.values()},
-        }
-        write_json(partial / "progress.json", progress)
-        partial.rename(folder)
+        with atomic_folder(folder) as unfinished:
+            with self._timed("saving"):
+                self._joint(number).save(unfinished / MODEL)
+                self.method.save(unfinished / MEMORY)
+            progress = {
+                "accuracies": self.rows[-1],
+                "seconds": self.seconds,
+                "classes": {head.name: head.classes for head in self.head_of.values()},
+            }
+            write_json(unfinished / PROGRESS, progress)
 
     def _restore(self, folder, number):
-        progress = read_json(folder / "progress.json")
-        self.rows.append(progress["accuracies"])
-        self.seconds = progress["seconds"]
-        saved = _load_model(folder / "model.keras")
-        values = {weight.path: weight.numpy() for weight in saved.weights}
-        for weight in self.heads.joint(self._learned_heads(number)).weights:
-            weight.assign(values[weight.path])
-        self.method.load(folder / "memory.npz")
+        progress = _read_progress(folder)
+        with naming_damage(folder / PROGRESS, _cure(folder)):
+            self.rows.append(_checked_row(progress["accuracies"], len(self.stream.tasks)))
+            self.seconds = {phase: progress["seconds"][phase] for phase in self.seconds}
+        saved = _load_model(folder)
+        with naming_damage(folder / MODEL, _cure(folder)):
+            values = {weight.path: weight.numpy() for weight in saved.weights}
+            for weight in self._joint(number).weights:
+                weight.assign(values[weight.path])
+        with naming_damage(folder / MEMORY, _cure(folder)):
+            self.method.load(folder / MEMORY)
 
     def _task_result(self, number, task, seconds):
-        heads = {head.name: head for head in self.head_of.values()}
-        learned = self._learned_heads(number)
+        heads = unique_heads(self.stream, number + 1)
         return TaskResult(
             number=number + 1,
             task=task,
             accuracies=self.rows[-1],
-            models={name: self.heads.models[name] for name in learned},
-            classes={name: heads[name].classes for name in learned},
+            models={head.name: self.heads.models[head.name] for head in heads},
+            classes={head.name: head.classes for head in heads},
             seconds=seconds,
         )
 
-    def _learned_heads(self, number):
-        names = [self.head_of[task.name].name for task in self.stream.tasks[: number + 1]]
-        return list(dict.fromkeys(names))
+    def _joint(self, number):
+        """Return one model of the heads learned so far, to save or restore them."""
+        return self.heads.joint([head.name for head in unique_heads(self.stream, number + 1)])
 
     def _model(self, task):
         return self.heads.models[self.head_of[task.name].name]
@@ -369,39 +346,26 @@ class _Run:
         return _Stopwatch(self.seconds, phase)
 
 
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """Where a task's logits are: the head's name, the task's first logit, all its class names."""
-
-    name: str
-    offset: int
-    classes: tuple[str, ...]
+def _load_model(folder):
+    with naming_damage(folder / MODEL, _cure(folder)):
+        return keras.models.load_model(folder / MODEL)
 
 
-def heads_of(stream: TaskStream) -> dict[str, Head]:
-    """Return each task's head by the task's name: its own, or one that all tasks share."""
-    if stream.scenario == "task":
-        return {task.name: Head(task.name, 0, task.classes) for task in stream.tasks}
-    if stream.scenario == "domain":
-        shared = Head("shared", 0, stream.tasks[0].classes)
-        return {task.name: shared for task in stream.tasks}
-    every = tuple(name for task in stream.tasks for name in task.classes)
-    heads, offset = {}, 0
-    for task in stream.tasks:
-        heads[task.name] = Head("all", offset, every)
-        offset += len(task.classes)
-    return heads
+def _read_progress(folder):
+    return read_json(folder / PROGRESS, _PROGRESS, cure=_cure(folder))
 
 
-def _load_model(path):
-    try:
-        return keras.models.load_model(path)
-    except Exception as error:  # Keras has no narrower class for a damaged file
-        raise RuntimeError(
-            f"Expected a model in '{path}'. Received: a damaged or missing file "
-            f"({type(error).__name__}). Remove the folder '{path.parent}' and those with higher "
-            "numbers; the same `keras-mas train` learns these tasks again."
-        ) from error
+def _cure(folder):
+    return (
+        f"Remove '{folder}' and the folders with higher numbers beside it, and run the same "
+        "`keras-mas train` command again: it learns these tasks again."
+    )
+
+
+def _checked_row(accuracies, tasks):
+    if len(accuracies) != tasks:
+        raise ValueError(f"it has {len(accuracies)} accuracies for {tasks} tasks")
+    return accuracies
 
 
 def _accuracy(model, split: Split, head):
@@ -427,14 +391,9 @@ def _fingerprint(stream):
     digest = hashlib.sha256()
     for task in stream.tasks:
         for split in task.splits.values():
-            digest.update(np.ascontiguousarray(split.inputs))
-            digest.update(np.ascontiguousarray(split.labels))
+            digest.update(np.ascontiguousarray(split.inputs).data)
+            digest.update(np.ascontiguousarray(split.labels).data)
     return digest.hexdigest()[:16]
-
-
-def _differences(before, now):
-    keys = [key for key in now if before.get(key) != now[key]]
-    return "; ".join(f"{key}: {before.get(key)}, not {now[key]}" for key in keys)
 
 
 def _versions():
@@ -446,8 +405,8 @@ def _versions():
     }
 
 
-def _talk_to_stderr(verbose):
-    """Send what Keras prints to standard error, where it was asked for, and else nowhere."""
+def _prints_to_stderr(verbose):
+    """Send what Keras prints to standard error if it was asked for, and nowhere otherwise."""
     return contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO())
 
 

@@ -1,6 +1,21 @@
-"""Everything, beside the data, that decides what a run or a search finds."""
+"""Everything, beside the data, that decides the result of a run or a search."""
 
 import dataclasses
+
+from keras_mas.choices import PENALTIES
+from keras_mas.errors import UsageError
+from keras_mas.methods import METHODS
+
+from .options import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    check_options,
+    label,
+    option,
+    option_fields,
+)
+from .tasks import TaskStream
 
 OPTIMIZERS = ("adam", "sgd")
 TUNERS = ("bayesian", "random")
@@ -12,21 +27,42 @@ class Recipe:
 
     Attributes:
         backbone: Name of the trunk, as `backbones.build_trunk` reads it.
-        optimizer: "adam", or "sgd" with momentum 0.9; a new one for every task.
-        learning_rate: Of every task.
+        optimizer: Name out of `OPTIMIZERS`; each task starts with a new optimizer.
+        learning_rate: Learning rate of every task.
         epochs: Passes over the training data of every task.
-        batch_size: Examples per step.
-        first_learning_rate: Of the first task, where it differs; None if it does not.
-        first_epochs: Of the first task, where they differ; None if they do not.
+        batch_size: Examples per training step.
+        first_learning_rate: Learning rate of the first task; None if it is that of the others.
+        first_epochs: Epochs of the first task; None if they are those of the others.
+
+    Raises:
+        UsageError: If a number is out of range, or the optimizer is unknown.
     """
 
-    backbone: str = "mlp-256-256"
-    optimizer: str = "adam"
-    learning_rate: float = 0.001
-    epochs: int = 20
-    batch_size: int = 64
-    first_learning_rate: float | None = None
-    first_epochs: int | None = None
+    backbone: str = option(
+        "mlp-256-256",
+        "mlp-WIDTH-… or cnn-WIDTH-…, such as mlp-256-256",
+        metavar="NAME",
+        label="",
+    )
+    optimizer: str = option("adam", "sgd has momentum 0.9", choices=OPTIMIZERS, label="")
+    learning_rate: float = option(
+        0.001, "learning rate", bounds=POSITIVE, metavar="RATE", label="rate"
+    )
+    epochs: int = option(20, "epochs for each task", bounds=AT_LEAST_ONE)
+    batch_size: int = option(64, "examples per training step", bounds=AT_LEAST_ONE, label="batch")
+    first_learning_rate: float | None = option(
+        None,
+        "learning rate of the first task, if it differs",
+        bounds=POSITIVE,
+        metavar="RATE",
+        label="first-rate",
+    )
+    first_epochs: int | None = option(
+        None, "epochs for the first task, if they differ", bounds=AT_LEAST_ONE, label="first-epochs"
+    )
+
+    def __post_init__(self):
+        check_options(self)
 
     def for_task(self, number: int) -> tuple[float, int]:
         """Return the learning rate and the epochs of a task, counted from 0."""
@@ -35,9 +71,8 @@ class Recipe:
         return self.learning_rate, self.epochs
 
 
-# Vectors, and images that fill the network's input: a small convolutional network learns these
-# from a thousand examples a task.
 DEFAULT_FOR_VECTORS = Recipe()
+# A small convolutional network learns small images from a thousand examples a task.
 DEFAULT_FOR_IMAGES = Recipe(backbone="cnn-32-64-128")
 
 RECIPES = {
@@ -55,8 +90,8 @@ RECIPES = {
 }
 
 
-def recipe_for(stream) -> Recipe:
-    """Return the recipe of a `TaskStream`: its own, or the default for its kind of input."""
+def recipe_for(stream: TaskStream) -> Recipe:
+    """Return the recipe of a stream: its own, or the default for its kind of input."""
     default = DEFAULT_FOR_IMAGES if len(stream.input_shape) == 3 else DEFAULT_FOR_VECTORS
     return RECIPES.get(stream.name, default) if stream.builtin else default
 
@@ -68,30 +103,89 @@ class Settings:
     Attributes:
         method: Name out of `keras_mas.methods.METHODS`.
         strength: λ ≥ 0.
-        penalty: Name out of `keras_mas.methods.PENALTIES`: where the penalty acts.
-        seed: Of the initial weights and the order of the examples.
+        penalty: Name out of `keras_mas.choices.PENALTIES`: where the penalty acts.
+        seed: Seed of the initial weights, the order of the examples and the held-out ones.
         recipe: How each task is trained.
+
+    Raises:
+        UsageError: If a number is out of range, or a name is unknown.
     """
 
-    method: str
-    strength: float
-    penalty: str
-    seed: int
-    recipe: Recipe
+    method: str = option("mas", "method of continual learning", choices=METHODS)
+    strength: float = option(
+        1.0, "weight of the penalty beside the loss, ≥ 0", bounds=NOT_NEGATIVE, metavar="λ"
+    )
+    penalty: str = option(
+        "in_loss",
+        "in_loss is the paper's; decoupled is stable for every λ",
+        choices=PENALTIES,
+    )
+    seed: int = option(
+        0,
+        "seed of the initial weights, the order of the examples and the held-out ones",
+        bounds=NOT_NEGATIVE,
+    )
+    recipe: Recipe = Recipe()
+
+    def __post_init__(self):
+        check_options(self)
+
+    @property
+    def has_strength(self) -> bool:
+        """Whether the method has a penalty, so that λ makes a difference."""
+        return self.method != "finetune"
+
+
+def run_name(stream: TaskStream, settings: Settings) -> str:
+    """Return a short name for a run: the stream, the method, and what differs from its recipe.
+
+    For example `split-digits-mas-1-epochs5-seed0`.
+    """
+    parts = [stream.name, settings.method]
+    if settings.has_strength:
+        parts.append(_short(settings.strength))
+    if settings.penalty != Settings.penalty:
+        parts.append(settings.penalty)
+    usual = recipe_for(stream)
+    for name, field in option_fields(Recipe).items():
+        value = getattr(settings.recipe, name)
+        if value != getattr(usual, name):
+            parts.append(f"{label(field)}{_short(value)}")
+    return "-".join([*parts, f"seed{settings.seed}"])
+
+
+def _short(value):
+    """Return a value as text; a number in the fewest digits that tell it from all others."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """What a search tries, and how.
+    """Which values of λ a search tries, and how it chooses them.
 
     Attributes:
         tuner: Name out of `TUNERS`.
         trials: How many values of λ are tried, λ = 0 not counted.
-        strength_min: Least λ > 0.
-        strength_max: Greatest λ.
+        strength_min: Smallest λ, > 0, since the scale is logarithmic.
+        strength_max: Largest λ.
+
+    Raises:
+        UsageError: If a number is out of range, or the tuner is unknown.
     """
 
-    tuner: str
-    trials: int
-    strength_min: float
-    strength_max: float
+    tuner: str = option("bayesian", "how the values of λ are chosen", choices=TUNERS)
+    trials: int = option(20, "values of λ to try, λ = 0 not counted", bounds=AT_LEAST_ONE)
+    strength_min: float = option(
+        1e-3, "smallest λ; the scale is logarithmic", bounds=POSITIVE, metavar="λ"
+    )
+    strength_max: float = option(1e3, "largest λ", bounds=POSITIVE, metavar="λ")
+
+    def __post_init__(self):
+        check_options(self)
+        if self.strength_min >= self.strength_max:
+            raise UsageError(
+                "Expected --strength-min below --strength-max. Received: "
+                f"{self.strength_min:g} and {self.strength_max:g}."
+            )

@@ -2,10 +2,6 @@
 
 from importlib import import_module
 
-from ..options import PENALTIES
-
-__all__ = ["METHODS", "PENALTIES", "load_method"]
-
 # Names only: importing a method imports TensorFlow.
 METHODS = ("mas", "finetune")
 

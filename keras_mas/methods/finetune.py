@@ -8,7 +8,7 @@ class Method:
 
     Args:
         strength: λ ≥ 0, unused here.
-        penalty: Name out of `keras_mas.methods.PENALTIES`, unused here.
+        penalty: Name out of `keras_mas.choices.PENALTIES`, unused here.
     """
 
     def __init__(self, strength, penalty):

@@ -1,6 +1,5 @@
 import csv
 import io
-import json
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from rich.console import Console
 from keras_mas.errors import UsageError
 from keras_mas.training.report import (
     draw,
-    load_result,
     print_comparison,
     print_result,
     report_rows,
@@ -207,14 +205,6 @@ def test_csv_can_be_read_back():
 
 
 # Files.
-
-
-def test_result_that_lacks_a_field_is_named(tmp_path):
-    for field in ("seed", "recipe", "backward_transfer"):
-        content = {key: value for key, value in result().items() if key != field}
-        (tmp_path / "result.json").write_text(json.dumps(content))
-        with pytest.raises(RuntimeError, match=f"result.json' without {field}"):
-            load_result(tmp_path)
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 16])

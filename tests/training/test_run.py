@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
 from keras_mas.metrics import average_accuracy, forgetting
-from keras_mas.training.run import DivergedError, Listener, heads_of, saved_heads, train
+from keras_mas.training.heads import heads_of
+from keras_mas.training.run import DivergedError, Listener, saved_heads, train
+from keras_mas.training.run_directory import DamagedError
 from keras_mas.training.settings import Recipe
 from keras_mas.training.tasks import TaskStream
 
@@ -46,7 +49,7 @@ def test_the_matrix_is_the_accuracy_of_the_saved_models(stream, settings, tmp_pa
     for after in (1, 3):
         models, classes = saved_heads(tmp_path / "run", after)
         assert list(models) == ["ants", "bees", "cats"][:after]
-        assert classes["ants"] == ["ants-no", "ants-yes"]
+        assert classes["ants"] == ("ants-no", "ants-yes")
         for j, (name, model) in enumerate(models.items()):
             test = stream.tasks[j].test
             right = np.argmax(model.predict(test.inputs, verbose=0), axis=1) == test.labels
@@ -122,9 +125,9 @@ def test_the_first_task_may_have_a_recipe_of_its_own(stream, settings, tmp_path)
 
 def test_a_folder_with_something_else_is_left_as_it_is(stream, settings, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="new or empty folder.*holds something else"):
+    with pytest.raises(UsageError, match="such as 'notes.txt'. Choose a new or empty"):
         train(stream, settings, tmp_path)
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="notes.txt' is a file"):
         train(stream, settings, tmp_path / "notes.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -133,10 +136,10 @@ def test_a_folder_with_another_run_is_left_as_it_is(stream, settings, tmp_path):
     train(stream, settings, tmp_path / "run")
     before = (tmp_path / "run/result.json").read_bytes()
     other = dataclasses.replace(settings, strength=3.0)
-    with pytest.raises(UsageError, match=r"another run \(strength: 1.0, not 3.0\)"):
+    with pytest.raises(UsageError, match="another run: --strength 1.0 instead of 3.0. Choose"):
         train(stream, other, tmp_path / "run")
     fewer = TaskStream("insects", "task", stream.tasks[:2], stream.rescale)
-    with pytest.raises(UsageError, match="another run .*tasks: .*data: "):
+    with pytest.raises(UsageError, match="tasks ants, bees, cats instead of ants, bees. "):
         train(fewer, settings, tmp_path / "run")
     assert (tmp_path / "run/result.json").read_bytes() == before
 
@@ -168,3 +171,70 @@ def test_one_head_for_all_tasks(stream, settings, tmp_path, scenario, heads, uni
     # A head that all tasks share is protected too.
     importance = SynapticMemory.load(tmp_path / "run/1/memory.npz").importance
     assert any(path.startswith("head-") for path in importance)
+
+
+def damage_cases():
+    for file in ("model.keras", "memory.npz", "progress.json"):
+        for content in (b"", b"{", b"PK", b"[]", b"{}", None, "gone"):
+            yield file, content
+
+
+def break_file(path, content):
+    """Give a file other content; None puts a folder in its place, "gone" removes it."""
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    elif content != "gone":
+        path.write_bytes(content)
+
+
+@pytest.fixture
+def finished(stream, settings, tmp_path):
+    """A run of two tasks with one epoch each, and a function that continues it."""
+    short = TaskStream("insects", "task", stream.tasks[:2], stream.rescale)
+    quick = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=1))
+    train(short, quick, tmp_path / "run")
+    return tmp_path / "run", lambda: train(short, quick, tmp_path / "run")
+
+
+def test_every_damage_of_a_task_is_named_with_its_cure(finished):
+    directory, run_again = finished
+    expected = run_again()["accuracy_matrix"]
+    shutil.copytree(directory, directory.with_name("whole"))
+    for file, content in damage_cases():
+        path = directory / "2" / file
+        break_file(path, content)
+        with pytest.raises(DamagedError) as raised:
+            run_again()
+        message = str(raised.value)
+        assert message.startswith(f"'{path}' is damaged: "), content
+        assert f"Remove '{directory / '2'}' and the folders with higher numbers" in message
+        assert "\n" not in message
+        # A copy of what the cure restores, so that the many cases are quick.
+        shutil.rmtree(directory / "2")
+        shutil.copytree(directory.with_name("whole") / "2", directory / "2")
+    # The cure itself.
+    shutil.rmtree(directory / "2")
+    assert run_again()["accuracy_matrix"] == expected
+    assert (directory / "2/model.keras").is_file()
+
+
+def test_a_damaged_result_is_made_again_when_it_is_removed(finished):
+    directory, run_again = finished
+    expected = run_again()["accuracy_matrix"]
+    for content in (b"", b'{"tasks": ', b"[]", b"{}", b"\xff", None):
+        break_file(directory / "result.json", content)
+        with pytest.raises(DamagedError, match=r"result.json' is damaged: .*Remove it, and run"):
+            run_again()
+        path = directory / "result.json"
+        path.rmdir() if path.is_dir() else path.unlink()
+        assert run_again()["accuracy_matrix"] == expected
+
+
+def test_an_overwritten_run_starts_anew(stream, settings, tmp_path):
+    quick = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=1))
+    train(stream, quick, tmp_path / "run")
+    other = dataclasses.replace(quick, seed=1)
+    result = train(stream, other, tmp_path / "run", overwrite=True)
+    assert result["seed"] == 1
+    assert train(stream, other, tmp_path / "run") == result

@@ -1,0 +1,233 @@
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_mas.errors import UsageError
+from keras_mas.training.run_directory import (
+    DamagedError,
+    InUseError,
+    are,
+    check_writable,
+    claimed,
+    is_number,
+    maps_to,
+    read_json,
+    read_result,
+    write_json,
+)
+
+DESCRIPTION = {"stream": "insects", "seed": 0, "tasks": ["a", "b"], "data": "1f", "recipe": {}}
+
+
+def content(directory):
+    """Every file of a folder but the lock, with its bytes."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in files
+        if not path.name.startswith(".lock")
+    }
+
+
+def claim(directory, description=DESCRIPTION, **options):
+    with claimed(directory, description, **options):
+        pass
+
+
+def run_in(directory, description=DESCRIPTION):
+    """Make the folder of a run with a task and a result."""
+    claim(directory, description)
+    (directory / "1").mkdir()
+    (directory / "1/model.keras").write_text("weights")
+    (directory / "result.json").write_text("{}")
+
+
+def test_a_folder_is_claimed_once_and_continued(tmp_path):
+    claim(tmp_path / "new/run")
+    claim(tmp_path / "new/run")
+    assert json.loads((tmp_path / "new/run/arguments.json").read_text()) == DESCRIPTION
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 3}, "another run: --seed 0 instead of 3. Choose another folder, or replace"),
+        ({"recipe": {"epochs": 5}}, "--epochs none instead of 5."),
+        ({"tasks": ["a"], "data": "2e"}, "another run: tasks a, b instead of a. Choose"),
+        ({"data": "2e"}, "another run: other data in its tasks. Choose"),
+        ({"stream": "birds"}, "stream insects instead of birds"),
+    ],
+)
+def test_the_difference_to_another_run_is_named(tmp_path, change, words):
+    run_in(tmp_path / "run")
+    before = content(tmp_path / "run")
+    with pytest.raises(UsageError) as raised:
+        claim(tmp_path / "run", DESCRIPTION | change)
+    assert words in str(raised.value)
+    assert "`--overwrite`; nothing was changed" in str(raised.value)
+    assert content(tmp_path / "run") == before
+
+
+def test_the_second_of_two_processes_is_told_who_holds_the_folder(tmp_path):
+    code = (
+        "import sys, time, pathlib\n"
+        "from keras_mas.training.run_directory import claimed\n"
+        f"with claimed(pathlib.Path(sys.argv[1]), {DESCRIPTION!r}):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            before = content(tmp_path / "run")
+            for options in ({}, {"overwrite": True}):
+                with pytest.raises(InUseError) as raised:
+                    claim(tmp_path / "run", **options)
+                message = str(raised.value)
+                assert f"in use by process {holder.pid} on {os.uname().nodename} since 2" in message
+            assert content(tmp_path / "run") == before
+        finally:
+            holder.kill()
+    claim(tmp_path / "run")  # a killed process holds nothing
+
+
+def test_the_lock_is_released_after_an_error(tmp_path):
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "run", DESCRIPTION):
+        raise KeyboardInterrupt
+    claim(tmp_path / "run")
+    with claimed(tmp_path / "run", DESCRIPTION), pytest.raises(InUseError):
+        claim(tmp_path / "run")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    # Killed while it wrote the description, and later while it saved a task.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.tmp-arguments.json-0123abcd").write_text("{")
+    claim(tmp_path / "run")
+    (tmp_path / "run/.tmp-1-89abcdef").mkdir()
+    (tmp_path / "run/.tmp-1-89abcdef/model.keras").write_text("half")
+    claim(tmp_path / "run")
+    assert list(content(tmp_path / "run")) == ["arguments.json"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".tmp-notes", "1/photo.jpg", "7up.txt"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_anything_else_is_left_as_it_is(tmp_path, name, overwrite):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(UsageError, match=f"holds .*{name}"):
+        claim(tmp_path / "mine", overwrite=overwrite)
+    assert path.exists()
+    assert not (tmp_path / "mine/.lock").exists()
+
+
+def test_a_folder_of_empty_folders_is_left_as_it_is(tmp_path):
+    (tmp_path / "mine/photos").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds something else, such as 'photos/'"):
+        claim(tmp_path / "mine")
+
+
+def test_overwriting_removes_a_run_and_nothing_else(tmp_path):
+    run_in(tmp_path / "run")
+    claim(tmp_path / "run", DESCRIPTION | {"seed": 5}, overwrite=True)
+    assert list(content(tmp_path / "run")) == ["arguments.json"]
+    assert read_json(tmp_path / "run/arguments.json")["seed"] == 5
+
+    (tmp_path / "run/notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"not overwritten, since it holds 'notes.txt'"):
+        claim(tmp_path / "run", overwrite=True)
+    # Notes in the folder of a run do not keep it from being continued.
+    claim(tmp_path / "run", DESCRIPTION | {"seed": 5})
+    claim(tmp_path / "empty", overwrite=True)
+
+
+@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b"\xff", None, "gone"])
+def test_a_run_without_a_readable_description_can_be_overwritten(tmp_path, broken):
+    run_in(tmp_path / "run")
+    path = tmp_path / "run/arguments.json"
+    path.unlink()
+    if broken is None:
+        path.mkdir()
+    elif broken != "gone":
+        path.write_bytes(broken)
+    with pytest.raises((UsageError, DamagedError), match="arguments.json.*eplace the run with"):
+        claim(tmp_path / "run")
+    assert (tmp_path / "run/1/model.keras").exists()
+    claim(tmp_path / "run", overwrite=True)  # as the message says
+    claim(tmp_path / "run")
+
+
+def test_a_path_through_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(UsageError, match="file' is a file"):
+            claim(path)
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match=f"no permission to write in '{tmp_path}'"):
+        check_writable(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no such file or directory"),
+        ("", "Expecting value"),
+        ("[1]", "it holds no JSON object"),
+        ("{}", "it has no 'rows'"),
+        ('{"rows": [1, "2"]}', "its 'rows' is not as it was written"),
+    ],
+)
+def test_damage_is_named_with_file_and_cure(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DamagedError) as raised:
+        read_json(tmp_path / "x.json", {"rows": are(is_number)}, cure="Do this.")
+    assert str(raised.value).startswith(f"'{tmp_path / 'x.json'}' is damaged: {words}")
+    assert str(raised.value).endswith(". Do this.")
+
+
+def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
+    def refuse(path, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(DamagedError, match="x.json' cannot be read: permission denied. Make it"):
+        read_json(tmp_path / "x.json")
+
+
+def test_checks_of_values():
+    assert are(is_number)([1, 2.5])
+    assert not are(is_number)({"a": 1})
+    assert not is_number(True)
+    assert maps_to(is_number)({"a": 1})
+    assert not maps_to(is_number)({"a": "1"})
+
+
+def test_a_matrix_that_is_not_square_is_damage(tmp_path):
+    result = dict.fromkeys(("average_accuracy", "forgetting", "backward_transfer"), 0.5)
+    result |= {"stream": "s", "scenario": "task", "tasks": ["a", "b"], "method": "mas"}
+    result |= {"strength": 1, "penalty": "in_loss", "seed": 0, "recipe": {}}
+    write_json(tmp_path / "result.json", result | {"accuracy_matrix": [[1, 0], [1, 1]]})
+    assert read_result(tmp_path)["tasks"] == ["a", "b"]
+    write_json(tmp_path / "result.json", result | {"accuracy_matrix": [[1, 0], [1]]})
+    with pytest.raises(DamagedError, match="accuracy matrix has not a row and a column for each"):
+        read_result(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "x.json", {"a": 1})
+    with contextlib.suppress(TypeError):
+        write_json(tmp_path / "x.json", {"a": object()})
+    assert read_json(tmp_path / "x.json") == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

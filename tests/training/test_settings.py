@@ -1,0 +1,108 @@
+import argparse
+import dataclasses
+import math
+
+import pytest
+
+from keras_mas.errors import UsageError
+from keras_mas.training.options import (
+    Bounds,
+    add_options,
+    given_options,
+    number,
+    option,
+    option_fields,
+)
+from keras_mas.training.settings import (
+    DEFAULT_FOR_VECTORS,
+    Recipe,
+    SearchSpace,
+    Settings,
+    run_name,
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "recipe", "name"),
+    [
+        ({}, {}, "insects-mas-1-seed0"),
+        ({"method": "finetune", "seed": 3}, {}, "insects-finetune-seed3"),
+        ({"strength": 0.5, "penalty": "decoupled"}, {}, "insects-mas-0.5-decoupled-seed0"),
+        # Six digits do not tell this λ from others.
+        ({"strength": 1 / 3}, {}, "insects-mas-0.3333333333333333-seed0"),
+        ({}, {"epochs": 5}, "insects-mas-1-epochs5-seed0"),
+        (
+            {},
+            {"backbone": "mlp-8", "optimizer": "sgd", "learning_rate": 0.02, "batch_size": 16},
+            "insects-mas-1-mlp-8-sgd-rate0.02-batch16-seed0",
+        ),
+        (
+            {},
+            {"first_learning_rate": 0.1, "first_epochs": 2},
+            "insects-mas-1-first-rate0.1-first-epochs2-seed0",
+        ),
+        ({}, {"epochs": DEFAULT_FOR_VECTORS.epochs}, "insects-mas-1-seed0"),
+    ],
+)
+def test_a_run_is_named_after_what_differs_from_the_recipe(stream, settings, recipe, name):
+    asked = Settings(**settings, recipe=dataclasses.replace(DEFAULT_FOR_VECTORS, **recipe))
+    assert run_name(stream, asked) == name
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Settings(strength=-1.0), "`strength` to be a number ≥ 0. Received: -1.0"),
+        (lambda: Settings(strength=math.inf), "Received: inf"),
+        (lambda: Settings(strength=math.nan), "Received: nan"),
+        (
+            lambda: Settings(method="masss"),
+            "`method` to be one of mas, finetune. Received: 'masss'",
+        ),
+        (lambda: Recipe(epochs=0), "`epochs` to be a whole number ≥ 1. Received: 0"),
+        (lambda: Recipe(learning_rate=0.0), "`learning_rate` to be a number > 0"),
+        (lambda: Recipe(first_epochs=0), "`first_epochs`"),
+        (lambda: SearchSpace(trials=0), "`trials`"),
+        (lambda: SearchSpace(tuner="grid"), "one of bayesian, random. Received: 'grid'"),
+    ],
+)
+def test_values_out_of_range_are_refused_in_code_too(make, words):
+    with pytest.raises(UsageError, match=words):
+        make()
+
+
+@dataclasses.dataclass(frozen=True)
+class Oven:
+    degrees: float = option(180.0, "temperature in °C", bounds=Bounds(above=0))
+    minutes: int | None = option(None, "time", bounds=Bounds(at_least=1, at_most=90))
+    fuel: str = option("gas", "what it burns", choices=("gas", "wood"))
+    owner: str = "nobody"
+
+
+def test_fields_become_options_with_their_defaults():
+    parser = argparse.ArgumentParser()
+    add_options(parser, Oven)
+    assert list(option_fields(Oven)) == ["degrees", "minutes", "fuel"]
+    assert "temperature in °C (default: 180)" in parser.format_help()
+    args = parser.parse_args(["--minutes", "5"])
+    assert Oven(**given_options(Oven, args)) == Oven(180.0, 5, "gas")
+
+
+def test_without_defaults_only_what_is_given_counts():
+    parser = argparse.ArgumentParser()
+    add_options(parser, Oven, "degrees", "fuel", with_defaults=False)
+    assert given_options(Oven, parser.parse_args([])) == {}
+    assert given_options(Oven, parser.parse_args(["--fuel", "wood"])) == {"fuel": "wood"}
+
+
+@pytest.mark.parametrize("text", ["0", "91", "2.5", "nan", "inf", "", "ten"])
+def test_a_number_out_of_bounds_is_refused(text):
+    parse = number(int, Bounds(at_least=1, at_most=90))
+    with pytest.raises(argparse.ArgumentTypeError) as raised:
+        parse(text)
+    assert str(raised.value) == f"expected a whole number from 1 to 90, received {text!r}"
+
+
+def test_infinity_is_never_within_bounds():
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number > 0, received 'inf'"):
+        number(float, Bounds(above=0))("inf")

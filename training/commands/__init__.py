@@ -1,0 +1,9 @@
+"""The commands of `keras-mas`, a file each.
+
+Every module has a `SUMMARY`, `add_arguments(parser)` and `run(args)`. What takes long to import,
+TensorFlow above all, is imported by `run`, since `--help` needs none of it.
+"""
+
+COMMANDS = ("train", "search", "report", "export", "serve", "predict", "status", "completion")
+# Commands that do not import TensorFlow.
+WITHOUT_TENSORFLOW = ("report", "completion")

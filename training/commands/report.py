@@ -1,0 +1,55 @@
+"""`keras-mas report`: print the results of runs, and draw them side by side."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from keras_mas.errors import UsageError
+
+from . import shared
+
+SUMMARY = "print and draw the results of runs, side by side"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the runs side by side (default: no drawing)",
+    )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--json", action="store_true", help="print a JSON object per run instead")
+    group.add_argument("--csv", action="store_true", help="print a CSV line per run instead")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from ..console import result_console
+    from ..report import draw, print_comparison, print_result, report_rows, write_csv
+    from ..run_directory import read_result
+
+    results = [read_result(folder) for folder in args.runs]
+    if len({tuple(result["tasks"]) for result in results}) > 1:
+        streams = sorted({result["stream"] for result in results})
+        raise UsageError(
+            "Expected runs over the same tasks. Received: runs over "
+            f"{', '.join(streams)}, whose tasks differ. Report them one by one."
+        )
+    if args.output:
+        draw(results, args.output)
+    if args.json:
+        shared.print_json(report_rows(results))
+        return
+    if args.csv:
+        write_csv(report_rows(results), sys.stdout)
+        return
+    console = result_console()
+    if len(results) == 1:
+        print_result(results[0], console)
+    else:
+        print_comparison(results, console)
+    if args.output:
+        console.print(f"drawn to {args.output}", soft_wrap=True)

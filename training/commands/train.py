@@ -1,0 +1,94 @@
+"""`keras-mas train`: learn the tasks, record the result, draw it, export every version."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from ..options import add_options
+from ..settings import Settings, run_name
+from . import shared
+
+SUMMARY = "learn the tasks of a stream, one after the other"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    shared.add_tasks(parser)
+    add_options(parser.add_argument_group("method"), Settings)
+    shared.add_recipe(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the run (default: runs/ and a name made of the settings)",
+    )
+    shared.add_overwrite(group, "a run that is in the folder already")
+    group.add_argument(
+        "--export",
+        type=Path,
+        metavar="FOLDER",
+        help="export a SavedModel after each task to FOLDER/1, FOLDER/2, … (default: none)",
+    )
+    shared.add_json(group)
+    group.add_argument(
+        "--verbose",
+        type=int,
+        choices=(0, 1, 2),
+        default=0,
+        help="Keras's own output for every fit, as in `model.fit` (default: 0)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from ..backbones import check_backbone
+    from ..console import result_console
+    from ..exporting import Exporter, check_export
+    from ..progress import TaskLines
+    from ..report import draw, print_result, title
+    from ..run import Listener, train
+
+    if args.backbone is not None:
+        check_backbone(args.backbone)  # before any data is loaded
+    stream = shared.load_stream(args)
+    settings = shared.settings_of(args, stream)
+    directory = args.output or Path("runs") / run_name(stream, settings)
+    lines = TaskLines(
+        stream,
+        title(dataclasses.asdict(settings)),
+        verbose=args.verbose,
+        epochs=[settings.recipe.for_task(number)[1] for number in range(len(stream.tasks))],
+    )
+    listeners: list[Listener] = [lines]
+    if args.export:
+        check_export(stream, args.export, None if args.overwrite else directory)
+        listeners.append(Exporter(args.export))
+    with lines:
+        result = train(
+            stream,
+            settings,
+            directory,
+            arguments=_recorded(args),
+            listeners=listeners,
+            verbose=args.verbose,
+            overwrite=args.overwrite,
+        )
+    draw([result], directory / "accuracy.png")
+    if args.json:
+        shared.print_json(result)
+        return
+    console = result_console()
+    print_result(result, console)
+    console.print(f"written to {directory}/: result.json, accuracy.png", soft_wrap=True)
+    if args.export:
+        console.print(f"exported to {args.export}/1 … {len(stream.tasks)}", soft_wrap=True)
+
+
+def _recorded(args):
+    """Return the arguments as JSON can hold them."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name != "run"
+    }

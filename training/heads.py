@@ -1,0 +1,89 @@
+"""Which head of a network answers for a task, and which class each of its logits stands for."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+
+import keras
+
+from keras_mas.heads import MultiHead
+
+from .tasks import TaskStream
+
+# Name of the one head of a domain-incremental and of a class-incremental stream.
+SHARED_HEADS = {"domain": "shared", "class": "all"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The head that answers for a task.
+
+    Attributes:
+        name: Name of the head: the task's own name, or that of the head which all tasks share.
+        offset: Logit of the task's first class.
+        classes: Name of every class of the head, each different.
+    """
+
+    name: str
+    offset: int
+    classes: tuple[str, ...]
+
+
+def heads_of(stream: TaskStream) -> dict[str, Head]:
+    """Return the head of every task of a stream, by the task's name.
+
+    In a task-incremental stream each task has a head of its own, in a domain-incremental one all
+    tasks share a head with the classes of the first task, and in a class-incremental one they share
+    a head with all classes of all tasks, the first task's first. A class name that occurs in
+    several tasks of such a stream is qualified by the task's name, as in `"flowers/0"`.
+    """
+    if stream.scenario == "task":
+        return {task.name: Head(task.name, 0, task.classes) for task in stream.tasks}
+    name = SHARED_HEADS[stream.scenario]
+    if stream.scenario == "domain":
+        return {task.name: Head(name, 0, stream.tasks[0].classes) for task in stream.tasks}
+    classes = _unambiguous_classes(stream)
+    heads, offset = {}, 0
+    for task in stream.tasks:
+        heads[task.name] = Head(name, offset, classes)
+        offset += len(task.classes)
+    return heads
+
+
+def _unambiguous_classes(stream: TaskStream) -> tuple[str, ...]:
+    pairs = [(task.name, name) for task in stream.tasks for name in task.classes]
+    count = Counter(name for _, name in pairs)
+    names = [name if count[name] == 1 else f"{task}/{name}" for task, name in pairs]
+    if len(set(names)) < len(names):  # a class is named like a qualified one
+        names = [f"{task}/{name}" for task, name in pairs]
+    return tuple(names)
+
+
+def build_heads(
+    stream: TaskStream, trunk: keras.Model, model: Callable[..., keras.Model] = keras.Model
+) -> MultiHead:
+    """Build the heads of a stream on a trunk.
+
+    All are built at once, so that their initial weights depend on the seed alone.
+
+    Args:
+        stream: The tasks.
+        trunk: Built trunk.
+        model: As for `MultiHead`.
+    """
+    heads = MultiHead(trunk, model=model)
+    for head in unique_heads(stream):
+        heads.add(head.name, len(head.classes))
+    return heads
+
+
+def unique_heads(stream: TaskStream, tasks: int | None = None) -> list[Head]:
+    """Return the heads of the first tasks of a stream, each once, in the order of the tasks.
+
+    Args:
+        stream: The tasks.
+        tasks: How many tasks; all by default.
+    """
+    of_task = heads_of(stream)
+    heads = {of_task[task.name].name: of_task[task.name] for task in stream.tasks[:tasks]}
+    return list(heads.values())

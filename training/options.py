@@ -1,0 +1,193 @@
+"""Options of the command line, declared once, in the dataclasses that hold the settings.
+
+A field made by `option` carries its default, its bounds and its help text. `add_options` turns the
+fields of a dataclass into arguments of a parser, and `check_options` holds values that come from
+Python code to the same bounds.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from keras_mas.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The range of a finite number.
+
+    Attributes:
+        at_least: Smallest value.
+        above: The value is greater than this one.
+        at_most: Largest value.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            abs(value) < float("inf")
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+    def __str__(self) -> str:
+        if self.at_most is not None:
+            return f"from {self.at_least} to {self.at_most}"
+        return f"≥ {self.at_least}" if self.above is None else f"> {self.above}"
+
+
+POSITIVE = Bounds(above=0)
+NOT_NEGATIVE = Bounds(at_least=0)
+AT_LEAST_ONE = Bounds(at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """What a field made by `option` carries; its attributes are the arguments of `option`."""
+
+    help: str
+    bounds: Bounds | None
+    choices: tuple[str, ...]
+    metavar: str | None
+    label: str | None
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    bounds: Bounds | None = None,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+    label: str | None = None,
+) -> Any:
+    """Declare a dataclass field that is also an option of the command line.
+
+    Args:
+        default: Its default.
+        help: Help text, without the default.
+        bounds: Range of a number.
+        choices: Allowed values of a string; any by default.
+        metavar: How the help names the value; made of the field's name by default.
+        label: What precedes the value in the name of a run's folder; the field's name by default.
+
+    Returns:
+        A `dataclasses.field`.
+    """
+    about = _Option(help, bounds, choices, metavar, label)
+    return dataclasses.field(default=default, metadata={"option": about})
+
+
+def option_fields(settings: type) -> dict[str, dataclasses.Field]:
+    """Return the fields of a dataclass that `option` declared, by name."""
+    return {
+        field.name: field for field in dataclasses.fields(settings) if "option" in field.metadata
+    }
+
+
+def flag(name: str) -> str:
+    """Return the option of a field's name: `--batch-size` of `batch_size`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def label(field: dataclasses.Field) -> str:
+    """Return what precedes a field's value in the name of a run's folder."""
+    about = field.metadata["option"]
+    return field.name if about.label is None else about.label
+
+
+def add_options(
+    group: argparse._ActionsContainer, settings: type, *names: str, with_defaults: bool = True
+) -> None:
+    """Add the options of a dataclass to a parser or a group of it.
+
+    Args:
+        group: Parser or group of arguments.
+        settings: The dataclass.
+        *names: Its fields to add; all by default.
+        with_defaults: Whether an option that is not given has the field's default. Without it has
+            the value None: the default is decided elsewhere.
+    """
+    for name, field in option_fields(settings).items():
+        if names and name not in names:
+            continue
+        about = field.metadata["option"]
+        kind = _kind(field)
+        default = f" (default: {_written(field.default)})" if with_defaults else ""
+        group.add_argument(
+            flag(name),
+            type=kind if kind is str else number(kind, about.bounds),
+            choices=about.choices or None,
+            metavar=about.metavar,
+            default=field.default if with_defaults else None,
+            help=about.help + default,
+        )
+
+
+def given_options(settings: type, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of a dataclass's options, by field, that have one other than None."""
+    values = {name: getattr(args, name, None) for name in option_fields(settings)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_options(settings: Any) -> None:
+    """Refuse an instance of a dataclass with a value outside its bounds or choices.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    for name, field in option_fields(type(settings)).items():
+        value, about = getattr(settings, name), field.metadata["option"]
+        if value is None and field.default is None:
+            continue
+        if about.choices and value not in about.choices:
+            raise UsageError(
+                f"Expected `{name}` to be one of {', '.join(about.choices)}. Received: {value!r}."
+            )
+        if about.bounds is not None and value not in about.bounds:
+            raise UsageError(
+                f"Expected `{name}` to be {_noun(_kind(field))} {about.bounds}. Received: "
+                f"{value!r}."
+            )
+
+
+def number(kind: Callable[[str], float], bounds: Bounds) -> Callable[[str], float]:
+    """Return an argparse type for a finite number within bounds.
+
+    Args:
+        kind: `int` or `float`.
+        bounds: Range of the number.
+    """
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+            if value in bounds:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"expected {_noun(kind)} {bounds}, received {text!r}")
+
+    return parse
+
+
+def _kind(field: dataclasses.Field) -> type:
+    """Return the type of a field's values, `float` for `float | None`."""
+    if isinstance(field.type, types.UnionType):
+        return typing.get_args(field.type)[0]
+    return typing.cast(type, field.type)
+
+
+def _noun(kind: object) -> str:
+    return "a whole number" if kind is int else "a number"
+
+
+def _written(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,373 @@
+"""The folders that runs and searches are kept in: how they are claimed, locked, read and written.
+
+A run's folder holds
+
+    arguments.json      everything that decides the result
+    1/ 2/ … T/          after each task: model.keras (trunk and heads so far), memory.npz (what the
+                        method remembers) and progress.json (accuracies and seconds so far)
+    result.json         the result, written last
+    accuracy.png        a picture of it
+    .lock, .lock.json   held by the process that is at work, and which process that is
+
+A search's folder holds arguments.json and the lock too, a run for every λ, and keras-tuner's files.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from keras_mas.errors import UsageError
+from keras_mas.files import UNFINISHED, atomic_file, remove_unfinished
+
+from .options import flag, option_fields
+from .settings import Recipe, Settings
+
+ARGUMENTS = "arguments.json"
+RESULT = "result.json"
+MODEL, MEMORY, PROGRESS = "model.keras", "memory.npz", "progress.json"
+_LOCK, _HOLDER = ".lock", ".lock.json"
+
+# The path in a run's folder of every file that a run writes, as a regular expression.
+RUN_FILES = (
+    r"(arguments|result|\.lock)\.json|accuracy\.png|\.lock"
+    r"|\d+/(model\.keras|memory\.npz|progress\.json)"
+)
+
+Check = Callable[[Any], bool]
+
+
+class DamagedError(RuntimeError):
+    """A file of a run or a search is missing, unreadable or damaged; the message says which."""
+
+
+class InUseError(RuntimeError):
+    """Another process is at work in a folder; the message says which process."""
+
+
+@contextlib.contextmanager
+def claimed(
+    directory: Path,
+    description: dict,
+    files: str = RUN_FILES,
+    *,
+    overwrite: bool = False,
+) -> Iterator[None]:
+    """Hold a folder for one run or search, which is made or continued inside the block.
+
+    The folder is locked, so that no other process works in it, and what killed processes left
+    unfinished is removed.
+
+    Args:
+        directory: The folder; it is made if it does not exist.
+        description: Everything that decides the result, as JSON can hold it.
+        files: Regular expression of the path in the folder of every file that may be in it.
+        overwrite: Whether to remove what an earlier run or search left in the folder.
+
+    Raises:
+        UsageError: If the folder holds anything else, or cannot be made. Nothing has been changed.
+        InUseError: If another process holds it. Nothing has been changed.
+        DamagedError: If its description cannot be read. Nothing has been changed.
+    """
+    check_writable(directory)
+    _check_content(directory, description, files, overwrite)
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory):
+        _check_content(directory, description, files, overwrite)  # by now another may have begun
+        remove_unfinished(directory)
+        if overwrite:
+            _empty(directory)
+        if not (directory / ARGUMENTS).exists():
+            write_json(directory / ARGUMENTS, description)
+        yield
+
+
+def check_writable(directory: Path) -> None:
+    """Refuse a folder that cannot be made or written to.
+
+    Raises:
+        UsageError: If the path, or one above it, is a file, or the user may not write there.
+    """
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(
+            f"'{directory}' cannot be a folder, since '{existing}' is a file. Choose another "
+            "folder; nothing was changed."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"'{directory}' cannot be written: there is no permission to write in '{existing}'. "
+            "Choose another folder, or change its permissions."
+        )
+
+
+def task_folder(directory: Path, number: int) -> Path:
+    """Return the folder of what was saved after a number of tasks, which need not exist."""
+    return directory / str(number)
+
+
+def is_finished(directory: Path) -> bool:
+    """Return whether a run's folder holds its result."""
+    return (directory / RESULT).exists()
+
+
+def read_result(directory: Path) -> dict:
+    """Read the result of a finished run.
+
+    Args:
+        directory: Folder of the run.
+
+    Raises:
+        UsageError: If the folder holds no finished run.
+        DamagedError: If the result cannot be read.
+    """
+    if not is_finished(directory):
+        raise UsageError(
+            f"'{directory}' is not the folder of a finished run: it has no {RESULT}. Name a folder "
+            "that `keras-mas train` wrote; the same `train` command finishes a run that was "
+            "interrupted."
+        )
+    path = directory / RESULT
+    cure = "Remove it, and run the `keras-mas train` command of this run again."
+    result = read_json(path, _RESULT, cure=cure)
+    if not _is_square(result["accuracy_matrix"], len(result["tasks"])):
+        raise _damaged(path, "its accuracy matrix has not a row and a column for each task", cure)
+    return result
+
+
+def read_json(
+    path: Path,
+    fields: Mapping[str, Check] | None = None,
+    *,
+    cure: str = "Remove it, and run the command that wrote it again.",
+) -> dict:
+    """Read a JSON object that `write_json` wrote.
+
+    Args:
+        path: The file.
+        fields: The keys that it must have, with a check of each value.
+        cure: What to do about a damaged file, for the error message.
+
+    Raises:
+        DamagedError: If it cannot be read, is no JSON object, or lacks a key.
+    """
+    with naming_damage(path, cure):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise _damaged(path, "it holds no JSON object", cure)
+    for name, check in (fields or {}).items():
+        if name not in content:
+            raise _damaged(path, f"it has no '{name}'", cure)
+        if not check(content[name]):
+            raise _damaged(path, f"its '{name}' is not as it was written", cure)
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON object to a file that is never seen half-written."""
+    with atomic_file(path, "w") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+@contextlib.contextmanager
+def naming_damage(path: Path, cure: str) -> Iterator[None]:
+    """Turn any error in a block that reads a file into a `DamagedError` that names the file.
+
+    Args:
+        path: The file.
+        cure: What to do about it.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise DamagedError(
+            f"'{path}' cannot be read: permission denied. Make it readable, and run the same "
+            "command again."
+        ) from error
+    except OSError as error:
+        raise _damaged(path, (error.strerror or str(error)).lower(), cure) from error
+    except Exception as error:  # Keras and NumPy have no narrower class for a damaged file
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise _damaged(path, first_line.rstrip("."), cure) from error
+
+
+def is_number(value: object) -> bool:
+    """Return whether a JSON value is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_text(value: object) -> bool:
+    """Return whether a JSON value is a string."""
+    return isinstance(value, str)
+
+
+def are(check: Check) -> Check:
+    """Return a check that a JSON value is a list of values that pass a check."""
+    return lambda values: isinstance(values, list) and all(map(check, values))
+
+
+def maps_to(check: Check) -> Check:
+    """Return a check that a JSON value is an object of values that pass a check."""
+    return lambda values: isinstance(values, dict) and all(map(check, values.values()))
+
+
+_RESULT: dict[str, Check] = {
+    "stream": is_text,
+    "scenario": is_text,
+    "tasks": are(is_text),
+    "method": is_text,
+    "strength": is_number,
+    "penalty": is_text,
+    "seed": is_number,
+    "accuracy_matrix": are(are(is_number)),
+    "average_accuracy": is_number,
+    "forgetting": is_number,
+    "backward_transfer": is_number,
+    "forward_transfer": is_number,
+    "seconds": lambda value: isinstance(value, dict),
+    "recipe": lambda value: isinstance(value, dict),
+}
+
+
+def _is_square(matrix, size):
+    return len(matrix) == size and all(len(row) == size for row in matrix)
+
+
+def _damaged(path, what, cure):
+    return DamagedError(f"'{path}' is damaged: {what}. {cure}")
+
+
+@contextlib.contextmanager
+def _locked(directory):
+    lock = filelock.FileLock(directory / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise InUseError(
+            f"'{directory}' is in use by {_holder(directory)}. Wait until it has finished, or stop "
+            "it; nothing was changed."
+        ) from None
+    try:
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        write_json(directory / _HOLDER, holder)
+        yield
+    finally:
+        (directory / _HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(directory):
+    try:
+        holder = json.loads((directory / _HOLDER).read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, LookupError, TypeError):  # it has just begun, or is ending
+        return "another process"
+
+
+def _check_content(directory, description, files, overwrite):
+    """Refuse a folder that holds anything but the described run, or nothing."""
+    if (directory / ARGUMENTS).exists() and not overwrite:
+        _check_same(directory, description)
+        return
+    holds_run = False
+    for name in _content(directory):
+        if re.fullmatch(files, _final_name(name)):
+            holds_run |= name == _final_name(name) and name not in (_LOCK, _HOLDER)
+        elif not overwrite:
+            raise UsageError(
+                f"'{directory}' holds something else, such as '{name}'. Choose a new or empty "
+                "folder; nothing was changed."
+            )
+        elif not name.endswith("/"):
+            raise UsageError(
+                f"'{directory}' is not overwritten, since it holds '{name}', which this command "
+                "did not write. Move it elsewhere, or choose another folder; nothing was changed."
+            )
+    if holds_run and not overwrite:
+        raise UsageError(
+            f"'{directory}' holds a run whose {ARGUMENTS} is missing, so that it cannot be "
+            "continued. Replace the run with `--overwrite`, or choose another folder; nothing was "
+            "changed."
+        )
+
+
+def _content(directory):
+    """Yield the path of every file and, with "/", of every empty folder below a folder."""
+    for folder, folders, files in os.walk(directory):
+        folders.sort()
+        inside = Path(folder).relative_to(directory)
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        yield from ((inside / name).as_posix() for name in sorted([*files, *links]))
+        if not folders and not files and inside.parts:
+            yield f"{inside.as_posix()}/"
+
+
+def _final_name(path):
+    """Return the path that a file will have when it, or a folder around it, is finished."""
+    parts = (_UNFINISHED.fullmatch(part) for part in path.split("/"))
+    return "/".join(
+        match[1] if match else part for match, part in zip(parts, path.split("/"), strict=True)
+    )
+
+
+_UNFINISHED = re.compile(re.escape(UNFINISHED) + "(.+)-[0-9a-f]{8}")
+
+
+def _check_same(directory, description):
+    cure = "Replace the run with `--overwrite`, or choose another folder."
+    found = read_json(directory / ARGUMENTS, cure=cure)
+    differences = _differences(found, description)
+    if differences:
+        raise UsageError(
+            f"'{directory}' holds another run: {'; '.join(differences)}. Choose another folder, or "
+            "replace that run with `--overwrite`; nothing was changed."
+        )
+
+
+def _differences(found, asked):
+    """Describe what differs between two descriptions, in the terms of the command line."""
+    found, asked = _flat(found), _flat(asked)
+    names = [name for name in asked if found.get(name) != asked[name]]
+    if names == ["data"]:
+        return ["other data in its tasks"]
+    return [
+        f"{_term(name)} {_shown(found.get(name))} instead of {_shown(asked[name])}"
+        for name in names
+        if name != "data"
+    ]
+
+
+def _flat(description):
+    recipe = description.get("recipe")
+    return {**description, **(recipe if isinstance(recipe, dict) else {}), "recipe": None}
+
+
+def _term(name):
+    is_option = name in option_fields(Recipe) or name in option_fields(Settings)
+    return flag(name) if is_option else name.replace("_", " ")
+
+
+def _shown(value):
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _empty(directory):
+    """Remove everything but the lock; the description last, so that a crash leaves a run."""
+    entries = [path for path in directory.iterdir() if path.name not in (_LOCK, _HOLDER)]
+    for path in sorted(entries, key=lambda path: path.name == ARGUMENTS):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
