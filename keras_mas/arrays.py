@@ -1,13 +1,15 @@
 """Named arrays in one file, never seen half-written."""
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from .files import atomic_file
 
 
-def save_arrays(path, arrays):
+def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     """Write arrays by name to an `.npz` file; a crash leaves the old file or the new one.
 
     Args:
@@ -24,7 +26,9 @@ def save_arrays(path, arrays):
         np.savez(file, **arrays)
 
 
-def load_arrays(path, read, what):
+def load_arrays(
+    path: str | os.PathLike, read: Callable[[dict[str, np.ndarray]], Any], what: str
+) -> Any:
     """Read a file that `save_arrays` wrote.
 
     Args:

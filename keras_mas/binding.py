@@ -118,7 +118,8 @@ class Binding:
             if state.weight is None:
                 unbound.setdefault(state.model, []).append(state)
         names = [state.identity.names for state in self.states]
-        found, taken = {}, set(self.bound)
+        found: Found = {}
+        taken = set(self.bound)
         for states in unbound.values():
             there = find_weights([state.identity for state in states], model, names)
             there = {k: place for k, place in there.items() if id(place[1]) not in taken}
@@ -211,8 +212,6 @@ class Binding:
         numbered = (f"{name}-{k}" if k else name for k in range(len(others) + 1))
         state.name = next(name for name in numbered if name not in others)
         state.weight, state.is_set_aside = weight, False
-        if state.term is None:
-            state.term = self.metric.add_term()
         self.bound[id(weight)] = state
         bind_weight(weight, state, self.strength, self.metric)
 
@@ -249,7 +248,9 @@ def listed(states: Sequence[WeightState]) -> str:
     return ", ".join(shown) + (", …" if len(states) > _LISTED else "")
 
 
-def bind_weight(weight: keras.Variable, state, strength, metric: PenaltyMetric) -> None:
+def bind_weight(
+    weight: keras.Variable, state: WeightState, strength: keras.Variable, metric: PenaltyMetric
+) -> None:
     """Have a weight's penalty in the losses of every model that the weight is in.
 
     Args:
@@ -260,10 +261,13 @@ def bind_weight(weight: keras.Variable, state, strength, metric: PenaltyMetric) 
         metric: Reports the penalty.
     """
     check = UpdateCheck(state.name, metric, weight.constraint)
+    if state.term is None:
+        state.term = metric.add_term()
+    term = state.term
 
     def report(penalty):
         check.penalty_evaluated()
-        state.term.assign(tf.cast(penalty, state.term.dtype))
+        term.assign(tf.cast(penalty, term.dtype))
 
     weight.regularizer = MASRegularizer(
         state.importance, state.anchor, strength, weight.regularizer, report

@@ -1,10 +1,12 @@
 """Consolidate when `fit` ends."""
 
 import inspect
+from typing import Any
 
 import keras
 
 from .importance import measure_sums
+from .memory import SynapticMemory
 
 
 class Consolidate(keras.callbacks.Callback):
@@ -26,7 +28,7 @@ class Consolidate(keras.callbacks.Callback):
             `SynapticMemory.consolidate`.
     """
 
-    def __init__(self, inputs, memory=None, **options):
+    def __init__(self, inputs: Any, memory: SynapticMemory | None = None, **options: Any):
         super().__init__()
         # A misspelt option is told now, not when hours of training are over.
         inspect.signature(measure_sums).bind(None, inputs, **options)
@@ -34,7 +36,7 @@ class Consolidate(keras.callbacks.Callback):
         self.memory = memory
         self.options = options
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         """Check, before anything is learned, that a memory protects the model."""
         if self.memory is not None:
             self.memory.check(self.model)
@@ -44,7 +46,7 @@ class Consolidate(keras.callbacks.Callback):
                 f"{type(self.model).__name__}. Pass `Consolidate(inputs, memory)`."
             )
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         """Consolidate."""
         if self.memory is None:
             self.model.consolidate(self.inputs, **self.options)

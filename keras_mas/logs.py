@@ -2,10 +2,11 @@
 
 import contextlib
 import logging
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Silence what TensorFlow and its libraries log from Python, below ERROR, inside the block."""
 
     def only_errors(record):

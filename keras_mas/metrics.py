@@ -5,9 +5,10 @@ from 0.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 
-def average_accuracy(R):
+def average_accuracy(R: npt.ArrayLike) -> float:
     """Return the mean over all tasks of the accuracy after the last one, mean_j R[T−1, j].
 
     Args:
@@ -23,7 +24,7 @@ def average_accuracy(R):
     return float(np.mean(_matrix(R)[-1]))
 
 
-def backward_transfer(R):
+def backward_transfer(R: npt.ArrayLike) -> float:
     """Return what later tasks did to earlier ones, mean_{j<T−1} (R[T−1, j] − R[j, j]).
 
     Negative is forgetting. One task alone has none: 0.
@@ -35,11 +36,11 @@ def backward_transfer(R):
         >>> backward_transfer([[1.0, 0.5], [0.75, 1.0]])
         -0.25
     """
-    R = _matrix(R)
-    return _mean((R[-1] - np.diag(R))[:-1])
+    matrix = _matrix(R)
+    return _mean((matrix[-1] - np.diag(matrix))[:-1])
 
 
-def forgetting(R):
+def forgetting(R: npt.ArrayLike) -> float:
     """Return the mean over j < T−1 of the best accuracy a task ever had, less the last one.
 
     The best is sought over max_{j ≤ i < T−1} R[i, j]: from the moment the task was learned to the
@@ -53,12 +54,12 @@ def forgetting(R):
         >>> forgetting([[0.75, 0.5, 0.5], [1.0, 1.0, 0.5], [0.5, 0.75, 1.0]])
         0.375
     """
-    R = _matrix(R)
-    last = len(R) - 1
-    return _mean([R[j:last, j].max() - R[last, j] for j in range(last)])
+    matrix = _matrix(R)
+    last = len(matrix) - 1
+    return _mean([matrix[j:last, j].max() - matrix[last, j] for j in range(last)])
 
 
-def forward_transfer(R, baseline):
+def forward_transfer(R: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
     """Return what earlier tasks gave to a task not yet trained, mean_{j≥1} (R[j−1, j] − b[j]).
 
     One task alone has none: 0.
@@ -74,13 +75,13 @@ def forward_transfer(R, baseline):
         >>> forward_transfer([[1.0, 0.75], [1.0, 1.0]], baseline=[0.5, 0.5])
         0.25
     """
-    R, baseline = _matrix(R), np.asarray(baseline, float)
-    if baseline.shape != (len(R),):
+    matrix, before = _matrix(R), np.asarray(baseline, float)
+    if before.shape != (len(matrix),):
         raise ValueError(
-            f"Expected a baseline of shape ({len(R)},), one accuracy per task of the matrix. "
-            f"Received: shape {baseline.shape}."
+            f"Expected a baseline of shape ({len(matrix)},), one accuracy per task of the matrix. "
+            f"Received: shape {before.shape}."
         )
-    return _mean([R[j - 1, j] - baseline[j] for j in range(1, len(R))])
+    return _mean([matrix[j - 1, j] - before[j] for j in range(1, len(matrix))])
 
 
 def _mean(values):

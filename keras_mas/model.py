@@ -1,6 +1,7 @@
 """MASModel: a Keras model whose own train_step protects what it has learned."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -64,7 +65,13 @@ class MASModel(keras.Model):
 
     # Keras takes a class for a functional model, and so for one it can save, by this signature.
     def __init__(
-        self, *args, strength=1.0, penalty="in_loss", memory=None, batch_norm=None, **kwargs
+        self,
+        *args: Any,
+        strength: float = 1.0,
+        penalty: str = "in_loss",
+        memory: SynapticMemory | None = None,
+        batch_norm: str | None = None,
+        **kwargs: Any,
     ):
         if penalty not in PENALTIES:
             raise ValueError(
@@ -99,7 +106,7 @@ class MASModel(keras.Model):
         self._protect_own()
         self.memory.consolidate(self, inputs, **options)
 
-    def make_train_function(self, force: bool = False):
+    def make_train_function(self, force: bool = False) -> Callable:
         """Check that the protection acts, and warn if it is unstable, when a `fit` begins."""
         self._protect_own()
         self.memory.before_fit(self)
@@ -110,7 +117,7 @@ class MASModel(keras.Model):
         if not self.shares_memory and not self.memory.importance:
             self.memory.protect(self, batch_norm=self.batch_norm)
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, Any]:
         """Take one step on the task's loss and the penalty; `data` as `fit` passes it."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
@@ -126,13 +133,20 @@ class MASModel(keras.Model):
             self._take_proximal_step(weights, rate, self._optimizer_steps() > steps)
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
         """Return the task's loss and, unless it is decoupled, the penalty."""
         decoupled = self.penalty == "decoupled"
         with penalty_outside_loss() if decoupled else contextlib.nullcontext():
             return super().compute_loss(x, y, y_pred, sample_weight, training)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         """Write λ, Ω and θ* beside the model's own variables (called by `save`)."""
         super().save_own_variables(store)
         for key, array in self.memory.state(self).items():
@@ -140,7 +154,7 @@ class MASModel(keras.Model):
         if self.shares_memory:
             store[_MEMORY + _SHARED] = np.array(1)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         """Read λ, Ω and θ* back (called when a model or its weights are loaded)."""
         arrays = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118 (HDF5)
         remembered = {
@@ -156,7 +170,7 @@ class MASModel(keras.Model):
             self.memory, self.shares_memory = SynapticMemory(), True
         self.memory.restore(remembered, self)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Return the model's config with λ; Ω and θ* travel with the variables."""
         own = {
             "strength": self.strength,
@@ -171,8 +185,8 @@ class MASModel(keras.Model):
         It does not with every batch that it accumulates gradients of, nor where a scaled loss was
         infinite.
         """
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        return tf.identity(optimizer.iterations)
+        optimizer: Any = self.optimizer
+        return tf.identity(getattr(optimizer, "inner_optimizer", optimizer).iterations)
 
     def _take_proximal_step(self, weights, rate, has_stepped):
         for weight in weights:

@@ -5,6 +5,7 @@ Eq. 3 of Aljundi et al., "Memory Aware Synapses", ECCV 2018, arXiv:1711.09601, w
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ from . import backend  # noqa: F401
 _STEPS_AHEAD = (0, 1, 10, 100, 1_000, 10_000)
 
 
-def drift_penalty(weight, importance, anchor, strength) -> tf.Tensor:
+def drift_penalty(weight: Any, importance: Any, anchor: Any, strength: Any) -> tf.Tensor:
     """Return λ Σ_ij Ω_ij (θ_ij − θ*_ij)² (Eq. 3).
 
     Args:
@@ -46,7 +47,7 @@ def _drift_penalty(weight, importance, anchor, strength):
     return strength * tf.reduce_sum(pull * drift), gradient
 
 
-def proximal_step(weight, importance, anchor, strength, rate) -> tf.Tensor:
+def proximal_step(weight: Any, importance: Any, anchor: Any, strength: Any, rate: Any) -> tf.Tensor:
     """Return the weight after a proximal step of the penalty, θ* + (θ − θ*) / (1 + 2 η λ Ω).
 
     It is the solution of argmin_ϑ λ Ω (ϑ − θ*)² + (ϑ − θ)² / 2η, and lies between θ and θ* for

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -47,9 +48,9 @@ class MASRegularizer(keras.regularizers.Regularizer):
 
     def __init__(
         self,
-        importance,
-        anchor,
-        strength,
+        importance: Any,
+        anchor: Any,
+        strength: Any,
         base_regularizer: Callable | None = None,
         report: Callable | None = None,
     ):
@@ -59,7 +60,7 @@ class MASRegularizer(keras.regularizers.Regularizer):
         self.base_regularizer = base_regularizer
         self.report = report
 
-    def __call__(self, weight):
+    def __call__(self, weight: Any) -> tf.Tensor:
         """Return the penalty on `weight`, a scalar tensor."""
         penalty = drift_penalty(weight, self.importance, self.anchor, self.strength)
         if self.report is not None:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -36,10 +37,10 @@ class PenaltyMetric(keras.metrics.Metric):
         if is_new_trace:
             self.on_new_trace()
 
-    def update_state(self, *args, **kwargs):
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: each regularizer writes its own term."""
 
-    def result(self):
+    def result(self) -> dict[str, tf.Tensor]:
         """Return `{"penalty": scalar}` within a training step, and nothing elsewhere."""
         graph = _outermost_graph()
         if self._updated_in() is not graph or not self.variables:
@@ -71,7 +72,7 @@ class UpdateCheck(keras.constraints.Constraint):
         """Be told that the penalty has been evaluated, in the step that is being traced or run."""
         self._evaluated_in = _reference(_outermost_graph())
 
-    def __call__(self, weight):
+    def __call__(self, weight: keras.Variable) -> Any:
         """Return the weight, after the constraint that it had before."""
         if not self._is_evaluated():
             raise ValueError(

@@ -178,8 +178,8 @@ def _prefixes(place):
 
 def _by_key(wanted, there, key):
     """Return what a key finds that is unique both among the wanted and in the model."""
-    theirs, count = {key(identity): (identity, w) for identity, w in there}, Counter()
-    count.update(key(identity) for identity, _ in there)
+    theirs = {key(identity): (identity, w) for identity, w in there}
+    count = Counter(key(identity) for identity, _ in there)
     ours = Counter(map(key, wanted))
     found = {}
     for k, identity in enumerate(wanted):
@@ -219,7 +219,7 @@ def weight_names(model: keras.Layer) -> dict[int, str]:
 
 def _layer_names(layer: keras.Layer, within: str = "") -> dict[int, str]:
     """Return by `id` of every weight the names of the layers around it, and its own."""
-    names = {}
+    names: dict[int, str] = {}
     for inside in layer._flatten_layers(include_self=False, recursive=False):
         for key, name in _layer_names(inside, f"{within}{inside.name}/").items():
             names.setdefault(key, name)

@@ -182,7 +182,7 @@ class _Run:
         self.seconds = dict.fromkeys(("training", "importance", "evaluation", "saving"), 0.0)
         self._build()
         self.rows = []
-        self.baseline = None
+        self.baseline: list[float] = []
 
     def _build(self):
         """Build trunk, heads and method."""
@@ -202,7 +202,7 @@ class _Run:
 
     def task(self, number, task):
         """Learn a task, or read it from the folder."""
-        if self.baseline is None:
+        if not self.baseline:
             self.baseline = self._accuracies()
         recipe = self.settings.recipe
         started = time.perf_counter()

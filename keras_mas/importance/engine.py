@@ -169,7 +169,7 @@ class Engine:
             self.fallbacks[where] = list(names)
 
     def _is_rowwise(self, call):
-        return call.tensors and call.layer in self._rowwise
+        return bool(call.tensors) and call.layer in (self._rowwise or ())
 
     def _forward(self, batch, tape):
         inputs, extra = batch

@@ -6,7 +6,7 @@ from importlib import import_module
 METHODS = ("mas", "finetune")
 
 
-def load_method(name):
+def load_method(name: str) -> type:
     """Return the `Method` class of a name in `METHODS`.
 
     Args:

@@ -1,5 +1,9 @@
 """Fine-tuning: learn the next task and protect nothing. The lower bound of every comparison."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import keras
 
 
@@ -11,18 +15,20 @@ class Method:
         penalty: Name out of `keras_mas.choices.PENALTIES`, unused here.
     """
 
-    def __init__(self, strength, penalty):
+    def __init__(self, strength: float, penalty: str):
         self.strength = strength
         self.penalty = penalty
 
-    def model(self, inputs, outputs, name):
+    def model(self, inputs: Any, outputs: Any, name: str) -> keras.Model:
         """Return the `keras.Model` in which a task is learned; arguments as for `keras.Model`."""
         return keras.Model(inputs, outputs, name=name)
 
-    def protect(self, model):
+    def protect(self, model: keras.Model) -> None:
         """Be told, before the first task, what all tasks share: a trunk or a whole model."""
 
-    def after_task(self, model, inputs, on_progress=None):
+    def after_task(
+        self, model: keras.Model, inputs: Any, on_progress: Callable | None = None
+    ) -> None:
         """Take note of what was learned.
 
         Args:
@@ -31,8 +37,8 @@ class Method:
             on_progress: As for `measure_sums`.
         """
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Write what the method remembers to a `.npz` file, if it remembers anything."""
 
-    def load(self, path):
+    def load(self, path: Path) -> None:
         """Take over what `save` wrote."""

@@ -1,5 +1,11 @@
 """MAS, the global version: Ω is the mean sensitivity of the squared output norm (Eq. 2 and 3)."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
 from ..memory import SynapticMemory
 from ..model import MASModel
 from . import finetune
@@ -8,26 +14,28 @@ from . import finetune
 class Method(finetune.Method):
     """Memory Aware Synapses: hold what tasks share by λ Σ Ω (θ − θ*)²; arguments as `finetune`."""
 
-    def __init__(self, strength, penalty):
+    def __init__(self, strength: float, penalty: str):
         super().__init__(strength, penalty)
         self.memory = SynapticMemory(strength)
 
-    def model(self, inputs, outputs, name):
+    def model(self, inputs: Any, outputs: Any, name: str) -> keras.Model:
         """Return a `MASModel` around the one memory of all tasks."""
         return MASModel(inputs, outputs, name=name, memory=self.memory, penalty=self.penalty)
 
-    def protect(self, model):
+    def protect(self, model: keras.Model) -> None:
         """Protect the trainable weights of a model from now on."""
         self.memory.protect(model)
 
-    def after_task(self, model, inputs, on_progress=None):
+    def after_task(
+        self, model: keras.Model, inputs: Any, on_progress: Callable | None = None
+    ) -> None:
         """Add the importance of the held weights for this task, and move the anchor."""
         model.consolidate(inputs, on_progress=on_progress)
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Write Ω, θ* and λ."""
         self.memory.save(path)
 
-    def load(self, path):
+    def load(self, path: Path) -> None:
         """Read Ω, θ* and λ back."""
         self.memory.restore(SynapticMemory.load(path).state())

@@ -49,8 +49,8 @@ def read_tfds(name: str, image_size: ImageSize | None, data_dir: str | Path | No
         keys = _keys(builder.info, name)
 
         def read(split):
-            arrays = _read_arrays(builder, split, keys, image_size)
-            return checked_split(*arrays, f"split '{split}' of the TFDS data set '{name}'")
+            inputs, labels = _read_arrays(builder, split, keys, image_size)
+            return checked_split(inputs, labels, f"split '{split}' of the TFDS data set '{name}'")
 
         own = [split for split in VALIDATION_NAMES if split in builder.info.splits]
         train = read("train")

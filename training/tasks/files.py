@@ -55,7 +55,8 @@ def _pair(arrays, role, path):
             f"Expected the arrays {one_of(names)}. Received: {one_of(arrays) or 'none'} in "
             f"'{path}'. Add {one_of(missing)} with np.savez."
         )
-    return checked_split(*(arrays[name] for name in names), f"{' and '.join(names)} of '{path}'")
+    inputs, labels = (arrays[name] for name in names)
+    return checked_split(inputs, labels, f"{' and '.join(names)} of '{path}'")
 
 
 def read_folder(path: Path, image_size: ImageSize | None) -> Source:
@@ -156,7 +157,7 @@ def _identity(path):
 
 def _check_disjoint(files):
     """Refuse a file that would have two labels, or be both trained and tested on."""
-    first = {}
+    first: dict[tuple[int, int], Path] = {}
     for labelled in files.values():
         for file, _ in labelled:
             other = first.setdefault(_identity(file), file)
