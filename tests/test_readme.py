@@ -30,12 +30,24 @@ def commands():
     return [line.split("#")[0].split() for line in lines if line.strip()]
 
 
-def test_the_python_snippet_runs(tmp_path, monkeypatch):
+def test_the_monthly_job_runs_in_a_process_each(tmp_path):
+    january, february, _ = blocks("python")
+    for script in (january, february):
+        assert len([line for line in script.splitlines() if line]) <= 13
+        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+    memory = keras_mas.SynapticMemory.load(tmp_path / "memory.npz")
+    assert memory.tasks == 2
+    assert max(values.max() for values in memory.importance.values()) > 0
+
+
+def test_the_model_with_a_memory_of_its_own_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (snippet,) = blocks("python")
+    *_, snippet = blocks("python")
     exec(snippet, {})
     loaded = keras.models.load_model("model.keras")
-    assert loaded.memory.importance["dense/kernel"].max() > 0
+    assert loaded.penalty == "decoupled"
+    assert loaded.memory.importance["dense_1/kernel"].max() > 0
 
 
 def test_the_diff_runs_and_without_its_lines_is_a_keras_script():
