@@ -53,7 +53,7 @@ def test_the_stream_is_loaded_by_its_name(monkeypatch):
 
 
 def test_the_backbone_gives_features():
-    features = example("Add a backbone")["_sequence"](keras.Input([20, 3]), [4, 8])
+    features = example("Add a backbone")["_sequence"](keras.Input([20, 3]), [4, 8], "sequence-4-8")
     assert features.shape == (None, 8)
 
 
