@@ -198,6 +198,8 @@ class Binding:
     def _add(self, model, number, weights):
         """Remember weights of which nothing is known yet: Ω = 0, θ* = θ."""
         new = {id(weight): weight for weight in weights if id(weight) not in self.bound}
+        if not new:
+            return
         names = weight_names(model)
         for identity, weight in identities(model):
             if id(weight) in new:
