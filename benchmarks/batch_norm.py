@@ -4,7 +4,7 @@
 
 Split-digits, a head per task, with a small convolutional network that has batch normalization; from
 task to task the images grow brighter and lose contrast, as those of another camera would. Writes
-results/batch_norm.json, where runs of other seeds stay as they are. Two minutes per seed on two cores.
+results/batch_norm.json, where runs of other seeds stay as they are. Two minutes per seed.
 """
 
 import argparse

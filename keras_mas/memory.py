@@ -77,6 +77,10 @@ class SynapticMemory:
         """θ*, the weights when the last task ended: dict from weight name to array."""
         return {state.name: state.anchor.numpy() for state in self._states}
 
+    def __reduce__(self):
+        # A copy, or what was pickled, remembers the same and is bound to no model.
+        return _restored, (self.state(),)
+
     def __repr__(self) -> str:
         values = sum(int(np.prod(state.anchor.shape)) for state in self._states)
         unbound = sum(state.weight is None for state in self._states)
@@ -375,6 +379,12 @@ class SynapticMemory:
     def _warn_if_unstable(self, model, importance):
         if getattr(model, "optimizer", None) is not None:
             warn_if_unstable(importance, self.strength, model.optimizer)
+
+
+def _restored(arrays):
+    memory = SynapticMemory()
+    memory.restore(arrays)
+    return memory
 
 
 def _has_penalty_in_loss(model):

@@ -146,6 +146,15 @@ class MASModel(keras.Model):
         with penalty_outside_loss() if decoupled else contextlib.nullcontext():
             return super().compute_loss(x, y, y_pred, sample_weight, training)
 
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the model with λ, Ω and θ*, as `keras.Model.save` does; `.keras` files only."""
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                f"A {type(self).__name__} is saved as a '.keras' file. Received: '{filepath}', a "
+                "format that would leave out what the model remembers."
+            )
+        super().save(filepath, *args, **kwargs)
+
     def save_own_variables(self, store: Any) -> None:
         """Write λ, Ω and θ* beside the model's own variables (called by `save`)."""
         super().save_own_variables(store)

@@ -1,3 +1,5 @@
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -232,6 +234,25 @@ def test_a_saved_model_brings_its_memory_back(tmp_path):
             np.testing.assert_array_equal(other.memory.importance[path], values)
             np.testing.assert_array_equal(other.memory.anchor[path], model.memory.anchor[path])
     assert fit(model, B, LABELS_B) == fit(loaded, B, LABELS_B)
+
+
+def test_a_format_that_would_lose_the_memory_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="saved as a '.keras' file. Received: .*m.h5"):
+        network(MASModel).save(tmp_path / "m.h5")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda memory: pickle.loads(pickle.dumps(memory))]
+)
+def test_a_copied_memory_remembers_the_same_and_is_bound_to_nothing(copied):
+    model, memory = protected(2.0)
+    memory.consolidate(model, A)
+    other = copied(memory)
+    assert other.strength == 2.0
+    for name, values in memory.importance.items():
+        np.testing.assert_array_equal(other.importance[name], values)
+    assert other.state_for(model.weights[0]) is None
 
 
 def test_consolidate_at_the_end_of_fit():
