@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from .errors import UsageError
+
 # What the name of an unfinished file or folder begins with. TensorFlow Serving ignores such names.
 UNFINISHED = ".tmp-"
 
@@ -72,6 +74,45 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     _sync(path.parent)
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Check that a folder can be made or written to, without a trace.
+
+    Args:
+        folder: The folder, which need not exist.
+
+    Raises:
+        UsageError: If the path, or one above it, is something else than a folder, or the user may
+            not write there.
+    """
+    path = Path(folder)
+    try:
+        nearest = next(part for part in (path, *path.absolute().parents) if _exists(part))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"'{path}' cannot be a folder ({getattr(error, 'strerror', None) or error}). Choose "
+            "another one."
+        ) from error
+    if not nearest.is_dir():
+        raise UsageError(
+            f"'{path}' cannot be a folder, since '{nearest}' is a file, or a link to nothing. "
+            "Choose another one; nothing was changed."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"'{path}' cannot be written: there is no permission to write in '{nearest}'. Choose "
+            "another folder, or change its permissions."
+        )
+
+
+def _exists(path: Path) -> bool:
+    """Return whether there is something, a link to nothing included; OSError for a bad name."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:

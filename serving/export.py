@@ -4,7 +4,6 @@ import contextlib
 import keyword
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas.errors import UsageError
-from keras_mas.files import UNFINISHED, atomic_folder
+from keras_mas.files import atomic_folder, check_writable
 from keras_mas.logs import quiet
 
 from .paths import list_versions, parse_version
@@ -53,7 +52,7 @@ def check_exportable(task_names: Iterable[str], directory: str | os.PathLike) ->
             lies below one, or cannot be written to.
     """
     _check_task_names(list(task_names))
-    _check_writable(Path(directory))
+    check_writable(directory)
 
 
 def export_version(
@@ -183,23 +182,6 @@ def _can_name_signature(name: object) -> bool:
 def _repeated(names: Iterable[str]) -> str:
     """List the names that occur more than once."""
     return ", ".join(repr(name) for name, count in Counter(names).items() if count > 1)
-
-
-def _check_writable(directory: Path) -> None:
-    """Refuse a path at which no folder can be made or filled, by trying in the nearest folder."""
-    try:
-        nearest = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
-        if not nearest.is_dir():
-            raise NotADirectoryError(f"'{nearest}' is not a folder")
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=nearest) as trial:
-            missing = directory.relative_to(nearest)
-            (Path(trial) / missing).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            "Expected a folder that can be written to, or a path at which one can be made. "
-            f"Received: '{directory}' ({reason}). Choose another place for the export."
-        ) from error
 
 
 def _check_names(heads: Mapping[str, keras.Model], input_name: str) -> None:

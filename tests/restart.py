@@ -115,7 +115,7 @@ def data(model):
     return a, b + 0.5, np.arange(32) % 3
 
 
-def learn_a(name, way, strength=20.0):
+def learn_a(name, way, strength=10.0):
     model, memory = build(name, way, strength)
     a, _, labels = data(model)
     model.fit(a, labels, epochs=2, batch_size=16, shuffle=False, verbose=0)

@@ -1,6 +1,9 @@
+import os
+
 import pytest
 
-from keras_mas.files import atomic_file, atomic_folder, remove_unfinished
+from keras_mas.errors import UsageError
+from keras_mas.files import atomic_file, atomic_folder, check_writable, remove_unfinished
 
 
 def names(folder):
@@ -57,3 +60,28 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / "kept").write_text("c")
     remove_unfinished(tmp_path)
     assert names(tmp_path) == ["kept"]
+
+
+def test_a_folder_that_can_be_made_leaves_no_trace(tmp_path):
+    before = tmp_path.stat().st_mtime_ns
+    check_writable(tmp_path)
+    check_writable(tmp_path / "new" / "folder")
+    assert names(tmp_path) == []
+    assert tmp_path.stat().st_mtime_ns == before
+
+
+def test_paths_that_cannot_be_folders_are_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for path in ("file", "file/inside", "link", "link/inside"):
+        with pytest.raises(UsageError, match="is a file, or a link to nothing"):
+            check_writable(tmp_path / path)
+    for path in ("x" * 300, "null\0"):
+        with pytest.raises(UsageError, match="cannot be a folder"):
+            check_writable(tmp_path / path)
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match=f"no permission to write in '{tmp_path}'"):
+        check_writable(tmp_path / "run")

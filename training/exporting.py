@@ -10,7 +10,7 @@ from keras_mas.serving.paths import version_path
 
 from .heads import unique_heads
 from .run import Listener, TaskResult
-from .run_directory import check_writable, task_folder
+from .run_directory import task_folder
 from .tasks import TaskStream
 
 
@@ -66,7 +66,6 @@ def check_export(stream: TaskStream, base: Path, run: Path | None) -> None:
             of another run is in it.
     """
     check_exportable([head.name for head in unique_heads(stream)], base)
-    check_writable(base)
     for number in range(1, len(stream.tasks) + 1):
         folder = version_path(base, number)
         if folder.exists() and (run is None or not task_folder(run, number).exists()):

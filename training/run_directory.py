@@ -26,7 +26,7 @@ from typing import Any
 import filelock
 
 from keras_mas.errors import UsageError
-from keras_mas.files import UNFINISHED, atomic_file, remove_unfinished
+from keras_mas.files import UNFINISHED, atomic_file, check_writable, remove_unfinished
 
 from .options import flag, option_fields
 from .settings import Recipe, Settings
@@ -88,25 +88,6 @@ def claimed(
         if not (directory / ARGUMENTS).exists():
             write_json(directory / ARGUMENTS, description)
         yield
-
-
-def check_writable(directory: Path) -> None:
-    """Refuse a folder that cannot be made or written to.
-
-    Raises:
-        UsageError: If the path, or one above it, is a file, or the user may not write there.
-    """
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
-    if not existing.is_dir():
-        raise UsageError(
-            f"'{directory}' cannot be a folder, since '{existing}' is a file. Choose another "
-            "folder; nothing was changed."
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"'{directory}' cannot be written: there is no permission to write in '{existing}'. "
-            "Choose another folder, or change its permissions."
-        )
 
 
 def task_folder(directory: Path, number: int) -> Path:

@@ -83,7 +83,8 @@ def serve_rest(models: ServedModels, host: str, port: int) -> Iterator[int]:
         yield int(server.effective_port)
     finally:
         stopping.set()
-        server.pull_trigger()
+        with contextlib.suppress(OSError):  # the thread may have seen it, and closed the trigger
+            server.pull_trigger()
         thread.join()
 
 

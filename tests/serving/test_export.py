@@ -448,30 +448,15 @@ def test_a_folder_that_is_a_file_or_below_one_is_refused_before_training(tmp_pat
         lambda folder: check_exportable(["pets"], folder),
         lambda folder: export_version({"pets": small()}, folder / "1"),
     ):
-        with pytest.raises(UsageError, match="Received: .*'.*models' is not a folder"):
+        with pytest.raises(UsageError, match="models' is a file, or a link"):
             check(tmp_path / "models" / below)
     assert (tmp_path / "models").read_text() == "notes"
 
 
 def test_a_link_to_nowhere_is_refused_before_training(tmp_path):
     (tmp_path / "models").symlink_to(tmp_path / "missing")
-    with pytest.raises(UsageError, match="'.*models' is not a folder"):
+    with pytest.raises(UsageError, match="models' is a file, or a link"):
         check_exportable(["pets"], tmp_path / "models" / "shop")
-
-
-@pytest.mark.parametrize("folder", ["/proc/models", "x" * 300, "a\0b"])
-def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, folder):
-    with pytest.raises(UsageError, match="Expected a folder that can be written to"):
-        check_exportable(["pets"], tmp_path / folder)
-
-
-def test_a_folder_without_permission_is_refused_before_training(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(export.tempfile, "TemporaryDirectory", refuse)
-    with pytest.raises(UsageError, match=f"'{tmp_path}/shop'.*Permission denied"):
-        check_exportable(["pets"], tmp_path / "shop")
 
 
 def test_a_full_disk_is_an_export_error_and_leaves_nothing(tmp_path, monkeypatch):

@@ -30,10 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from keras_mas.files import check_writable
+
     from ..console import result_console
     from ..exporting import export_heads
     from ..run import saved_heads
-    from ..run_directory import check_writable, read_result
+    from ..run_directory import read_result
 
     result = read_result(args.directory)
     base = args.to or Path("models") / result["stream"]
