@@ -56,7 +56,7 @@ class Binding:
         self.bound: dict[int, WeightState] = {}  # by `id` of the weight
         self.protected: dict[int, _Protected] = {}  # by number
         self.watched: weakref.WeakSet[keras.Model] = weakref.WeakSet()
-        self.metric = PenaltyMetric(on_new_trace=self.watch_fits)
+        self.metric = PenaltyMetric(on_new_trace=self._watch_all_fits)
 
     def states_of(self, model: keras.Layer) -> list[WeightState]:
         """Return the states that are bound to weights of a model, in the model's order."""
@@ -154,15 +154,19 @@ class Binding:
                     "copy in its place, or use a memory of its own for it."
                 )
 
-    def watch_fits(self) -> None:
-        """Have `before_fit` called for every living model that holds bound weights.
+    def watch_fits(self, model: keras.Model) -> None:
+        """Have `before_fit` called whenever a `fit` of a model begins; a `MASModel` calls it."""
+        if model not in self.watched and not hasattr(model, "shares_memory"):
+            self.watched.add(model)
+            call_before_fit(model, self._fit_begins)
 
-        A `MASModel` calls it by itself.
-        """
+    def _watch_all_fits(self):
+        """Find the models that were not known, one of which may be taking its first step."""
         for model in models_with(state.weight for state in self.bound.values()):
             if model not in self.watched and not hasattr(model, "shares_memory"):
-                self.watched.add(model)
-                call_before_fit(model, self._fit_begins)
+                self.watch_fits(model)
+                with tf.init_scope():  # outside the trace
+                    self._fit_begins(model)
 
     def _fit_begins(self, model):
         if self.states_of(model):
@@ -225,7 +229,7 @@ class Binding:
         report_penalty(model, weights[0], self.metric)
         for holder in models_with(weights):
             trace_again(holder)
-        self.watch_fits()
+            self.watch_fits(holder)
 
 
 def refuse_missing(states: Sequence[WeightState], found: dict, model: keras.Layer) -> None:

@@ -189,7 +189,7 @@ class SynapticMemory:
         self._replace(updated)
         self._tasks += 1
         self._binding.freeze_batch_norms(model)
-        self._binding.watch_fits()
+        self._binding.watch_fits(model)
 
     def check(self, model: keras.Model) -> None:
         """Check that this memory protects weights of a model, as every `fit` of it does first.
