@@ -606,6 +606,83 @@ def test_data_of_another_kind_are_refused(measure, data):
         measure(line(1.0, 0.0), data)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        tf.ragged.constant([[1.0], [1.0, 2.0]]),
+        tf.sparse.from_dense(column(1)),
+        memoryview(column(1)),
+        keras.KerasTensor([None, 1]),
+        np.float32,
+        b"12",
+    ],
+    ids=lambda data: type(data).__name__,
+)
+@pytest.mark.parametrize("listed", [False, True])
+@BOTH
+def test_what_is_no_array_is_refused_alone_and_in_a_list(measure, data, listed):
+    name = type(data).__name__
+    with pytest.raises(
+        ValueError, match=f"Expected an array.*Received: .*{name}.*asarray"
+    ) as raised:
+        measure(line(1.0, 0.0), [data] if listed else data)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("data", [np.float32(1), np.array(1.0), tf.constant(1.0)], ids=repr)
+@BOTH
+def test_a_single_number_is_refused(measure, data):
+    with pytest.raises(ValueError, match=r"Expected arrays .N, .*Received: a single number"):
+        measure(line(1.0, 0.0), data)
+
+
+@BOTH
+def test_a_variable_is_an_array(measure):
+    assert_close(measure(line(1.0, 0.0), tf.Variable(column(1, -1))), kernel=[[2.0]], bias=[2.0])
+
+
+@BOTH
+def test_complex_inputs_are_refused_where_the_model_would_drop_a_part(measure):
+    for data in (column(1, 2) * 1j, iter([column(1), column(1) * 1j])):
+        with pytest.raises(ValueError, match=r"Expected real inputs.*complex64 in batch [01] "):
+            measure(line(1.0, 0.0), data)
+    inputs = keras.Input([1], dtype="complex64")
+    model = keras.Model(inputs, layers.Dense(1)(keras.ops.imag(inputs)))
+    set_weights(model, [[1.0]], [0.0])
+    assert_close(measure(model, column(1, -1) * 1j), kernel=[[2.0]], bias=[2.0])
+
+
+@BOTH
+def test_a_dataset_that_fails_is_named_by_batch(measure):
+    def inverse(x):
+        return tf.debugging.check_numerics(1 / x, "an inverse")
+
+    data = tf.data.Dataset.from_tensor_slices(column(1, 2, 3, 0)).map(inverse).batch(2)
+    with pytest.raises(
+        ValueError, match=r"batch 1 \(counted from 0\).*TensorFlow said: an inv"
+    ) as e:
+        measure(line(1.0, 0.0), data)
+    assert "\n" not in str(e.value)
+    assert "{{" not in str(e.value)
+    assert isinstance(e.value.__cause__, tf.errors.InvalidArgumentError)
+
+
+@pytest.mark.parametrize(
+    ("result", "word"), [("x", "str"), (5.0, "float"), (column(1), "ndarray"), (object(), "object")]
+)
+@BOTH
+def test_an_output_function_that_returns_no_tensor_is_refused(measure, result, word):
+    with pytest.raises(ValueError, match=f"Expected .*`output`.* tensors.*Received: .*{word}"):
+        measure(line(1.0, 0.0), column(1), output=lambda y: result)
+    with pytest.raises(ValueError, match="Expected .*`output`.* tensors.*Received: .*string"):
+        measure(line(1.0, 0.0), column(1), output=lambda y: tf.strings.as_string(y))
+
+
+def test_a_progress_function_that_cannot_be_called_is_refused():
+    with pytest.raises(ValueError, match="Expected on_progress to be a function.*Received: 3"):
+        compute_importance(line(1.0, 0.0), column(1), on_progress=3)
+
+
 @BOTH
 def test_losses_and_variables_of_layers_are_left_as_they_were(measure):
     class Counting(layers.Layer):

@@ -9,6 +9,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .failures import reading_batches
+
+# Things that have a shape or can be iterated over, and are neither arrays nor data sets.
+_NO_DATA = (
+    tuple,
+    str,
+    bytes,
+    bytearray,
+    memoryview,
+    type,
+    tf.RaggedTensor,
+    tf.SparseTensor,
+    keras.KerasTensor,
+)
+
 
 def batches(
     inputs: Any, batch_size: int, max_examples: int | None = None, labels: Any = None
@@ -31,14 +46,15 @@ def batches(
 
     Raises:
         ValueError: If there is no example, if arrays differ in length, if a number is not a
-            positive integer, or if the data are endless and `max_examples` is None.
+            positive integer, if TensorFlow fails to read a batch, or if the data are endless and
+            `max_examples` is None.
     """
     batch_size = positive_integer("batch_size", batch_size)
     if max_examples is not None:
         max_examples = positive_integer("max_examples", max_examples)
     _check_end(inputs, max_examples)
     count = 0
-    for batch in _batches(inputs, batch_size, labels):
+    for batch in reading_batches(_batches(inputs, batch_size, labels)):
         batch = tf.nest.map_structure(_tensor, batch)
         examples = count_examples(batch)
         if max_examples is not None and examples > max_examples - count:
@@ -89,8 +105,11 @@ def _length(inputs):
         return batches * size if batches >= 0 and size is not None else None
     if isinstance(inputs, keras.utils.PyDataset) or not _is_arrays(inputs):
         return None
-    columns = tf.nest.flatten(inputs)
-    return len(columns[0]) if columns and all(map(_is_array, columns)) else None
+    columns = _columns(inputs)
+    if not columns or not all(map(_is_array, columns)):
+        return None
+    shape = tuple(columns[0].shape)
+    return int(shape[0]) if shape else None
 
 
 def _fixed_batch_size(dataset):
@@ -133,10 +152,15 @@ def _batches(inputs, batch_size, labels):
         return _parts((inputs[i] for i in numbers), labels)
     if _is_arrays(inputs):
         return _slices(inputs if labels is None else (inputs, labels), batch_size)
-    if isinstance(inputs, tuple | str) or not hasattr(inputs, "__iter__"):
+    if isinstance(inputs, _NO_DATA) or not hasattr(inputs, "__iter__"):
+        cure = (
+            "Pass the inputs alone, without labels."
+            if isinstance(inputs, tuple)
+            else "Make an array of the examples, padded to one shape, with `numpy.asarray`."
+        )
         raise ValueError(
             "Expected an array, a list or dict of arrays (several inputs), or a dataset. Received: "
-            f"{type(inputs).__name__}. Pass the inputs alone, without labels."
+            f"{type(inputs).__name__}. {cure}"
         )
     return _parts(inputs, labels)
 
@@ -161,11 +185,19 @@ def _is_arrays(inputs):
 
 
 def _is_array(value):
-    return hasattr(value, "shape") and hasattr(value, "__getitem__")
+    has_rows = hasattr(value, "shape") and hasattr(value, "__getitem__")
+    return has_rows and not isinstance(value, _NO_DATA)
+
+
+def _columns(arrays):
+    try:
+        return tf.nest.flatten(arrays)
+    except NotImplementedError:  # TensorFlow takes a memoryview for a sequence of its rows
+        return [memoryview(b"")]
 
 
 def _slices(arrays, batch_size):
-    columns = tf.nest.flatten(arrays)
+    columns = _columns(arrays)
     if not columns or not all(map(_is_array, columns)):
         raise ValueError(
             "Expected an array, a list or dict of arrays, or a dataset. Received: "

@@ -8,7 +8,7 @@ import numpy as np
 
 from .batches import batches, count_examples, total_examples
 from .engine import Engine
-from .failures import FAILURES, batch_failed, not_finite
+from .failures import FAILURES, batch_failed, not_finite, refuse_complex
 from .outputs import LOGITS
 from .progress import OnProgress, Progress
 from .rules.slices import SLICE_BYTES
@@ -140,6 +140,7 @@ def run_engine(
     """Return the sums of an engine over its batches: pairs of inputs and data for its targets."""
     examples = 0
     for number, batch in enumerate(data):
+        refuse_complex(engine.model, batch[0], number)
         try:
             finite = engine.add(batch)
         except FAILURES as error:

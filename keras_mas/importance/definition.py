@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ..weights import trainable_weights
 from .batches import batches, count_examples
-from .failures import FAILURES, batch_failed, is_finite, not_finite
+from .failures import FAILURES, batch_failed, is_finite, not_finite, refuse_complex
 from .outputs import LOGITS, learned_function
 from .unchanged import flatten_layers, leaving_unchanged
 
@@ -81,6 +81,7 @@ def importance_one_by_one(
     sums: dict[str, Any] = dict.fromkeys(weights, 0.0)
     examples = 0
     for number, batch in enumerate(batches(inputs, batch_size=1)):
+        refuse_complex(model, batch, number)
         for k in range(count_examples(batch)):
             example = tf.nest.map_structure(lambda array, k=k: array[k : k + 1], batch)
             with leaving_unchanged(layers), tf.GradientTape() as tape:

@@ -1,6 +1,7 @@
 """Errors about a batch that a model cannot be measured on."""
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -28,14 +29,51 @@ def batch_failed(model: keras.Model, inputs: Any, number: int, error: Exception)
     received = tf.nest.map_structure(
         lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype.name}", inputs
     )
-    paragraphs = re.sub("\x1b\\[\\dm", "", str(error)).strip().split("\n\n")
-    said = [part for part in paragraphs if not part.startswith(_AROUND)][-1].splitlines()[0]
     return ValueError(
         f"Expected inputs that '{model.name}' can take, and outputs with a row for each of them. "
         f"Received: {received} in batch {number} (counted from 0), on which TensorFlow said: "
-        f"{said}. Try `model(batch)`; a model that needs the numbers themselves in its "
-        "`call` is measured after `compile(run_eagerly=True)`."
+        f"{_first_line(error)}. Try `model(batch)`; a model that needs the numbers themselves in "
+        "its `call` is measured after `compile(run_eagerly=True)`."
     )
+
+
+def reading_batches(data: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches; a ValueError names one that TensorFlow fails to read, counted from 0."""
+    number = 0
+    iterator = iter(data)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            raise ValueError(
+                f"Expected data that can be read to their end. Received: batch {number} (counted "
+                f"from 0), on which TensorFlow said: {_first_line(error)}. Iterate over the data "
+                "alone to find the cause."
+            ) from error
+        yield batch
+        number += 1
+
+
+def refuse_complex(model: keras.Model, inputs: Any, number: int) -> None:
+    """Raise a ValueError for complex inputs that a model would cast, without their imaginary part.
+
+    Args:
+        model: The model. Only one that declares its inputs casts them.
+        inputs: Structure of tensors.
+        number: Number of the batch, counted from 0.
+    """
+    declared = tf.nest.flatten(getattr(model, "inputs", None) or [])
+    if not declared or any(tf.as_dtype(tensor.dtype).is_complex for tensor in declared):
+        return
+    for tensor in tf.nest.flatten(inputs):
+        if tensor.dtype.is_complex:
+            raise ValueError(
+                f"Expected real inputs, as '{model.name}' declares them. Received: "
+                f"{tensor.dtype.name} in batch {number} (counted from 0). Pass `numpy.real(x)` and "
+                "`numpy.imag(x)` as two features, or give the model complex inputs."
+            )
 
 
 def not_finite(model: keras.Model, number: int) -> ValueError:
@@ -45,3 +83,11 @@ def not_finite(model: keras.Model, number: int) -> ValueError:
         f"batch {number} (counted from 0). Look at the inputs of that batch, and at the weights: "
         "training may have diverged."
     )
+
+
+def _first_line(error: Exception) -> str:
+    """Return what TensorFlow said itself, in one line and without a full stop."""
+    paragraphs = re.sub("\x1b\\[\\dm", "", str(error)).strip().split("\n\n")
+    said = [part for part in paragraphs if not part.startswith(_AROUND)][-1].splitlines()
+    line = re.sub(r"{{.*?}} *| *\[Op:\w+\].*", "", said[0]) if said else type(error).__name__
+    return line.strip().rstrip(".")

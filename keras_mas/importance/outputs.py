@@ -21,6 +21,11 @@ _ACTIVATION_LAYERS = (
     layers.Softmax,
 )
 
+_NO_TENSORS = (
+    "Expected the function `output` to return one or several tensors [n, ...] of numbers. "
+    "Received: {}. Compute them from the model's outputs with TensorFlow or `keras.ops`."
+)
+
 LOGITS = "logits"
 OUTPUT = "output"
 LAYERS = "layers"
@@ -45,8 +50,8 @@ def learned_function(
         List of tensors `[n, ...]`, and the `Call`s of the layers.
 
     Raises:
-        ValueError: If no layer has that name, or it was not called; or, for `"layers"`, if a weight
-            is in no layer.
+        ValueError: If no layer has that name, or it was not called; if the function returns
+            something else than tensors; or, for `"layers"`, if a weight is in no layer.
     """
     if choice == LAYERS:
         outputs, calls = _run_detached(model, inputs, tape)
@@ -104,7 +109,7 @@ def _layers_with_weights(model):
 def _chosen(outputs, calls, choice):
     """Return the tensors of F; some may be None, as outputs of a model may be."""
     if callable(choice):
-        return tf.nest.flatten(choice(outputs))
+        return _checked_tensors(tf.nest.flatten(choice(outputs)))
     if choice == LAYERS:
         return _of_every_layer(outputs, calls)
     if choice == OUTPUT:
@@ -112,6 +117,16 @@ def _chosen(outputs, calls, choice):
     if choice == LOGITS:
         return [_before_probabilities(tensor, calls) for tensor in tf.nest.flatten(outputs)]
     return _of_named_layer(calls, choice)
+
+
+def _checked_tensors(results):
+    """Return what a user's function returned, if these are tensors of numbers, or None."""
+    for result in results:
+        if result is not None and not isinstance(result, tf.Tensor):
+            raise ValueError(_NO_TENSORS.format(f"a {type(result).__name__}"))
+        if result is not None and result.dtype == tf.string:
+            raise ValueError(_NO_TENSORS.format("a tensor of dtype string"))
+    return results
 
 
 def _of_named_layer(calls, name):

@@ -22,12 +22,17 @@ class Progress:
         on_progress: As for `compute_importance`.
 
     Raises:
-        ValueError: If `verbose` is none of its values.
+        ValueError: If `verbose` is none of its values, or `on_progress` no function.
     """
 
     def __init__(self, verbose: int | str, total: int | None, on_progress: OnProgress | None):
         if verbose not in ("auto", 0, 1):
             raise ValueError(f'Expected verbose to be "auto", 0 or 1. Received: {verbose!r}.')
+        if on_progress is not None and not callable(on_progress):
+            raise ValueError(
+                "Expected on_progress to be a function of the number of examples measured and "
+                f"that of all. Received: {on_progress!r}. Pass None for the progress bar."
+            )
         self.total, self.on_progress = total, on_progress
         self.examples = 0
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
