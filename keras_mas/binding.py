@@ -18,7 +18,7 @@ import tensorflow as tf
 from .regularizer import MASRegularizer
 from .states import WeightState
 from .training_step import PenaltyMetric, UpdateCheck
-from .weights import WeightIdentity, find_weights, identities, weight_names
+from .weights import WeightIdentity, find_weights, identities, is_copy, weight_names
 
 # By state that was recognized in a model, the identity there and the weight.
 Found = dict[WeightState, tuple[WeightIdentity, keras.Variable]]
@@ -31,7 +31,7 @@ _LISTED = 5
 class _Protected:
     """A model that `protect` was called with."""
 
-    model: weakref.ref
+    model: keras.Layer
     batch_norm: str
 
 
@@ -63,20 +63,48 @@ class Binding:
         return [self.bound[id(w)] for w in model.weights if id(w) in self.bound]
 
     def models(self) -> list[keras.Layer]:
-        """Return the protected models that are still there."""
-        models = [kept.model() for kept in self.protected.values()]
-        return [model for model in models if model is not None]
+        """Return the protected models."""
+        return [kept.model for kept in self.protected.values()]
+
+    def refuse_replaced(self) -> None:
+        """Refuse to go on if a protected model no longer computes with a bound weight."""
+        for number, kept in self.protected.items():
+            there = {id(weight) for weight in kept.model.weights}
+            for state in self.states_of_number(number):
+                if id(state.weight) not in there:
+                    raise ValueError(
+                        f"The protected weight '{state.name}' is no longer part of "
+                        f"'{kept.model.name}', which may have been quantized. Nothing protects "
+                        "what took its place: protect the model as it is now with a new memory."
+                    )
+            for layer in kept.model._flatten_layers():
+                frozen = [weight for weight in layer.weights if not weight.trainable]
+                held = [weight for weight in frozen if id(weight) in self.bound]
+                if getattr(layer, "lora_enabled", False) and held:
+                    raise ValueError(
+                        f"The layer '{layer.name}' has LoRA, which changes its protected weight "
+                        f"'{held[0].path}' without the penalty. Enable LoRA before `protect`, "
+                        "which then protects the adapter."
+                    )
+
+    def states_of_number(self, number: int) -> list[WeightState]:
+        """Return the bound states that were protected with a model of this number."""
+        return [state for state in self.bound.values() if state.model == number]
 
     def waiting(self) -> list[WeightState]:
         """Return the states that are bound to no weight, though nobody asked for that."""
-        return [state for state in self.states if state.weight is None and not state.is_set_aside]
+        return [
+            state
+            for state in self.states
+            if state.weight is None and not (state.is_set_aside or state.is_released)
+        ]
 
     def protect(
         self, model: keras.Layer, found: Found, weights: Iterable[keras.Variable], batch_norm: str
     ) -> None:
         """Bind what was recognized in a model, and new states to other weights of it."""
         number = self._number_of(model, found)
-        self.protected[number] = _Protected(weakref.ref(model), batch_norm)
+        self.protected[number] = _Protected(model, batch_norm)
         self._bind(model, number, found)
         self._add(model, number, weights)
 
@@ -87,9 +115,7 @@ class Binding:
     def protect_unfrozen(self) -> None:
         """Bind new states to weights that have become trainable in the protected models."""
         for number, kept in list(self.protected.items()):
-            model = kept.model()
-            if model is not None:
-                self._add(model, number, model.trainable_weights)
+            self._add(kept.model, number, kept.model.trainable_weights)
 
     def release(self, states: Iterable[WeightState]) -> None:
         """Take states off their weights."""
@@ -98,9 +124,12 @@ class Binding:
         for state in states:
             unbind_weight(state.weight)
             del self.bound[id(state.weight)]
-            state.weight, state.is_set_aside = None, True
+            state.weight, state.is_released = None, True
         in_use = {state.model for state in self.bound.values()}
-        self.protected = {n: kept for n, kept in self.protected.items() if n in in_use}
+        for number in set(self.protected) - in_use:
+            for layer in self.protected.pop(number).model._flatten_layers():
+                if has_frozen_statistics(layer):
+                    unfreeze_statistics(layer)
         for model in models:
             trace_again(model)
             if not self.states_of(model):
@@ -121,7 +150,14 @@ class Binding:
         found: Found = {}
         taken = set(self.bound)
         for states in unbound.values():
-            there = find_weights([state.identity for state in states], model, names)
+            there = find_weights(
+                [state.identity for state in states],
+                model,
+                names,
+                lambda k, weight, states=states: np.array_equal(
+                    weight.numpy(), states[k].anchor.numpy()
+                ),
+            )
             there = {k: place for k, place in there.items() if id(place[1]) not in taken}
             if there and strict:
                 refuse_missing(states, there, model)
@@ -146,8 +182,8 @@ class Binding:
         if self.states_of(model):
             return
         for number in self.protected:
-            states = [state for state in self.bound.values() if state.model == number]
-            if len(find_weights([state.identity for state in states], model)) == len(states):
+            states = self.states_of_number(number)
+            if states and is_copy([state.identity for state in states], model):
                 raise ValueError(
                     f"'{model.name}' looks like a copy of a model that this memory protects, and "
                     "shares no weight with it. Call `memory.release()` first to protect the "
@@ -176,16 +212,18 @@ class Binding:
         """Freeze what was to be frozen after the first task, in the protected parts of a model."""
         there = set(map(id, model._flatten_layers()))
         for kept in self.protected.values():
-            part = kept.model()
-            if part is not None and kept.batch_norm == "freeze":
-                layers = [layer for layer in moving_batch_norms(part) if id(layer) in there]
+            if kept.batch_norm == "freeze":
+                layers = [layer for layer in moving_batch_norms(kept.model) if id(layer) in there]
+                for layer in layers:
+                    freeze_statistics(layer)
                 if layers:
-                    freeze(layers, models_with(w for layer in layers for w in layer.weights))
+                    for holder in models_with(w for layer in layers for w in layer.weights):
+                        trace_again(holder)
 
     def _number_of(self, model, found=()):
         """Return the number of a protected model, or a new one: its own, if all of it was found."""
         for number, kept in self.protected.items():
-            if kept.model() is model:
+            if kept.model is model:
                 return number
         taken = {state.model for state in self.states if state not in found}
         taken |= set(self.protected)
@@ -217,7 +255,8 @@ class Binding:
         others = {other.name for other in self.states if other is not state}
         numbered = (f"{name}-{k}" if k else name for k in range(len(others) + 1))
         state.name = next(name for name in numbered if name not in others)
-        state.weight, state.is_set_aside = weight, False
+        state.weight = weight
+        state.is_set_aside = state.is_released = False
         self.bound[id(weight)] = state
         bind_weight(weight, state, self.strength, self.metric)
 
@@ -227,7 +266,10 @@ class Binding:
         if not weights:
             return
         report_penalty(model, weights[0], self.metric)
-        for holder in models_with(weights):
+        holders = models_with(weights)
+        if isinstance(model, keras.Model) and model not in holders:
+            holders.append(model)  # `gc.freeze` hides it
+        for holder in holders:
             trace_again(holder)
             self.watch_fits(holder)
 
@@ -266,17 +308,11 @@ def bind_weight(
         strength: λ, `keras.Variable`.
         metric: Reports the penalty.
     """
-    check = UpdateCheck(state.name, metric, weight.constraint)
     if state.term is None:
         state.term = metric.add_term()
-    term = state.term
-
-    def report(penalty):
-        check.penalty_evaluated()
-        term.assign(tf.cast(penalty, term.dtype))
-
+    check = UpdateCheck(state.name, state.term, metric, weight.constraint)
     weight.regularizer = MASRegularizer(
-        state.importance, state.anchor, strength, weight.regularizer, report
+        state.importance, state.anchor, strength, weight.regularizer, check.penalty_evaluated
     )
     weight.constraint = check
 
@@ -317,11 +353,14 @@ def models_with(weights: Iterable[keras.Variable]) -> list[keras.Model]:
     """
     wanted = {id(weight) for weight in weights}
     models = [thing for thing in gc.get_objects() if issubclass(type(thing), keras.Model)]
-    return [
-        model
-        for model in models
-        if getattr(model, "built", False) and any(id(weight) in wanted for weight in model.weights)
-    ]
+    return [model for model in models if any(id(weight) in wanted for weight in _weights_of(model))]
+
+
+def _weights_of(model):
+    try:
+        return model.weights
+    except Exception:  # its constructor failed half-way
+        return []
 
 
 def trace_again(model: keras.Model) -> None:
@@ -343,22 +382,35 @@ def call_before_fit(model: keras.Model, check: Callable[[keras.Model], None]) ->
 
 
 def moving_batch_norms(layer: keras.Layer) -> list[keras.layers.BatchNormalization]:
-    """Return the batch normalizations inside a layer whose moving statistics training moves."""
+    """Return the batch normalizations inside a layer whose statistics training moves."""
     return [
         inside
         for inside in layer._flatten_layers()
-        if isinstance(inside, keras.layers.BatchNormalization) and inside.trainable
+        if isinstance(inside, keras.layers.BatchNormalization)
+        and inside.trainable
+        and not has_frozen_statistics(inside)
     ]
 
 
-def freeze(layers: Iterable[keras.Layer], models: Iterable[keras.Model]) -> None:
-    """Freeze layers that are in compiled models, as compiling these again would."""
-    for layer in layers:
-        layer.trainable = False
-    for model in models:
-        trace_again(model)
-        if hasattr(model, "_compiled_trainable_state"):
-            # What Keras compares with before it asks to compile again.
-            model._compiled_trainable_state = {
-                inside: inside.trainable for inside in model._flatten_layers()
-            }
+def freeze_statistics(layer: keras.layers.BatchNormalization) -> None:
+    """Have a batch normalization use its moving statistics in training, too, and move them no more.
+
+    Its scale and offset go on learning. (`trainable = False` would freeze these as well, and change
+    which variables the optimizer of a compiled model has.)
+    """
+    call = layer.call
+
+    def call_in_inference(inputs, training=None, mask=None):
+        return call(inputs, training=False, mask=mask)
+
+    object.__setattr__(layer, "call", call_in_inference)  # nothing for Keras to track
+
+
+def unfreeze_statistics(layer: keras.layers.BatchNormalization) -> None:
+    """Undo `freeze_statistics`."""
+    object.__delattr__(layer, "call")
+
+
+def has_frozen_statistics(layer: keras.Layer) -> bool:
+    """Return whether `freeze_statistics` has been called with a layer."""
+    return getattr(vars(layer).get("call"), "__name__", "") == "call_in_inference"

@@ -32,6 +32,11 @@ class Consolidate(keras.callbacks.Callback):
         super().__init__()
         # A misspelt option is told now, not when hours of training are over.
         inspect.signature(measure_sums).bind(None, inputs, **options)
+        if memory is not None and not isinstance(memory, SynapticMemory):
+            raise ValueError(
+                "Expected `Consolidate(inputs, memory)` with a `SynapticMemory`. Received: a "
+                f"{type(memory).__name__} as `memory`."
+            )
         self.inputs = inputs
         self.memory = memory
         self.options = options

@@ -1,5 +1,6 @@
 """SynapticMemory: what is remembered of a model's weights, and how strongly they are held to it."""
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from .choices import BATCH_NORM
 from .importance import ImportanceSums, compute_importance
 from .penalty import drift_penalty, proximal_step, warn_if_unstable
 from .states import WeightState, checked_strength, from_arrays, to_arrays
-from .weights import find_weights, identities, trainable_weights, weight_names
+from .weights import find_by_place, identities, trainable_weights, weight_names
+
+_log = logging.getLogger(__name__)
 
 
 class BatchNormWarning(UserWarning):
@@ -117,11 +120,11 @@ class SynapticMemory:
             strict: Whether every weight that a loaded memory remembers of a model must be
                 recognized. False leaves those that are not unprotected.
             batch_norm: What becomes of the moving mean and variance of batch normalization layers
-                in the model, which no penalty holds. `"freeze"`: when the first task has been
-                consolidated these layers are frozen, and go on with the statistics of that moment.
-                `"update"`: every task moves them, and old tasks are forgotten through them, unless
-                a `MultiHead` keeps them per task. None stands for `"freeze"`, with a
-                `BatchNormWarning` if there are such layers.
+                in the model, which no penalty holds. `"freeze"`: once the first task has been
+                consolidated these layers normalize with the statistics of that moment, in training
+                too; their scale and offset go on learning. `"update"`: every task moves them, and
+                old tasks are forgotten through them, unless a `MultiHead` keeps them per task. None
+                stands for `"freeze"`, with a `BatchNormWarning` if there are such layers.
 
         Returns:
             The memory itself.
@@ -132,10 +135,10 @@ class SynapticMemory:
                 loaded memory remembers is recognized, or with `strict` not all of them. Then
                 nothing is changed.
         """
-        trainable = trainable_weights(model)
+        trainable = trainable_weights(_checked_layer(model))
         self._binding.refuse_foreign(model)
         found = self._binding.recognize(model, strict)
-        if self._tasks and not found:
+        if not found:
             self._binding.refuse_copy(model)
         batch_norm = _checked_batch_norm(batch_norm, model)
         for state in self._binding.waiting():
@@ -152,9 +155,19 @@ class SynapticMemory:
 
         Args:
             model: The model, or trunk, that `protect` was called with; None for everything.
+
+        Raises:
+            ValueError: If the memory protects no weight of the model.
         """
         bound = self._binding
-        bound.release(bound.bound.values() if model is None else bound.states_of(model))
+        states = (
+            bound.states_of(_checked_layer(model)) if model is not None else [*bound.bound.values()]
+        )
+        if model is not None and not states:
+            raise ValueError(
+                f"This memory protects no weight of '{model.name}': nothing to release."
+            )
+        bound.release(states)
 
     def consolidate(self, model: keras.Model, inputs: Any, **options: Any) -> None:
         """Protect what the model knows now, too: Ω ← Ω + Ω_now, θ* ← θ.
@@ -169,8 +182,9 @@ class SynapticMemory:
             ValueError: If nothing of the model is protected, if sums are of another model, or as
                 `compute_importance`; then the memory is left as it was.
         """
-        self.check(model)
+        self.check(_checked_layer(model))
         states = self._binding.states_of(model)
+        self._warn_if_blind(states)
         names = weight_names(model)
         measured = self._measured(model, inputs, options)
         updated = []
@@ -201,6 +215,7 @@ class SynapticMemory:
             ValueError: If it protects none, or remembers weights that no model has been asked for.
         """
         self._binding.protect_unfrozen()
+        self._binding.refuse_replaced()
         waiting = self._binding.waiting()
         if waiting:
             raise ValueError(
@@ -308,14 +323,17 @@ class SynapticMemory:
             same = [known.get((state.model, state.identity.place)) for state in loaded]
         else:
             self._binding.refuse_foreign(model)
-            found = find_weights([state.identity for state in loaded], model)
+            found = find_by_place([state.identity for state in loaded], model)
             refuse_missing(loaded, found, model)
             same = [self.state_for(found[k][1]) for k in range(len(loaded))]
         pairs = list(zip(loaded, same, strict=True))
         for new, old in pairs:
-            if old is not None:
-                _check_shape(new, old)
+            if old is not None and model is None:
+                _check_same(new, old)
         self.strength, self._tasks = strength, tasks
+        for state in set(self._states) - set(same):  # unknown to what is restored
+            state.importance.assign(tf.zeros_like(state.importance))
+            state.anchor.assign(state.anchor if state.weight is None else state.weight)
         for new, old in pairs:
             if old is None:
                 self._states.append(new)
@@ -376,9 +394,36 @@ class SynapticMemory:
                 )
         return importance
 
+    def _warn_if_blind(self, states):
+        """Warn if weights have moved though their penalty was never evaluated."""
+        moved = [
+            state.name
+            for state in states
+            if not getattr(state.weight.constraint, "was_evaluated", True)
+            and state.importance.numpy().any()
+            and not np.array_equal(state.weight.numpy(), state.anchor.numpy())
+        ]
+        if moved:
+            # Not a warning of Python's: weights may have been set by hand.
+            _log.warning(
+                "%d protected weights ('%s', …) have changed, and their penalty was never computed "
+                "meanwhile. If a `tf.function` of your own trains them, it was traced before "
+                "`protect`: make it anew.",
+                len(moved),
+                moved[0],
+            )
+
     def _warn_if_unstable(self, model, importance):
         if getattr(model, "optimizer", None) is not None:
             warn_if_unstable(importance, self.strength, model.optimizer)
+
+
+def _checked_layer(model):
+    if not isinstance(model, keras.Layer):
+        raise ValueError(
+            f"Expected a Keras model, or a layer of one. Received: a {type(model).__name__}."
+        )
+    return model
 
 
 def _restored(arrays):
@@ -403,7 +448,7 @@ def _checked_batch_norm(choice, model):
         warnings.warn(
             f"'{model.name}' has {len(moving)} BatchNormalization layers ('{moving[0].name}', …). "
             "No penalty holds their moving mean and variance, through which old tasks are "
-            'forgotten. They will be frozen after the first task: pass batch_norm="freeze" to say '
+            'forgotten. These will be frozen after the first task: pass batch_norm="freeze" to say '
             'so, or batch_norm="update" to let every task move them, for example where a '
             "`MultiHead` keeps them per task.",
             BatchNormWarning,
@@ -412,7 +457,13 @@ def _checked_batch_norm(choice, model):
     return choice or "freeze"
 
 
-def _check_shape(new, old):
+def _check_same(new, old):
+    ours, theirs = old.identity.names, new.identity.names
+    if ours != theirs and "*" not in ours + theirs:
+        raise ValueError(
+            f"Expected a memory of '{ours}' in place '{old.identity.place}'. Received: one of "
+            f"'{theirs}'. Call `protect` on a memory that was loaded, which recognizes weights."
+        )
     if tuple(new.importance.shape) != tuple(old.importance.shape):
         raise ValueError(
             f"Expected a memory of shape {tuple(old.importance.shape)} for the weight "

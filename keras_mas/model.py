@@ -9,12 +9,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .binding import freeze_statistics, has_frozen_statistics, trace_again
 from .choices import PENALTIES
 from .memory import SynapticMemory
 from .regularizer import penalty_outside_loss
+from .training_step import proximal_step_follows
 
 _MEMORY = "memory:"  # what the keys of the memory begin with among a model's own variables
 _SHARED = "shared"  # there if other weights of the model are free
+_FROZEN = "frozen"  # which layers have frozen statistics
 
 
 @keras.saving.register_keras_serializable("keras_mas")
@@ -73,17 +76,14 @@ class MASModel(keras.Model):
         batch_norm: str | None = None,
         **kwargs: Any,
     ):
-        if penalty not in PENALTIES:
-            raise ValueError(
-                f"Expected a penalty out of {', '.join(PENALTIES)}. Received: {penalty!r}."
-            )
         if not args and "inputs" not in kwargs:
             raise ValueError(
                 "Expected the inputs and outputs of a functional model. Received: none. Protect a "
                 "network that defines its own `call` as a layer: `MASModel(inputs, net(inputs))`."
             )
+        _check_penalty(penalty)
         super().__init__(*args, **kwargs)
-        self.penalty = penalty
+        self._penalty = penalty
         self.batch_norm = batch_norm
         self.memory = SynapticMemory(strength) if memory is None else memory
         self.shares_memory = memory is not None
@@ -101,6 +101,17 @@ class MASModel(keras.Model):
     def strength(self, value: float) -> None:
         self.memory.strength = value
 
+    @property
+    def penalty(self) -> str:
+        """Where the penalty acts. Setting it traces the next `fit` again."""
+        return self._penalty
+
+    @penalty.setter
+    def penalty(self, value: str) -> None:
+        _check_penalty(value)
+        self._penalty = value
+        trace_again(self)
+
     def consolidate(self, inputs: Any, **options: Any) -> None:
         """Protect what the model knows now, too; see `SynapticMemory.consolidate`."""
         self._protect_own()
@@ -110,6 +121,12 @@ class MASModel(keras.Model):
         """Check that the protection acts, and warn if it is unstable, when a `fit` begins."""
         self._protect_own()
         self.memory.before_fit(self)
+        if self.penalty == "decoupled" and getattr(self.optimizer, "use_ema", False):
+            raise ValueError(
+                "A decoupled penalty needs an optimizer without `use_ema`: the moving average is "
+                "taken before the proximal step, and would undo it. Use "
+                'penalty="in_loss" with it.'
+            )
         return super().make_train_function(force=force)
 
     def _protect_own(self):
@@ -128,7 +145,8 @@ class MASModel(keras.Model):
         gradients = tape.gradient(scaled_loss, weights)
         self._track_loss(loss * _replicas(), x)
         rate, steps = self.optimizer.learning_rate, self._optimizer_steps()
-        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        with proximal_step_follows() if self.penalty == "decoupled" else contextlib.nullcontext():
+            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
         if self.penalty == "decoupled":
             self._take_proximal_step(weights, rate, self._optimizer_steps() > steps)
         return self.compute_metrics(x, y, y_pred, sample_weight)
@@ -162,6 +180,10 @@ class MASModel(keras.Model):
             store[_MEMORY + quote(key, safe="")] = array  # HDF5 would take "/" for a folder
         if self.shares_memory:
             store[_MEMORY + _SHARED] = np.array(1)
+        # Where the statistics of batch normalization are frozen, by the numbers of the layers.
+        layers = self._flatten_layers()
+        frozen = [k for k, layer in enumerate(layers) if has_frozen_statistics(layer)]
+        store[_MEMORY + _FROZEN] = np.array(frozen, "int64")
 
     def load_own_variables(self, store: Any) -> None:
         """Read λ, Ω and θ* back (called when a model or its weights are loaded)."""
@@ -174,17 +196,22 @@ class MASModel(keras.Model):
         super().load_own_variables(arrays)
         if not remembered:  # the weights of a stock model
             return
-        if remembered.pop(_SHARED, None) is not None and not self.shares_memory:
+        is_shared, frozen = remembered.pop(_SHARED, None), remembered.pop(_FROZEN, ())
+        if is_shared is not None and not self.shares_memory:
             self.memory.release()
             self.memory, self.shares_memory = SynapticMemory(), True
         self.memory.restore(remembered, self)
+        layers = self._flatten_layers()
+        for layer in (layers[k] for k in frozen):
+            if not has_frozen_statistics(layer):
+                freeze_statistics(layer)
 
     def get_config(self) -> dict[str, Any]:
         """Return the model's config with λ; Ω and θ* travel with the variables."""
         own = {
             "strength": self.strength,
             "penalty": self.penalty,
-            "batch_norm": self.batch_norm,
+            "batch_norm": self.batch_norm or "freeze",  # which has been said
         }
         return {**super().get_config(), **own}
 
@@ -208,6 +235,13 @@ class MASModel(keras.Model):
         for metric in self.metrics:
             if metric.name == "loss":
                 metric.update_state(loss, sample_weight=examples)
+
+
+def _check_penalty(penalty):
+    if penalty not in PENALTIES:
+        raise ValueError(
+            f"Expected a penalty out of {', '.join(PENALTIES)}. Received: {penalty!r}."
+        )
 
 
 def _replicas():

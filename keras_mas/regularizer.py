@@ -38,7 +38,8 @@ class MASRegularizer(keras.regularizers.Regularizer):
         anchor: θ*, of the same shape.
         strength: λ, scalar variable or tensor.
         base_regularizer: The regularizer that the weight had before, added to the penalty; or None.
-        report: Called with the penalty, a scalar tensor, whenever it is computed; or None.
+        report: Called whenever the penalty is computed, with it, a scalar tensor, and whether it is
+            in the loss; or None.
 
     Example:
         >>> regularizer = MASRegularizer(tf.constant([1.0, 0.0]), tf.zeros(2), tf.constant(0.5))
@@ -63,9 +64,10 @@ class MASRegularizer(keras.regularizers.Regularizer):
     def __call__(self, weight: Any) -> tf.Tensor:
         """Return the penalty on `weight`, a scalar tensor."""
         penalty = drift_penalty(weight, self.importance, self.anchor, self.strength)
+        in_loss = _IN_LOSS.get()
         if self.report is not None:
-            self.report(penalty)
-        if not _IN_LOSS.get():
+            self.report(penalty, in_loss)
+        if not in_loss:
             penalty = tf.zeros_like(penalty)
         if self.base_regularizer is None:
             return penalty

@@ -1,5 +1,6 @@
 """What is remembered of weights: Ω and θ* of each, as variables and as arrays in a file."""
 
+import contextlib
 import dataclasses
 import json
 import numbers
@@ -28,7 +29,8 @@ class WeightState:
         anchor: θ*, variable of the same shape.
         term: The weight's part of the penalty in the last step, a scalar; None before it is bound.
         weight: θ, the weight itself; None if it is not bound to a model.
-        is_set_aside: Whether it is on purpose that it is not bound.
+        is_set_aside: Whether it was left out with `strict=False`.
+        is_released: Whether its weight was released.
     """
 
     name: str
@@ -39,6 +41,7 @@ class WeightState:
     term: keras.Variable | None = None
     weight: keras.Variable | None = None
     is_set_aside: bool = False
+    is_released: bool = False
 
     @classmethod
     def of(
@@ -87,29 +90,39 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[float, int, list[Weig
         ValueError: If arrays are missing, of other shapes than their weights or not finite, or an
             importance is negative.
     """
-    missing = {_STRENGTH, _TASKS, _WEIGHTS} - set(arrays)
-    if missing:
-        raise ValueError(f"it has no {', '.join(sorted(missing))}")
-    weights = json.loads(np.asarray(arrays[_WEIGHTS]).tobytes().decode())
-    states = [_parsed_state(arrays, dict(weight)) for weight in weights]
-    tasks = int(arrays[_TASKS])
-    if tasks < 0:
-        raise ValueError(f"it counts {tasks} tasks")
-    return checked_strength(float(arrays[_STRENGTH])), tasks, states
+    try:
+        weights = json.loads(np.asarray(arrays[_WEIGHTS]).tobytes().decode())
+        states = [_parsed_state(arrays, dict(weight)) for weight in weights]
+        strength, tasks = np.asarray(arrays[_STRENGTH]).item(), np.asarray(arrays[_TASKS]).item()
+    except KeyError as error:
+        raise ValueError(f"Expected an array {error}. Received: none.") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"Expected arrays of a memory. Received: others ({error}).") from error
+    names = {state.name for state in states}
+    expected = {kind + name for kind in (_IMPORTANCE, _ANCHOR) for name in names}
+    if len(names) != len(states) or set(arrays) != expected | {_STRENGTH, _TASKS, _WEIGHTS}:
+        raise ValueError("Expected two arrays for each weight of a saved memory. Received: others.")
+    if not isinstance(tasks, int) or tasks < 0:
+        raise ValueError(f"Expected a number of tasks. Received: {tasks}.")
+    return checked_strength(strength), tasks, states
 
 
 def _parsed_state(arrays, weight):
     name, number = weight.pop("name"), weight.pop("model")
     identity = WeightIdentity(**{**weight, "shape": tuple(weight["shape"])})
     for kind in (_IMPORTANCE, _ANCHOR):
-        if kind + name not in arrays:
-            raise ValueError(f"it has no '{kind}{name}'")
+        if arrays[kind + name].dtype.kind != "f":
+            raise ValueError(
+                f"Expected real numbers for '{kind}{name}'. Received: {arrays[kind + name].dtype}."
+            )
         if arrays[kind + name].shape != identity.shape:
             raise ValueError(
                 f"Expected shape {identity.shape} for '{kind}{name}'. Received: shape "
                 f"{arrays[kind + name].shape}. The file is damaged; take an older one."
             )
-    importance, anchor = arrays[_IMPORTANCE + name], arrays[_ANCHOR + name]
+    dtype = "float64" if arrays[_ANCHOR + name].dtype == "float64" else "float32"
+    with np.errstate(over="ignore"):
+        importance, anchor = (arrays[k + name].astype(dtype) for k in (_IMPORTANCE, _ANCHOR))
     if not np.all(np.isfinite(anchor) & np.isfinite(importance) & (importance >= 0)):
         raise ValueError(
             f"Expected finite anchors, and finite importance ≥ 0. Received: others for '{name}'. "
@@ -120,11 +133,12 @@ def _parsed_state(arrays, weight):
 
 def checked_strength(value: float) -> float:
     """Return λ as it is; ValueError if it is negative, or no finite number in float32."""
+    held = np.float32("nan")
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        with np.errstate(over="ignore"):
-            held = np.float32(value)
+        with np.errstate(over="ignore"), contextlib.suppress(OverflowError):
+            held = np.float32(float(value))
         if np.isfinite(held) and held >= 0 and (held > 0 or value == 0):
-            return value
+            return float(value)
     raise ValueError(
         f"Expected a strength λ ≥ 0 that float32 can hold. Received: {value!r}. 0 is plain "
         "fine-tuning."

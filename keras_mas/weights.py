@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 
@@ -79,7 +79,10 @@ def _given_name(layer):
 
 
 def find_weights(
-    wanted: Sequence[WeightIdentity], model: keras.Layer, names_in_use: Iterable[str] = ()
+    wanted: Sequence[WeightIdentity],
+    model: keras.Layer,
+    names_in_use: Iterable[str] = (),
+    is_value: Callable[[int, keras.Variable], bool] | None = None,
 ) -> dict[int, tuple[WeightIdentity, keras.Variable]]:
     """Find weights again in a model, by their identities.
 
@@ -92,6 +95,8 @@ def find_weights(
         wanted: Identities of the weights of one model.
         model: Built `keras.Model` or `keras.Layer`.
         names_in_use: `names` of other weights that are remembered.
+        is_value: Whether a weight has the value that is remembered for the number in `wanted`;
+            decides where the model holds the weights in several ways.
 
     Returns:
         For the number in `wanted` of each weight that was found, its identity in the model and the
@@ -102,13 +107,10 @@ def find_weights(
     """
     there = identities(model)
     is_alike = _Likeness(wanted, there, names_in_use)
-    exact = _by_place(wanted, there, is_alike)
-    if len(exact) == len(wanted):
-        return exact
     outer = {prefix for identity, _ in there for prefix in _prefixes(identity.place)}
     inner = {prefix for identity in wanted for prefix in _prefixes(identity.place)}
     ways = [
-        exact,
+        _by_place(wanted, there, is_alike),
         *(_by_place(wanted, there, is_alike, added=prefix) for prefix in sorted(outer)),
         *(_by_place(wanted, there, is_alike, removed=prefix) for prefix in sorted(inner)),
         _by_key(wanted, there, lambda identity: identity.path),
@@ -121,6 +123,10 @@ def find_weights(
         if len(way) == most
     }
     first, *others = best.values()
+    if others and is_value is not None:
+        same = [w for w in best.values() if all(is_value(k, there) for k, (_, there) in w.items())]
+        if len(same) == 1:
+            return same[0]
     if others:
         k = next(k for k in first if first[k][1] is not others[0].get(k, (None, None))[1])
         raise ValueError(
@@ -274,3 +280,30 @@ def trainable_weights(model: keras.Layer) -> dict[str, keras.Variable]:
                 "in float16 with the dtype policy 'mixed_float16'."
             )
     return weights
+
+
+def find_by_place(
+    wanted: Sequence[WeightIdentity], model: keras.Layer
+) -> dict[int, tuple[WeightIdentity, keras.Variable]]:
+    """Find weights by their places alone, as Keras does when it loads the weights of a model.
+
+    Args:
+        wanted: Identities of the weights.
+        model: Built `keras.Model` or `keras.Layer`.
+
+    Returns:
+        As `find_weights`.
+    """
+    return _by_place(wanted, identities(model), _is_of_shape)
+
+
+def _is_of_shape(wanted, found):
+    return wanted.shape == found.shape
+
+
+def is_copy(wanted: Sequence[WeightIdentity], model: keras.Layer) -> bool:
+    """Return whether a model has the same weights in the same places, by the same given names."""
+    there = find_by_place(wanted, model)
+    return len(there) == len(wanted) and all(
+        wanted[k].names == identity.names for k, (identity, _) in there.items()
+    )

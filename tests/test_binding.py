@@ -291,6 +291,182 @@ def test_released_models_are_plain_keras_models_again():
     assert set(history) == {"loss"}
 
 
+class Wrapper(keras.Model):
+    """A model that is never built, around one that is, as in Keras's examples of GANs."""
+
+    def __init__(self, inner, adds_losses=True):
+        super().__init__()
+        self.inner, self.adds_losses = inner, adds_losses
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = LOSS(y, self.inner(x, training=True))
+            loss += sum(self.inner.losses, 0.0) if self.adds_losses else 0.0
+        weights = self.inner.trainable_weights
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("adds_losses", [True, False])
+def test_a_wrapper_that_was_fitted_before_its_model_is_protected(adds_losses):
+    inner = around(build_trunk())
+    wrapper = Wrapper(inner, adds_losses)
+    wrapper.compile(keras.optimizers.SGD(0.05))
+    fit(wrapper)
+    memory = SynapticMemory(3.0).protect(inner)
+    memory.consolidate(inner, A)
+    if not adds_losses:
+        with pytest.raises(ValueError, match="without its penalty"):
+            fit(wrapper, B)
+        return
+    drifts = []
+    for strength in (3.0, 0.0):
+        memory.strength = strength
+        inner.get_layer("hidden").kernel.assign(memory.anchor["hidden/kernel"])
+        fit(wrapper, B, epochs=3)
+        drifts.append(np.abs(kernel(inner) - memory.anchor["hidden/kernel"]).max())
+    assert drifts[0] < 0.8 * drifts[1]
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_a_decoupled_penalty_without_its_own_training_step_is_refused(eagerly):
+    class Own(MASModel):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            gradients = tape.gradient(loss, self.trainable_weights)
+            self.optimizer.apply(gradients, self.trainable_weights)
+            return {"loss": loss}
+
+    model = around(build_trunk(), Own, penalty="decoupled")
+    with pytest.raises(ValueError, match="decoupled penalty needs `MASModel.train_step`"):
+        fit(compiled(model, run_eagerly=eagerly))
+    fit(compiled(around(build_trunk(), Own, penalty="in_loss"), run_eagerly=eagerly))
+
+
+def test_an_eager_step_is_judged_by_itself_and_not_by_what_was_traced():
+    model, memory, _ = learned()
+    model.evaluate(A, LABELS, verbose=0)
+
+    def step():
+        with tf.GradientTape() as tape:
+            loss = LOSS(LABELS, model(B))
+        weights = model.trainable_weights
+        model.optimizer.apply(tape.gradient(loss, weights), weights)
+
+    with pytest.raises(ValueError, match="without its penalty"):
+        for _ in range(2):  # what `evaluate` computed may pass for the first
+            step()
+
+
+def test_a_function_that_was_traced_before_protect_is_told_afterwards(caplog):
+    model = around(build_trunk())
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = LOSS(LABELS, model(x)) + sum(model.losses, 0.0)
+        weights = model.trainable_weights
+        model.optimizer.apply(tape.gradient(loss, weights), weights)
+
+    step(A)
+    memory = SynapticMemory().protect(model)
+    memory.consolidate(model, A)
+    step(B)
+    memory.consolidate(model, B)
+    assert "4 protected weights ('hidden/kernel', …) have changed" in caplog.text
+
+
+def test_a_moving_average_that_would_undo_proximal_steps_is_refused():
+    model = around(build_trunk(), MASModel, penalty="decoupled")
+    model.compile(keras.optimizers.SGD(0.05, use_ema=True), LOSS)
+    with pytest.raises(ValueError, match="optimizer without `use_ema`"):
+        fit(model)
+
+
+def test_the_penalty_of_a_model_may_be_changed():
+    model, _, _ = learned(5.0, MASModel)
+    model.get_layer("hidden").kernel.assign_add(np.full([5, 6], 0.1))
+    with_penalty = model.evaluate(A, LABELS, verbose=0)
+    model.penalty = "decoupled"
+    assert model.evaluate(A, LABELS, verbose=0) < with_penalty - 0.5
+    with pytest.raises(
+        ValueError, match="penalty out of in_loss, decoupled. Received: 'decuopled'"
+    ):
+        model.penalty = "decuopled"
+
+
+def test_an_adapter_that_moves_a_protected_weight_is_refused():
+    model, memory, _ = learned()
+    model.get_layer("hidden").enable_lora(2)
+    with pytest.raises(ValueError, match="'hidden' has LoRA, which changes its protected weight"):
+        fit(compiled(model))
+
+
+def test_a_changed_model_is_not_protected_in_part_without_a_word():
+    memory = SynapticMemory().protect(around(build_trunk()))
+    memory.release()
+    inputs = keras.Input([5])
+    hidden = layers.Dense(6, "relu", name="hidden")(inputs)
+    changed = keras.Model(inputs, layers.Dense(4, name="head")(hidden))
+    with pytest.raises(ValueError, match="does not have 2 of the 4 remembered weights"):
+        memory.protect(changed)
+    memory.protect(changed, strict=False)
+    fit(compiled(changed))
+
+
+def test_a_cell_that_is_run_twice_leaves_no_second_model_behind():
+    memory = SynapticMemory()
+    memory.protect(keras.Sequential([keras.Input([5]), layers.Dense(3)]))
+    with pytest.raises(ValueError, match="looks like a copy"):
+        memory.protect(keras.Sequential([keras.Input([5]), layers.Dense(3)]))
+
+
+def test_a_trunk_behind_layers_of_equal_shapes_is_recognized_by_its_values(tmp_path):
+    square = [layers.Dense(5), layers.Dense(5)]
+    trunk = keras.Sequential([keras.Input([5]), *square])
+    memory = SynapticMemory().protect(trunk)
+    memory.consolidate(trunk, A)
+    memory.save(tmp_path / "m.npz")
+    memory.release()
+    around_it = keras.Sequential([keras.Input([5]), layers.Dense(5), layers.Dense(5), trunk])
+    loaded = SynapticMemory.load(tmp_path / "m.npz").protect(around_it)
+    assert loaded.state_for(square[0].kernel).importance.numpy().max() > 0
+    for layer in square:  # nothing tells them apart now
+        layer.kernel.assign(layer.kernel + 1)
+    with pytest.raises(ValueError, match="in several ways"):
+        SynapticMemory.load(tmp_path / "m.npz").recognize(keras.models.clone_model(around_it))
+
+
+def test_weights_that_keras_loads_by_place_bring_the_memory_of_their_place(tmp_path):
+    def square(*names):
+        x = inputs = keras.Input([5])
+        for name in names:
+            x = layers.Dense(5, name=name)(x)
+        return MASModel(inputs, x)
+
+    model = square("a", "b")
+    model.consolidate(A)
+    model.save_weights(tmp_path / "m.weights.h5")
+    other = square("b", "a")
+    other.load_weights(tmp_path / "m.weights.h5")
+    assert float(other.memory.penalty(other)) == 0.0
+    np.testing.assert_array_equal(other.memory.anchor["b/kernel"], model.memory.anchor["a/kernel"])
+
+
+def test_what_is_no_model_is_refused_in_a_sentence():
+    model, memory, _ = learned()
+    for call in (memory.protect, memory.release, lambda x: memory.consolidate(x, model)):
+        with pytest.raises(ValueError, match="Expected a Keras model, or a layer of one. Received"):
+            call(A)
+    with pytest.raises(ValueError, match="Consolidate.inputs, memory.` with a `SynapticMemory`"):
+        Consolidate(memory, A)
+    with pytest.raises(ValueError, match="protects no weight of 'other'"):
+        memory.release(build_trunk("other"))
+
+
 # Seen
 
 
@@ -455,11 +631,30 @@ def test_a_loaded_memory_of_a_first_task_freezes_at_once(tmp_path):
     memory.save(tmp_path / "m.npz")
     again = normalized("again")
     SynapticMemory.load(tmp_path / "m.npz").protect(again, batch_norm="freeze")
-    assert not again.get_layer("norm").trainable
-    fit(again)
+    before = statistics(again)
+    fit(again, B + 3)
+    np.testing.assert_array_equal(statistics(again), before)
 
 
-def test_a_mas_model_freezes_too():
+def test_scale_and_offset_go_on_learning_and_the_optimizer_is_loaded(tmp_path):
+    model = normalized()
+    memory = SynapticMemory().protect(model, batch_norm="freeze")
+    model.compile("adam", LOSS)
+    fit(model)
+    memory.consolidate(model, A)
+    before = model.get_layer("norm").gamma.numpy()
+    fit(model, B)
+    assert (model.get_layer("norm").gamma.numpy() != before).any()
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")  # a warning would be an error
+    assert int(loaded.optimizer.iterations) == 6
+    memory.release()
+    before = statistics(model)
+    fit(model, B + 3)
+    assert (statistics(model) != before).any()
+
+
+def test_a_mas_model_freezes_too(tmp_path):
     inputs = keras.Input([5])
     x = layers.BatchNormalization(name="norm")(layers.Dense(6)(inputs))
     model = compiled(MASModel(inputs, layers.Dense(3)(x), batch_norm="freeze"))
@@ -467,6 +662,24 @@ def test_a_mas_model_freezes_too():
     first = statistics(model)
     fit(model, B)
     np.testing.assert_array_equal(statistics(model), first)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    fit(loaded, B + 3)
+    np.testing.assert_array_equal(statistics(loaded), first)
+
+
+def test_a_shared_trunk_with_frozen_statistics_comes_back_frozen(tmp_path):
+    inputs = keras.Input([5])
+    x = layers.BatchNormalization(name="norm")(layers.Dense(6, name="hidden")(inputs))
+    trunk = keras.Model(inputs, x)
+    memory = SynapticMemory(0.01).protect(trunk, batch_norm="freeze")
+    model = around(trunk, MASModel, memory=memory)
+    fit(model, callbacks=[Consolidate(A)])
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    first = statistics(loaded)
+    fit(loaded, B + 3)
+    np.testing.assert_array_equal(statistics(loaded), first)
 
 
 def test_models_are_not_kept_alive():
