@@ -19,7 +19,7 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the path does not end in `.npz`.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     if not path.endswith(".npz"):
         raise ValueError(f"Expected a path that ends in '.npz'. Received: '{path}'.")
     with atomic_file(path) as file:

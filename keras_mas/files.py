@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, whatever is interrupted."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -27,8 +28,13 @@ def atomic_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
     Yields:
         The open file.
+
+    Raises:
+        FileNotFoundError: If its folder does not exist.
     """
-    path = Path(path)
+    path = Path(os.fsdecode(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
     unfinished = _unfinished(path)
     try:
         with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:

@@ -330,6 +330,8 @@ class SynapticMemory:
         for new, old in pairs:
             if old is not None and model is None:
                 _check_same(new, old)
+        if tasks < self._tasks:
+            _log.warning("what is remembered goes back from %d tasks to %d", self._tasks, tasks)
         self.strength, self._tasks = strength, tasks
         for state in set(self._states) - set(same):  # unknown to what is restored
             state.importance.assign(tf.zeros_like(state.importance))

@@ -19,6 +19,12 @@ def test_a_file_is_not_there_before_it_is_whole(tmp_path):
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    missing = pytest.raises(FileNotFoundError, match="No such folder: '.*/none'")
+    with missing, atomic_file(tmp_path / "none" / "a.txt"):
+        pass
+
+
 def test_an_error_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -78,6 +78,7 @@ def test_the_commands_that_make_runs():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert demo.main() == 0

@@ -11,9 +11,9 @@ import restart
 
 from keras_mas import SynapticMemory
 
+FAST = ("functional", "towers")
 TRUNKS = [
-    pytest.param(name, marks=pytest.mark.slow if name == "mobile_net" else ())
-    for name in restart.TRUNKS
+    pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in restart.TRUNKS
 ]
 
 
