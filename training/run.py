@@ -28,6 +28,7 @@ from .run_directory import (
     are,
     claimed,
     is_finished,
+    is_fraction,
     is_number,
     is_text,
     maps_to,
@@ -41,7 +42,7 @@ from .settings import Settings
 from .tasks import Split, Task, TaskStream
 
 _PROGRESS = {
-    "accuracies": are(is_number),
+    "accuracies": are(is_fraction),
     "seconds": maps_to(is_number),
     "classes": maps_to(are(is_text)),
 }
@@ -322,7 +323,7 @@ class _Run:
             for weight in self._joint(number).weights:
                 weight.assign(values[weight.path])
         with naming_damage(folder / MEMORY, _cure(folder)):
-            self.method.load(folder / MEMORY)
+            self.method.load(folder / MEMORY, number + 1)
 
     def _task_result(self, number, task, seconds):
         heads = unique_heads(self.stream, number + 1)
@@ -407,7 +408,8 @@ def _versions():
 
 def _prints_to_stderr(verbose):
     """Send what Keras prints to standard error if it was asked for, and nowhere otherwise."""
-    return contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO())
+    shown = sys.stderr if verbose else None
+    return contextlib.redirect_stdout(shown or io.StringIO())
 
 
 class _Stopwatch:

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -182,8 +183,15 @@ def naming_damage(path: Path, cure: str) -> Iterator[None]:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a JSON value is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Return whether a JSON value is a finite number that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # false for NaN
+
+
+def is_fraction(value: object) -> bool:
+    """Return whether a JSON value is a number from 0 to 1, such as an accuracy."""
+    return isinstance(value, int | float) and is_number(value) and 0 <= value <= 1
 
 
 def is_text(value: object) -> bool:
@@ -209,7 +217,7 @@ _RESULT: dict[str, Check] = {
     "strength": is_number,
     "penalty": is_text,
     "seed": is_number,
-    "accuracy_matrix": are(are(is_number)),
+    "accuracy_matrix": are(are(is_fraction)),
     "average_accuracy": is_number,
     "forgetting": is_number,
     "backward_transfer": is_number,

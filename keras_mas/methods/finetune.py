@@ -40,5 +40,13 @@ class Method:
     def save(self, path: Path) -> None:
         """Write what the method remembers to a `.npz` file, if it remembers anything."""
 
-    def load(self, path: Path) -> None:
-        """Take over what `save` wrote."""
+    def load(self, path: Path, tasks: int) -> None:
+        """Take over what `save` wrote.
+
+        Args:
+            path: The file.
+            tasks: How many tasks had been learned then.
+
+        Raises:
+            ValueError: If the file is of another number of tasks or another method.
+        """

@@ -36,6 +36,17 @@ class Method(finetune.Method):
         """Write Ω, θ* and λ."""
         self.memory.save(path)
 
-    def load(self, path: Path) -> None:
-        """Read Ω, θ* and λ back."""
-        self.memory.restore(SynapticMemory.load(path).state())
+    def load(self, path: Path, tasks: int) -> None:
+        """Read Ω, θ* and λ back; ValueError if they are of other tasks or another λ."""
+        saved = SynapticMemory.load(path)
+        if saved.tasks != tasks:
+            raise ValueError(f"it is a memory of {_counted(saved.tasks)}, not of {tasks}")
+        if saved.strength != self.memory.strength:
+            raise ValueError(
+                f"it is a memory with λ = {saved.strength:g}, not {self.memory.strength:g}"
+            )
+        self.memory.restore(saved.state())
+
+
+def _counted(tasks):
+    return "1 task" if tasks == 1 else f"{tasks} tasks"

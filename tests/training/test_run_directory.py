@@ -13,6 +13,7 @@ from keras_mas.training.run_directory import (
     InUseError,
     are,
     claimed,
+    is_fraction,
     is_number,
     maps_to,
     read_json,
@@ -202,6 +203,9 @@ def test_checks_of_values():
     assert are(is_number)([1, 2.5])
     assert not are(is_number)({"a": 1})
     assert not is_number(True)
+    assert not any(map(is_number, [float("nan"), float("inf"), -float("inf"), 10**400]))
+    assert are(is_fraction)([0, 0.5, 1.0])
+    assert not any(map(is_fraction, [-0.1, 1.1, float("nan"), True, "1"]))
     assert maps_to(is_number)({"a": 1})
     assert not maps_to(is_number)({"a": "1"})
 

@@ -72,13 +72,14 @@ def numbered_classes(train: Split, where: str) -> tuple[str, ...]:
         The names.
 
     Raises:
-        DataError: If the largest label is not below the number of examples, so that the labels
-            cannot be class numbers (but years, or identifiers).
+        DataError: If a label is negative, or the largest is not below the number of examples, so
+            that the labels cannot be class numbers (but years, or identifiers).
     """
-    largest = train.labels.max()
-    if largest >= len(train):
+    smallest, largest = train.labels.min(), train.labels.max()
+    if smallest < 0 or largest >= len(train):
+        wrong = smallest if smallest < 0 else largest
         raise DataError(
-            f"Expected labels that number the classes 0, 1, 2, …. Received: label {largest} among "
+            f"Expected labels that number the classes 0, 1, 2, …. Received: label {wrong} among "
             f"{len(train)} training examples in {where}. Renumber them, for example with "
             "np.unique(y, return_inverse=True)."
         )

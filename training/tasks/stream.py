@@ -20,6 +20,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # The signature of an exported model that answers for all tasks; no task may be named so.
 _RESERVED_NAME = "serving_default"
 
+# The folder of a run is named after its stream and its settings; file systems allow 255 bytes.
+_LONGEST_NAME = 100
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -244,22 +247,30 @@ def _describe(split):
     return f"{split.inputs.dtype} of shape {list(split.inputs.shape[1:])}"
 
 
-def check_name(name: str, what: str) -> None:
+def check_name(name: str, what: str, where: str = "") -> None:
     """Check that a name can also name a Keras layer, a TF Serving signature and a file.
 
     Args:
         name: The name.
         what: "task" or "stream", for the error message.
+        where: Where the name stands, for the error message.
 
     Raises:
         UsageError: If another character than letters, digits, `.`, `_` and `-` occurs, the first
-            one is not a letter or digit, or it is `serving_default`.
+            one is not a letter or digit, it has more than 100 characters, or it is
+            `serving_default`.
     """
+    place = f" in {where}" if where else ""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"Expected a {what} name of letters, digits, '.', '_' and '-' that begins with a "
-            f"letter or digit. Received: {name!r}. Rename the {what}: it also names a layer, "
-            "a served signature and files."
+            f"letter or digit. Received: {name!r}{place}. Rename the {what}: it also names a "
+            "layer, a served signature and files."
+        )
+    if len(name) > _LONGEST_NAME:
+        raise UsageError(
+            f"Expected a {what} name of at most {_LONGEST_NAME} characters. Received: {len(name)} "
+            f"characters, '{name[:10]}…'{place}. Shorten it: it also names folders."
         )
     if name == _RESERVED_NAME:
         raise UsageError(
@@ -277,8 +288,13 @@ def check_labels(labels: np.ndarray, classes: Sequence[str], where: str) -> None
         where: Description of the labels for the error message.
 
     Raises:
-        DataError: If a label is not in 0..C-1.
+        DataError: If there is no class, or a label is not in 0..C-1.
     """
+    if not classes:
+        raise DataError(
+            f"Expected at least one class. Received: none in {where}. Name the class of every "
+            "label."
+        )
     unknown = labels[(labels < 0) | (labels >= len(classes))]
     if unknown.size:
         raise DataError(

@@ -121,7 +121,7 @@ def _checked_entries(table, path) -> list[_Entry]:
             f"Expected tasks as [[task]], with double brackets. Received: [task] in {where}."
         )
     _check_keys(table, _STREAM_KEYS, ("name", "task"), where)
-    check_name(table["name"], "stream")
+    check_name(table["name"], "stream", where)
     check_scenario(table.get("scenario", "task"))
     if table.get("image_size", 1) < 1:
         raise UsageError(
@@ -155,6 +155,7 @@ def _checked_entry(task, path, where) -> _Entry:
     if not isinstance(task, dict):
         raise UsageError(f"Expected a table. Received: {task!r} as {where}.")
     _check_keys(task, _TASK_KEYS, ("name",), where)
+    check_name(task["name"], "task", where)
     kinds = [key for key in _SOURCE_KEYS if key in task]
     if len(kinds) != 1:
         raise UsageError(

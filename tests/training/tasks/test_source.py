@@ -15,6 +15,7 @@ from keras_mas.training.tasks.source import (
     numbered_classes,
     shuffled,
 )
+from keras_mas.training.tasks.stream import check_labels
 
 
 def numbered_split(labels):
@@ -71,6 +72,17 @@ def test_shuffling_depends_on_the_seed_only():
     assert numbers(shuffled(split, 1)) == numbers(shuffled(split, 1))
     assert numbers(shuffled(split, 1)) != numbers(shuffled(split, 2))
     assert sorted(numbers(shuffled(split, 1))) == numbers(split)
+
+
+@pytest.mark.parametrize("labels", [[-1, -2], [-1, 1, 1]])
+def test_negative_labels_number_no_classes(labels):
+    with pytest.raises(DataError, match="number the classes 0, 1, 2, .*label -[12] .*y_train"):
+        numbered_classes(numbered_split(labels), "y_train")
+
+
+def test_labels_without_classes():
+    with pytest.raises(DataError, match="Expected at least one class. Received: none in here"):
+        check_labels(np.array([0]), (), "here")
 
 
 # Making a task.
