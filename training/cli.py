@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib import import_module, metadata
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, cast
 
 from keras_mas.errors import UsageError
 
@@ -27,24 +27,27 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         _write_any_character(stream)
     args = build_parser().parse_args(argv)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(_Output.of(sys.stdout)):
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_all if args.debug else _show_ours
             if args.command not in WITHOUT_TENSORFLOW:
                 _import_tensorflow(args.debug)
             args.run(args)
-        sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` perhaps, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     except KeyboardInterrupt:
         return _failed("interrupted. The same command continues where it stopped.", 130)
     except Exception as error:
         if args.debug:
             raise
+        if isinstance(error, _OutputError):
+            _drop_output()
         return _failed(_sentence(error), 2 if isinstance(error, UsageError) else 1)
     return 0
 
@@ -83,6 +86,61 @@ def build_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
+
+
+def _replace_closed_streams() -> None:
+    """Drop what is written to a standard stream that the caller has closed."""
+    # A file opened later would take a closed stream's number, and what C++ prints would go there.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, os.fdopen(nowhere, "w", encoding="utf-8"))
+
+
+class _OutputError(RuntimeError):
+    """Standard output cannot be written to."""
+
+
+class _Output:
+    """Standard output; an error in writing to it says so."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    @classmethod
+    def of(cls, stream: TextIO) -> TextIO:
+        return cast(TextIO, cls(stream))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._naming_errors():
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        with self._naming_errors():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _OutputError(
+                f"Cannot write to standard output: {error.strerror}. Send it elsewhere, and run "
+                "the same command again."
+            ) from error
+
+
+def _drop_output() -> None:
+    """Send nowhere what is still to be written to standard output, and tried when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write_any_character(stream: TextIO) -> None:

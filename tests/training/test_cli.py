@@ -271,7 +271,7 @@ def test_search_twice(here, capsys):
         (["export", "runs/none"], "'runs/none' is not the folder of a finished run"),
         (["search", "insects.toml", "--method", "finetune"], "there is no λ to search for"),
         (["train", "insects.toml", "--output", "ants.npz"], "'ants.npz' is a file"),
-        (["train", "insects.toml", "--output", "ants.npz/run"], "'ants.npz' is a file"),
+        (["train", "insects.toml", "--output", "ants.npz/run"], "ants.npz' is a file"),
         (["train", "insects.toml", "--output", "."], "'.' holds something else"),
         (["train", "insects.toml", "--output", ".", "--overwrite"], "'.' is not overwritten"),
         (["train", "insects.toml", "--export", "ants.npz"], "ants.npz"),
@@ -327,6 +327,34 @@ def test_a_reader_that_has_seen_enough(here):
     )
     assert done.stdout == "{\n"
     assert "rror" not in done.stderr and "pipe" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_keep_a_run_from_finishing(here, closed):
+    words = f"{sys.executable} -m keras_mas.training.cli train insects.toml {' '.join(QUICK)}"
+    done = subprocess.run(
+        f"{words} --verbose 2 {closed}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        executable="/bin/bash",
+    )
+    assert (done.returncode, "rror" in done.stderr) == (0, False), done.stderr
+    assert (here / MAS / "result.json").exists()
+
+
+@pytest.mark.parametrize("form", ["", "--json", "--csv"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_named(here, capsys, monkeypatch, form, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    answer(capsys, "train", "insects.toml", *QUICK)
+    words = f"{sys.executable} -m keras_mas.training.cli report {MAS} {form} > /dev/full"
+    done = subprocess.run(words, shell=True, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "keras-mas: Cannot write to standard output: No space left on device. Send it elsewhere, "
+        "and run the same command again.\n"
+    )
 
 
 def test_a_training_that_fails_is_one_sentence(here, capsys):
