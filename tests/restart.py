@@ -104,8 +104,11 @@ def build(name, way, strength):
 
 
 def compiled(model):
-    # A fresh optimizer without momentum: nothing but the weights passes from task to task.
-    model.compile(keras.optimizers.SGD(0.02), LOSS)
+    # A fresh optimizer: nothing but the weights passes from task to task. With random weights,
+    # SGD diverges on the application.
+    is_small = model.count_params() < 1000
+    optimizer = keras.optimizers.SGD(0.02) if is_small else keras.optimizers.Adam(1e-4)
+    model.compile(optimizer, LOSS)
     return model
 
 
