@@ -224,11 +224,18 @@ class MASModel(keras.Model):
         optimizer: Any = self.optimizer
         return tf.identity(getattr(optimizer, "inner_optimizer", optimizer).iterations)
 
+    def _steps_always(self):
+        optimizer: Any = self.optimizer
+        return not (hasattr(optimizer, "inner_optimizer") or optimizer.gradient_accumulation_steps)
+
     def _take_proximal_step(self, weights, rate, has_stepped):
         for weight in weights:
             pulled = self.memory.proximal_step(weight, rate)
             if pulled is not None:
-                weight.assign(tf.where(has_stepped, tf.cast(pulled, weight.dtype), weight))
+                pulled = tf.cast(pulled, weight.dtype)
+                if not self._steps_always():
+                    pulled = tf.where(has_stepped, pulled, weight)
+                weight.assign(pulled)
 
     def _track_loss(self, loss, x):
         examples = tf.shape(tf.nest.flatten(x)[0])[0]

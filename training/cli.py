@@ -30,7 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         _write_any_character(stream)
-    args = build_parser().parse_args(argv)
+    try:
+        args = _parsed(argv)
+    except BrokenPipeError:
+        _drop_output()
+        return 0
+    except _OutputError as error:
+        _drop_output()
+        return _failed(str(error), 1)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(_Output.of(sys.stdout)):
             warnings.simplefilter("default", UserWarning)
@@ -86,6 +93,15 @@ def build_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    """Return the arguments, or print what was asked for instead, such as help, and exit."""
+    with contextlib.redirect_stdout(_Output.of(sys.stdout)):
+        try:
+            return build_parser().parse_args(argv)
+        finally:
+            sys.stdout.flush()
 
 
 def _replace_closed_streams() -> None:

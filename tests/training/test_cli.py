@@ -343,6 +343,17 @@ def test_closed_streams_do_not_keep_a_run_from_finishing(here, closed):
     assert (here / MAS / "result.json").exists()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_to_a_full_standard_output(monkeypatch, option, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    words = f"{sys.executable} -m keras_mas.training.cli {option} > /dev/full"
+    done = subprocess.run(words, shell=True, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("keras-mas: Cannot write to standard output: No space left")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("form", ["", "--json", "--csv"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_standard_output_is_named(here, capsys, monkeypatch, form, unbuffered):
