@@ -150,14 +150,8 @@ class Binding:
         found: Found = {}
         taken = set(self.bound)
         for states in unbound.values():
-            there = find_weights(
-                [state.identity for state in states],
-                model,
-                names,
-                lambda k, weight, states=states: np.array_equal(
-                    weight.numpy(), states[k].anchor.numpy()
-                ),
-            )
+            wanted = [state.identity for state in states]
+            there = find_weights(wanted, model, names, functools.partial(_is_at_anchor, states))
             there = {k: place for k, place in there.items() if id(place[1]) not in taken}
             if there and strict:
                 refuse_missing(states, there, model)
@@ -272,6 +266,10 @@ class Binding:
         for holder in holders:
             trace_again(holder)
             self.watch_fits(holder)
+
+
+def _is_at_anchor(states, k, weight):
+    return np.array_equal(weight.numpy(), states[k].anchor.numpy())
 
 
 def refuse_missing(states: Sequence[WeightState], found: dict, model: keras.Layer) -> None:
