@@ -16,7 +16,13 @@ from .choices import BATCH_NORM
 from .importance import ImportanceSums, compute_importance
 from .penalty import drift_penalty, proximal_step, warn_if_unstable
 from .states import WeightState, checked_strength, from_arrays, to_arrays
-from .weights import find_by_place, identities, trainable_weights, weight_names
+from .weights import (
+    checked_layer,
+    find_by_place,
+    identities,
+    trainable_weights,
+    weight_names,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +141,7 @@ class SynapticMemory:
                 loaded memory remembers is recognized, or with `strict` not all of them. Then
                 nothing is changed.
         """
-        trainable = trainable_weights(_checked_layer(model))
+        trainable = trainable_weights(model)
         self._binding.refuse_foreign(model)
         found = self._binding.recognize(model, strict)
         if not found:
@@ -161,7 +167,7 @@ class SynapticMemory:
         """
         bound = self._binding
         states = (
-            bound.states_of(_checked_layer(model)) if model is not None else [*bound.bound.values()]
+            bound.states_of(checked_layer(model)) if model is not None else [*bound.bound.values()]
         )
         if model is not None and not states:
             raise ValueError(
@@ -182,7 +188,7 @@ class SynapticMemory:
             ValueError: If nothing of the model is protected, if sums are of another model, or as
                 `compute_importance`; then the memory is left as it was.
         """
-        self.check(_checked_layer(model))
+        self.check(checked_layer(model))
         states = self._binding.states_of(model)
         self._warn_if_blind(states)
         names = weight_names(model)
@@ -418,14 +424,6 @@ class SynapticMemory:
     def _warn_if_unstable(self, model, importance):
         if getattr(model, "optimizer", None) is not None:
             warn_if_unstable(importance, self.strength, model.optimizer)
-
-
-def _checked_layer(model):
-    if not isinstance(model, keras.Layer):
-        raise ValueError(
-            f"Expected a Keras model, or a layer of one. Received: a {type(model).__name__}."
-        )
-    return model
 
 
 def _restored(arrays):

@@ -248,6 +248,15 @@ def _told_apart(paths: list[str], chains: list[str]) -> list[str]:
     return names
 
 
+def checked_layer(model: keras.Layer) -> keras.Layer:
+    """Return a model or layer as it is; ValueError if it is something else."""
+    if not isinstance(model, keras.Layer):
+        raise ValueError(
+            f"Expected a Keras model, or a layer of one. Received: a {type(model).__name__}."
+        )
+    return model
+
+
 def trainable_weights(model: keras.Layer) -> dict[str, keras.Variable]:
     """Return the trainable weights of a built model by name.
 
@@ -258,9 +267,9 @@ def trainable_weights(model: keras.Layer) -> dict[str, keras.Variable]:
         Dict from name, as `weight_names` gives it, to `keras.Variable`, in the model's order.
 
     Raises:
-        ValueError: If the model is not built, has no trainable weight, or has weights in float16.
+        ValueError: If it is no model, is not built, or has no trainable weight or float16 weights.
     """
-    if not model.built:
+    if not checked_layer(model).built:
         raise ValueError(
             f"Expected a built model. Received: '{model.name}', which has no weights yet. "
             "Call it on one batch, or `build` it with an input shape, first."

@@ -110,6 +110,8 @@ def test_equal_paths_get_names_of_their_own():
 
 
 def test_models_without_usable_weights_are_refused():
+    with pytest.raises(ValueError, match="or a layer of one. Received: a str"):
+        trainable_weights("model.keras")
     with pytest.raises(ValueError, match="Expected a built model. Received: 'raw'"):
         trainable_weights(keras.Sequential([layers.Dense(2)], name="raw"))
     frozen = chain("a", name="frozen")
