@@ -383,7 +383,7 @@ def test_released_weights_are_free_in_the_next_fit():
     assert not np.allclose(kernels[0], kernels[2])
 
 
-def test_a_trunk_protected_late_is_felt_by_the_consolidated_model():
+def test_a_trunk_protected_late_is_protected_in_the_model_that_is_consolidated():
     late, early = compiled(network()), compiled(network())
     trunks = [keras.Model(m.input, m.get_layer("hidden").output) for m in (late, early)]
     early_memory = SynapticMemory().protect(trunks[1])
