@@ -235,7 +235,16 @@ def identify(value):
     return value.__name__ if inspect.isclass(value) else None
 
 
-@pytest.mark.parametrize(("kind", "shape", "options"), ALL, ids=identify)
+# Of the layers that are measured example by example, the plainest is enough for most runs.
+CASES_AND_COST = [
+    pytest.param(*case, marks=pytest.mark.slow)
+    if case[0] in BY_EXAMPLE and case[0] is not layers.SimpleRNN
+    else case
+    for case in ALL
+]
+
+
+@pytest.mark.parametrize(("kind", "shape", "options"), CASES_AND_COST, ids=identify)
 @pytest.mark.parametrize(
     ("floatx", "tolerance"),
     [("float32", 1e-4), pytest.param("float64", 1e-9, marks=pytest.mark.slow)],

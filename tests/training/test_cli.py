@@ -223,6 +223,7 @@ def test_ask_a_server(here, capsys):
     assert rest in refusal(capsys, 1, *ask, "--server", rest)
 
 
+@pytest.mark.slow
 def test_search_twice(here, capsys):
     command = ["search", "insects.toml", *QUICK, "--trials", 1, "--tuner", "random", "--json"]
     first, again = (json.loads(answer(capsys, *command)) for _ in range(2))
@@ -329,7 +330,13 @@ def test_a_reader_that_has_seen_enough(here):
     assert "rror" not in done.stderr and "pipe" not in done.stderr
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        pytest.param(redirection, marks=pytest.mark.slow if redirection.count("-") < 3 else ())
+        for redirection in (">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-")
+    ],
+)
 def test_closed_streams_do_not_keep_a_run_from_finishing(here, closed):
     words = f"{sys.executable} -m keras_mas.training.cli train insects.toml {' '.join(QUICK)}"
     done = subprocess.run(
