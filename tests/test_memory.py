@@ -609,3 +609,22 @@ def test_a_damaged_file_is_named(tmp_path):
             SynapticMemory.load(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         SynapticMemory.load(tmp_path / "none.npz")
+
+
+def test_a_consolidation_that_is_interrupted_is_undone(monkeypatch):
+    model, memory = protected()
+    memory.consolidate(model, A)
+    model.get_layer("hidden").kernel.assign_add(np.ones([5, 6]))
+    before, anchor = memory.state(), memory.state_for(model.weights[1]).anchor
+    assign, interrupts = anchor.assign, [KeyboardInterrupt]
+
+    def interrupted(value):
+        if interrupts:
+            raise interrupts.pop()
+        return assign(value)
+
+    monkeypatch.setattr(anchor, "assign", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        memory.consolidate(model, A)
+    after = memory.state()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
