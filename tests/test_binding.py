@@ -202,8 +202,11 @@ def test_losses_that_were_looked_at_elsewhere_do_not_count():
 
 
 def test_a_loop_of_ones_own_with_gradients_in_a_function():
+    # The updates run eagerly, the penalty in a graph: the loop is accepted, and the penalty acts.
     model = around(build_trunk())
-    SynapticMemory().protect(model)
+    memory = SynapticMemory(3.0).protect(model)
+    memory.consolidate(model, A)
+    start = model.get_weights()
 
     @tf.function
     def gradients(x, y):
@@ -211,8 +214,15 @@ def test_a_loop_of_ones_own_with_gradients_in_a_function():
             loss = LOSS(y, model(x)) + sum(model.losses)
         return tape.gradient(loss, model.trainable_weights)
 
-    for _ in range(2):
-        model.optimizer.apply(gradients(A, LABELS), model.trainable_weights)
+    penalties = []
+    for strength in (3.0, 0.0):
+        memory.strength = strength
+        model.set_weights(start)
+        for _ in range(10):
+            model.optimizer.apply(gradients(B, LABELS), model.trainable_weights)
+        memory.strength = 1.0
+        penalties.append(float(memory.penalty(model)))
+    assert 0 < penalties[0] < 0.8 * penalties[1]
 
 
 def test_a_constraint_of_the_weight_stays_active():

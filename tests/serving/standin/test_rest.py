@@ -115,9 +115,14 @@ def test_a_length_too_small_cuts_the_body(send):
     assert status == 400 and "JSON Parse error" in json.loads(body)["error"]
 
 
-def test_a_client_that_hangs_up_in_the_middle_of_its_body(server):
-    with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
-        connection.sendall(head(f"POST {PREDICT} HTTP/1.1", "Host: a", "Content-Length: 9") + b"{")
+def test_clients_that_hang_up_in_the_middle_of_their_body_keep_no_thread(server, url):
+    # More of them than the server has threads.
+    for _ in range(2 * rest._THREADS):
+        with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
+            request = head(f"POST {PREDICT} HTTP/1.1", "Host: a", "Content-Length: 9")
+            connection.sendall(request + b"{")
+    answer = requests.post(f"{url}/{HALF}:predict", json={"instances": [2.0]}, timeout=10)
+    assert answer.json() == {"predictions": [3.0]}
 
 
 @pytest.mark.parametrize("depth", [64, 65, 400, 970, 990, 100_000])
