@@ -2,28 +2,24 @@
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from .context import holding
 from .penalty import drift_penalty
 
 _IN_LOSS = contextvars.ContextVar("in_loss", default=True)
 
 
-@contextlib.contextmanager
-def penalty_outside_loss() -> Iterator[None]:
+def penalty_outside_loss() -> contextlib.AbstractContextManager[None]:
     """Leave the penalties of all `MASRegularizer`s out of the loss inside the block.
 
     For a training step that applies them in a way of its own.
     """
-    token = _IN_LOSS.set(False)
-    try:
-        yield
-    finally:
-        _IN_LOSS.reset(token)
+    return holding(_IN_LOSS, False)
 
 
 class MASRegularizer(keras.regularizers.Regularizer):

@@ -3,11 +3,13 @@
 import contextlib
 import contextvars
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from .context import holding
 
 _EAGER = "eager"
 
@@ -17,14 +19,9 @@ _NOT_EVALUATED = -1.0
 _STEP_FOLLOWS = contextvars.ContextVar("step_follows", default=False)
 
 
-@contextlib.contextmanager
-def proximal_step_follows() -> Iterator[None]:
+def proximal_step_follows() -> contextlib.AbstractContextManager[None]:
     """Say that weights updated inside the block will take a proximal step of the penalty."""
-    token = _STEP_FOLLOWS.set(True)
-    try:
-        yield
-    finally:
-        _STEP_FOLLOWS.reset(token)
+    return holding(_STEP_FOLLOWS, True)
 
 
 class PenaltyMetric(keras.metrics.Metric):

@@ -30,7 +30,18 @@ LAYERS = (
     {"binding"},
     {"regularizer", "states", "training_step"},
     {"importance"},
-    {"arrays", "backend", "choices", "errors", "files", "logs", "metrics", "penalty", "weights"},
+    {
+        "arrays",
+        "backend",
+        "choices",
+        "context",
+        "errors",
+        "files",
+        "logs",
+        "metrics",
+        "penalty",
+        "weights",
+    },
 )
 HEIGHTS = {name: height for height, layer in enumerate(reversed(LAYERS)) for name in layer}
 

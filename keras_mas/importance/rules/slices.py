@@ -3,9 +3,10 @@
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator
 
 import tensorflow as tf
+
+from ...context import holding
 
 # Memory for the largest product of one slice of examples. From 1 MB to 64 MB the time hardly
 # depends on it.
@@ -14,14 +15,9 @@ SLICE_BYTES = 2**22
 _slice_bytes = contextvars.ContextVar("slice_bytes", default=SLICE_BYTES)
 
 
-@contextlib.contextmanager
-def slices_of(size: int) -> Iterator[None]:
+def slices_of(size: int) -> contextlib.AbstractContextManager[None]:
     """Set the memory in bytes for one slice in the rules that are traced inside the block."""
-    before = _slice_bytes.set(size)
-    try:
-        yield
-    finally:
-        _slice_bytes.reset(before)
+    return holding(_slice_bytes, size)
 
 
 def flat_positions(tensor):
