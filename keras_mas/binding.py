@@ -317,8 +317,10 @@ def bind_weight(
 
 def unbind_weight(weight: keras.Variable) -> None:
     """Give a bound weight back the regularizer and the constraint that it had before."""
-    weight.regularizer = weight.regularizer.base_regularizer
-    weight.constraint = weight.constraint.base_constraint
+    if isinstance(weight.regularizer, MASRegularizer):  # not replaced since
+        weight.regularizer = weight.regularizer.base_regularizer
+    if isinstance(weight.constraint, UpdateCheck):
+        weight.constraint = weight.constraint.base_constraint
 
 
 def report_penalty(layer: keras.Layer, weight: keras.Variable, metric: PenaltyMetric) -> None:

@@ -294,6 +294,14 @@ def test_one_memory_for_a_weight():
         SynapticMemory().protect(model)
 
 
+def test_a_regularizer_that_was_set_after_protect_survives_the_release():
+    model, memory, _ = learned()
+    l2 = keras.regularizers.L2(0.01)
+    model.get_layer("hidden").kernel.regularizer = l2
+    memory.release()
+    assert model.get_layer("hidden").kernel.regularizer is l2
+
+
 def test_released_models_are_plain_keras_models_again():
     model, memory, _ = learned()
     memory.release()
