@@ -339,9 +339,7 @@ class SynapticMemory:
         if tasks < self._tasks:
             _log.warning("what is remembered goes back from %d tasks to %d", self._tasks, tasks)
         self.strength, self._tasks = strength, tasks
-        for state in set(self._states) - set(same):  # unknown to what is restored
-            state.importance.assign(tf.zeros_like(state.importance))
-            state.anchor.assign(state.anchor if state.weight is None else state.weight)
+        _forget(set(self._states) - set(same))  # unknown to what is restored
         for new, old in pairs:
             if old is None:
                 self._states.append(new)
@@ -352,6 +350,14 @@ class SynapticMemory:
             self._binding.bind(
                 model, {new: found[k] for k, (new, old) in enumerate(pairs) if old is None}
             )
+
+    def forget(self) -> None:
+        """Forget every task, and go on protecting the same weights: Ω ← 0, θ* ← θ.
+
+        Nothing is traced again. Statistics of batch normalization that were frozen stay frozen.
+        """
+        _forget(self._states)
+        self._tasks = 0
 
     def recognize(self, model: keras.Layer) -> None:
         """Protect the weights of a model that a loaded memory remembers, and no others.
@@ -430,6 +436,12 @@ def _restored(arrays):
     memory = SynapticMemory()
     memory.restore(arrays)
     return memory
+
+
+def _forget(states):
+    for state in states:
+        state.importance.assign(tf.zeros_like(state.importance))
+        state.anchor.assign(state.anchor if state.weight is None else state.weight)
 
 
 def _has_penalty_in_loss(model):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import math
 import platform
 import sys
 import time
@@ -16,10 +17,9 @@ import tensorflow as tf
 
 from keras_mas import metrics
 from keras_mas.files import atomic_folder
-from keras_mas.methods import load_method
 
-from .backbones import build_trunk
-from .heads import build_heads, heads_of, unique_heads
+from .heads import unique_heads
+from .learner import Learner
 from .run_directory import (
     MEMORY,
     MODEL,
@@ -98,6 +98,7 @@ def train(
     listeners: Sequence[Listener] = (),
     verbose: int = 0,
     overwrite: bool = False,
+    learner: Learner | None = None,
 ) -> dict:
     """Learn all tasks of a stream in turn, or continue an interrupted run of the same settings.
 
@@ -114,6 +115,8 @@ def train(
         listeners: Follow the progress.
         verbose: As for `model.fit`; what Keras prints goes to standard error.
         overwrite: Whether to remove an earlier run from the folder first.
+        learner: A `Learner` of this stream that earlier runs have used, so that nothing is built
+            and traced again; None for a new one.
 
     Returns:
         The result, as `result.json` holds it.
@@ -125,7 +128,7 @@ def train(
         DivergedError: If the training diverged.
     """
     description = describe(stream, settings, evaluate_on)
-    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose)
+    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner)
     with claimed(directory, description, overwrite=overwrite):
         finished = is_finished(directory)
         if finished:
@@ -177,29 +180,15 @@ def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
 class _Run:
     """The state of a run in memory: the network, the method, the accuracies so far."""
 
-    def __init__(self, stream, settings, directory, evaluate_on, listeners, verbose):
+    def __init__(self, stream, settings, directory, evaluate_on, listeners, verbose, learner):
         self.stream, self.settings, self.directory = stream, settings, directory
         self.evaluate_on, self.listeners, self.verbose = evaluate_on, listeners, verbose
         self.seconds = dict.fromkeys(("training", "importance", "evaluation", "saving"), 0.0)
-        self._build()
         self.rows = []
         self.baseline: list[float] = []
-
-    def _build(self):
-        """Build trunk, heads and method."""
-        keras.backend.clear_session(free_memory=False)
-        keras.utils.set_random_seed(self.settings.seed)
-        trunk = build_trunk(
-            self.settings.recipe.backbone, self.stream.input_shape, self.stream.rescale
-        )
-        self.method = load_method(self.settings.method)(
-            self.settings.strength, self.settings.penalty
-        )
-        self.heads = build_heads(self.stream, trunk, model=self.method.model)
-        self.head_of = heads_of(self.stream)
-        # No later task trains the head of a single task; a shared head needs protection too.
-        shared = trunk if self.stream.scenario == "task" else self._model(self.stream.tasks[0])
-        self.method.protect(shared)
+        self.learner = learner or Learner(stream)
+        with self._timed("training"):
+            self.learner.begin(settings)
 
     def task(self, number, task):
         """Learn a task, or read it from the folder."""
@@ -246,27 +235,13 @@ class _Run:
         }
 
     def _learn(self, number, task):
-        # A seed per task, so that a continued run gives what an uninterrupted one would.
-        keras.utils.set_random_seed(_task_seed(self.settings.seed, number))
-        learning_rate, epochs = self.settings.recipe.for_task(number)
-        model, data = self._model(task), self._training_data(task)
-        model.compile(
-            optimizer=_optimizer(self.settings.recipe.optimizer, learning_rate),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
+        data = self._training_data(task)
         with self._timed("training"), _prints_to_stderr(self.verbose):
-            history = model.fit(
-                data.inputs,
-                data.labels + self.head_of[task.name].offset,
-                batch_size=self.settings.recipe.batch_size,
-                epochs=epochs,
-                verbose=self.verbose,
-                callbacks=[*self._callbacks(), keras.callbacks.TerminateOnNaN()],
-            )
-        self._check_finite(history.history["loss"][-1], task)
+            callbacks = [*self._callbacks(), keras.callbacks.TerminateOnNaN()]
+            loss = self.learner.learn(number, data, callbacks=callbacks, verbose=self.verbose)
+        self._check_finite(loss, task)
         with self._timed("importance"):
-            self.method.after_task(model, data.inputs, on_progress=self._importance_measured)
+            self.learner.after_task(number, data, on_progress=self._importance_measured)
 
     def _training_data(self, task):
         """Return the training data, with the validation data unless that is evaluated on."""
@@ -285,7 +260,7 @@ class _Run:
             listener.importance_measured(examples, total)
 
     def _check_finite(self, loss, task):
-        if not np.isfinite(loss):
+        if not math.isfinite(loss):
             raise DivergedError(
                 f"Expected a finite loss. Received: {loss} while learning task '{task.name}' with "
                 f"method {self.settings.method} and strength {self.settings.strength:g}. Lower "
@@ -295,20 +270,17 @@ class _Run:
     def _accuracies(self):
         """Return a row of the accuracy matrix: the accuracy on every task now."""
         with self._timed("evaluation"):
-            return [
-                _accuracy(self._model(task), task.splits[self.evaluate_on], self.head_of[task.name])
-                for task in self.stream.tasks
-            ]
+            return [self.learner.accuracy(task, self.evaluate_on) for task in self.stream.tasks]
 
     def _save(self, folder, number):
         with atomic_folder(folder) as unfinished:
             with self._timed("saving"):
                 self._joint(number).save(unfinished / MODEL)
-                self.method.save(unfinished / MEMORY)
+                self.learner.method.save(unfinished / MEMORY)
             progress = {
                 "accuracies": self.rows[-1],
                 "seconds": self.seconds,
-                "classes": {head.name: head.classes for head in self.head_of.values()},
+                "classes": {head.name: head.classes for head in unique_heads(self.stream)},
             }
             write_json(unfinished / PROGRESS, progress)
 
@@ -323,7 +295,7 @@ class _Run:
             for weight in self._joint(number).weights:
                 weight.assign(values[weight.path])
         with naming_damage(folder / MEMORY, _cure(folder)):
-            self.method.load(folder / MEMORY, number + 1)
+            self.learner.method.load(folder / MEMORY, number + 1)
 
     def _task_result(self, number, task, seconds):
         heads = unique_heads(self.stream, number + 1)
@@ -331,17 +303,14 @@ class _Run:
             number=number + 1,
             task=task,
             accuracies=self.rows[-1],
-            models={head.name: self.heads.models[head.name] for head in heads},
+            models={head.name: self.learner.network.model_of(head) for head in heads},
             classes={head.name: head.classes for head in heads},
             seconds=seconds,
         )
 
     def _joint(self, number):
         """Return one model of the heads learned so far, to save or restore them."""
-        return self.heads.joint([head.name for head in unique_heads(self.stream, number + 1)])
-
-    def _model(self, task):
-        return self.heads.models[self.head_of[task.name].name]
+        return self.learner.network.joint(unique_heads(self.stream, number + 1))
 
     def _timed(self, phase):
         return _Stopwatch(self.seconds, phase)
@@ -367,25 +336,6 @@ def _checked_row(accuracies, tasks):
     if len(accuracies) != tasks:
         raise ValueError(f"it has {len(accuracies)} accuracies for {tasks} tasks")
     return accuracies
-
-
-def _accuracy(model, split: Split, head):
-    # In one pass over plain arrays: `evaluate` would trace a function per head.
-    answers = [
-        np.argmax(model(split.inputs[start : start + 1024], training=False), axis=-1)
-        for start in range(0, len(split), 1024)
-    ]
-    return float(np.mean(np.concatenate(answers) == split.labels + head.offset))
-
-
-def _optimizer(name, learning_rate):
-    if name == "sgd":
-        return keras.optimizers.SGD(learning_rate, momentum=0.9)
-    return keras.optimizers.Adam(learning_rate)
-
-
-def _task_seed(seed, number):
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _fingerprint(stream):

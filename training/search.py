@@ -17,6 +17,7 @@ import keras_tuner as kt
 
 from keras_mas.errors import UsageError
 
+from .learner import Learner
 from .run import DivergedError, Listener, describe, train
 from .run_directory import (
     RUN_FILES,
@@ -99,11 +100,13 @@ def search(
     folder = directory / f"{stream.name}-{settings.method}-{_digest(description)}"
 
     trials: dict[float, Trial] = {}
+    learner = Learner(stream)  # of all trials
 
     def attempt(strength: float) -> Trial:
         if strength not in trials:
             asked = dataclasses.replace(settings, strength=strength)
-            trials[strength] = _attempt(stream, asked, folder / f"strength-{strength}", listeners)
+            run = folder / f"strength-{strength}"
+            trials[strength] = _attempt(stream, asked, run, listeners, learner)
             if trials[strength].is_new:
                 on_trial(trials[strength])
         return trials[strength]
@@ -128,7 +131,7 @@ def check_searchable(settings: Settings) -> None:
         )
 
 
-def _attempt(stream, settings, run, listeners):
+def _attempt(stream, settings, run, listeners, learner):
     """Train one λ, or read what was found for it before."""
     failure = run / _FAILURE
     if failure.exists():
@@ -137,7 +140,9 @@ def _attempt(stream, settings, run, listeners):
         return Trial(settings.strength, None, error, is_new=False)
     is_new = not is_finished(run)
     try:
-        result = train(stream, settings, run, evaluate_on="validation", listeners=listeners)
+        result = train(
+            stream, settings, run, evaluate_on="validation", listeners=listeners, learner=learner
+        )
     except DivergedError as error:  # any other error would come for the next λ too
         write_json(failure, {"error": str(error)})
         return Trial(settings.strength, None, str(error), is_new=True)

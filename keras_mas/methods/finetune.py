@@ -26,6 +26,10 @@ class Method:
     def protect(self, model: keras.Model) -> None:
         """Be told, before the first task, what all tasks share: a trunk or a whole model."""
 
+    def restart(self, strength: float) -> None:
+        """Forget every task and take another λ: a run begins, with the weights as they are."""
+        self.strength = strength
+
     def after_task(
         self, model: keras.Model, inputs: Any, on_progress: Callable | None = None
     ) -> None:

@@ -26,6 +26,12 @@ class Method(finetune.Method):
         """Protect the trainable weights of a model from now on."""
         self.memory.protect(model)
 
+    def restart(self, strength: float) -> None:
+        """Forget every task: Ω = 0, and θ* are the weights as they are."""
+        super().restart(strength)
+        self.memory.forget()
+        self.memory.strength = strength
+
     def after_task(
         self, model: keras.Model, inputs: Any, on_progress: Callable | None = None
     ) -> None:

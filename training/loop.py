@@ -1,0 +1,142 @@
+"""The training loop: many steps in one call of a function that is traced once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .tasks import Split
+
+# A call of the compiled function takes so many batches: enough that a small network does not wait
+# for Python, and few enough that progress is shown and Ctrl-C acts within an epoch.
+STEPS_PER_CALL = 32
+
+# Examples per call when predictions are counted.
+_EVALUATED = 1024
+
+
+class CompiledLoop:
+    """Training and evaluation of a compiled model, traced once for data of any length.
+
+    It does what `model.fit` does, step for step, with the model's own `train_step`; but `fit` makes
+    an input pipeline for each call and enters Python for each step, which costs a small network
+    more than the step itself.
+
+    Args:
+        model: Compiled and built model of one input and one output, logits `[N, classes]`.
+        dtype: Type of the inputs that it will be given.
+    """
+
+    def __init__(self, model: keras.Model, dtype: np.dtype):
+        self.model = model
+        self.batches = (
+            tf.TensorSpec((None, *model.input_shape[1:]), dtype),
+            tf.TensorSpec([None], tf.int64),
+        )
+        self._train: Any = None
+        self._count = tf.function(
+            self._count_right, autograph=False, input_signature=self.batches
+        )
+
+    def fit(
+        self,
+        split: Split,
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        verbose: int = 0,
+    ) -> dict[str, float]:
+        """Train the model as `model.fit` does.
+
+        Args:
+            split: Examples; labels are the numbers of logits.
+            epochs: Passes over the examples.
+            batch_size: Examples per step; the last step of an epoch takes what remains.
+            seed: Of the order of the examples, another one in each epoch.
+            callbacks: As for `model.fit`. They are told of batches once per call, after up to
+                `STEPS_PER_CALL` of them, as with `steps_per_execution`.
+            verbose: As for `model.fit`.
+
+        Returns:
+            The metrics of the last epoch, by name.
+        """
+        self._prepare()
+        model, steps = self.model, -(-len(split) // batch_size)
+        following = keras.callbacks.CallbackList(
+            list(callbacks),
+            add_progbar=verbose != 0,
+            model=model,
+            verbose=verbose,
+            epochs=epochs,
+            steps=steps,
+        )
+        logs: dict[str, float] = {}
+        model.stop_training = False
+        following.on_train_begin()
+        for epoch in range(epochs):
+            following.on_epoch_begin(epoch)
+            logs = self._epoch(split, epoch_order(len(split), seed, epoch), batch_size, following)
+            following.on_epoch_end(epoch, logs)
+            if model.stop_training:
+                break
+        following.on_train_end(logs)
+        return logs
+
+    def accuracy(self, split: Split) -> float:
+        """Return the share of examples whose largest logit is that of their label."""
+        right = [
+            self._count(split.inputs[start : start + _EVALUATED], labels)
+            for start in range(0, len(split), _EVALUATED)
+            for labels in [split.labels[start : start + _EVALUATED]]
+        ]
+        return float(np.sum(right)) / len(split)
+
+    def _prepare(self):
+        """Check what `fit` checks when it begins, and trace anew if the model asks for it."""
+        # A model whose steps have to be traced again, for another penalty, drops this function.
+        has_changed = self.model.train_function is None
+        self.model.make_train_function()
+        if has_changed or self._train is None:
+            signature = (*self.batches, tf.TensorSpec([], tf.int32))
+            self._train = tf.function(
+                self._train_steps, autograph=False, input_signature=signature
+            )
+
+    def _epoch(self, split, order, batch_size, callbacks):
+        self.model.reset_metrics()
+        logs: dict[str, float] = {}
+        for first in range(0, len(order), STEPS_PER_CALL * batch_size):
+            rows = order[first : first + STEPS_PER_CALL * batch_size]
+            step = first // batch_size
+            callbacks.on_train_batch_begin(step)
+            logs = self._train(split.inputs[rows], split.labels[rows], batch_size)
+            logs = {name: float(value) for name, value in logs.items()}
+            callbacks.on_train_batch_end(step + -(-len(rows) // batch_size) - 1, logs)
+            if self.model.stop_training:
+                break
+        return logs
+
+    def _train_steps(self, inputs, labels, batch_size):
+        """Take a step with each batch of the examples, in order; return the metrics."""
+
+        def step(start):
+            end = start + batch_size  # a slice ends where the tensor does
+            self.model.train_step((inputs[start:end], labels[start:end]))
+            return (end,)
+
+        examples = tf.shape(inputs)[0]
+        tf.while_loop(lambda start: start < examples, step, (tf.constant(0),))
+        return self.model.get_metrics_result()
+
+    def _count_right(self, inputs, labels):
+        logits = self.model(inputs, training=False)
+        return tf.math.count_nonzero(tf.argmax(logits, axis=-1) == labels)
+
+
+def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of the examples in an epoch, counted from 0: a permutation `[examples]`."""
+    return np.random.default_rng([seed, epoch]).permutation(examples)
