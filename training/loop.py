@@ -36,6 +36,7 @@ class CompiledLoop:
             tf.TensorSpec([None], tf.int64),
         )
         self._train: Any = None
+        _make_variables_of_metrics(model)
         self._count = tf.function(
             self._count_right, autograph=False, input_signature=self.batches
         )
@@ -135,6 +136,13 @@ class CompiledLoop:
     def _count_right(self, inputs, labels):
         logits = self.model(inputs, training=False)
         return tf.math.count_nonzero(tf.argmax(logits, axis=-1) == labels)
+
+
+def _make_variables_of_metrics(model):
+    """Have the metrics make their variables now: a function that makes some is traced twice."""
+    logits, labels = tf.zeros([1, *model.output_shape[1:]]), tf.zeros([1], tf.int64)
+    model.compute_metrics(None, labels, logits)
+    model.reset_metrics()
 
 
 def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:

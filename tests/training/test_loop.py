@@ -1,0 +1,138 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_mas import MASModel
+from keras_mas.training.loop import STEPS_PER_CALL, CompiledLoop, epoch_order
+from keras_mas.training.tasks import Split
+
+
+@pytest.fixture
+def split():
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(50, 4)).astype("float32")
+    return Split(inputs, (inputs.sum(axis=1) > 0).astype("int64"))
+
+
+def network(model=keras.Model, units=2, **options):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([4])
+    x = keras.layers.Dense(8, activation="relu")(inputs)
+    return model(inputs, keras.layers.Dense(units)(x), **options)
+
+
+def compiled(model):
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+class Notes(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.batches, self.epochs = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches.append(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(logs)
+
+
+@pytest.mark.parametrize("penalty", ["in_loss", "decoupled"])
+def test_it_takes_the_steps_of_fit(split, penalty):
+    ours, keras_s = (compiled(network(MASModel, strength=0.5, penalty=penalty)) for _ in range(2))
+    for model in (ours, keras_s):
+        model.memory.consolidate(model, split.inputs)
+    logs = CompiledLoop(ours, np.float32).fit(split, epochs=3, batch_size=16, seed=7)
+    for epoch in range(3):
+        order = epoch_order(50, 7, epoch)
+        history = keras_s.fit(
+            split.inputs[order], split.labels[order], batch_size=16, shuffle=False, verbose=0
+        )
+    for a, b in zip(ours.get_weights(), keras_s.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    # The loss of the epoch is the mean over its examples; the penalty is that of its last step.
+    assert logs == pytest.approx({k: v[-1] for k, v in history.history.items()}, rel=1e-4)
+    assert set(logs) == {"loss", "accuracy", "penalty"}
+
+
+def test_callbacks_are_told_of_batches_once_per_call(split):
+    notes = Notes()
+    model = compiled(network())
+    CompiledLoop(model, np.float32).fit(split, epochs=2, batch_size=1, seed=0, callbacks=[notes])
+    assert notes.batches == [STEPS_PER_CALL - 1, 49] * 2
+    assert [set(logs) for logs in notes.epochs] == [{"loss", "accuracy"}] * 2
+
+
+def test_a_loss_that_is_no_number_ends_the_training(split):
+    notes = Notes()
+    model = compiled(network())
+    model.optimizer.learning_rate = 1e30
+    logs = CompiledLoop(model, np.float32).fit(
+        split,
+        epochs=3,
+        batch_size=1,
+        seed=0,
+        callbacks=[keras.callbacks.TerminateOnNaN(), notes],
+    )
+    assert np.isnan(logs["loss"])
+    assert notes.batches == [STEPS_PER_CALL - 1]
+    assert len(notes.epochs) == 1
+
+
+def test_it_is_traced_once_for_data_of_any_length(split):
+    model, traces = compiled(network()), []
+    train_step = model.train_step
+    model.train_step = lambda data: traces.append(data) or train_step(data)
+    loop = CompiledLoop(model, np.float32)
+    for size, batch_size in [(50, 16), (20, 16), (20, 3), (1, 1)]:
+        loop.fit(split.take(np.arange(size)), epochs=2, batch_size=batch_size, seed=0)
+        model.optimizer.learning_rate = 0.01
+    assert len(traces) == 1
+
+
+def test_a_changed_penalty_is_traced_anew(split):
+    def trained(penalty, then=None):
+        model = compiled(network(MASModel, strength=5.0, penalty=penalty))
+        model.consolidate(split.inputs)
+        loop = CompiledLoop(model, np.float32)
+        if then is not None:
+            start = model.get_weights(), [variable.numpy() for variable in model.optimizer.variables]
+            loop.fit(split, epochs=1, batch_size=16, seed=0)
+            model.set_weights(start[0])
+            for variable, value in zip(model.optimizer.variables, start[1], strict=True):
+                variable.assign(value)
+            model.penalty = then
+        loop.fit(split, epochs=2, batch_size=16, seed=0)
+        return model.get_weights()[0]
+
+    changed = trained("in_loss", then="decoupled")
+    np.testing.assert_array_equal(changed, trained("decoupled"))
+    assert not np.allclose(changed, trained("in_loss"), rtol=1e-3)
+
+
+def test_the_checks_of_fit_are_made(split):
+    model = compiled(network(MASModel))
+    model.consolidate(split.inputs)
+    model.memory.release()
+    with pytest.raises(ValueError, match="protects no weight"):
+        CompiledLoop(model, np.float32).fit(split, epochs=1, batch_size=16, seed=0)
+
+
+def test_the_order_is_another_in_each_epoch_and_the_same_for_a_seed():
+    orders = [epoch_order(6, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert len(set(map(tuple, orders))) == 4
+    assert epoch_order(6, 0, 1).tolist() == orders[1]
+
+
+def test_accuracy_counts_every_example(split):
+    model = network()
+    many = split.take(np.arange(2500) % 50)
+    expected = np.mean(np.argmax(model.predict(many.inputs, verbose=0), axis=1) == many.labels)
+    assert CompiledLoop(compiled(model), np.float32).accuracy(many) == expected
