@@ -84,7 +84,12 @@ class Learner:
     def after_task(self, number: int, split: Split, on_progress: Callable | None = None) -> None:
         """Have the method take note of the task that was just learned."""
         model = self.network.load(self._head(number))
-        self.method.after_task(model, split.inputs, on_progress=on_progress)
+        self.method.after_task(
+            model,
+            split.inputs,
+            max_examples=self.settings.recipe.max_examples,
+            on_progress=on_progress,
+        )
 
     def accuracy(self, task: Task, split: str) -> float:
         """Return the accuracy on a split of a task."""

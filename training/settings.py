@@ -23,7 +23,7 @@ TUNERS = ("bayesian", "random")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How each task of a stream is trained.
+    """How each task of a stream is trained, and its importance measured.
 
     Attributes:
         backbone: Name of the trunk, as `backbones.build_trunk` reads it.
@@ -33,6 +33,8 @@ class Recipe:
         batch_size: Examples per training step.
         first_learning_rate: Learning rate of the first task; None if it is that of the others.
         first_epochs: Epochs of the first task; None if they are those of the others.
+        max_examples: Training examples of a task that importance is measured on, a random sample;
+            None for all.
 
     Raises:
         UsageError: If a number is out of range, or the optimizer is unknown.
@@ -59,6 +61,13 @@ class Recipe:
     )
     first_epochs: int | None = option(
         None, "epochs for the first task, if they differ", bounds=AT_LEAST_ONE, label="first-epochs"
+    )
+    max_examples: int | None = option(
+        None,
+        "examples of each task to measure importance on (default: all)",
+        bounds=AT_LEAST_ONE,
+        metavar="N",
+        label="examples",
     )
 
     def __post_init__(self):

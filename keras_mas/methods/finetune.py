@@ -31,13 +31,19 @@ class Method:
         self.strength = strength
 
     def after_task(
-        self, model: keras.Model, inputs: Any, on_progress: Callable | None = None
+        self,
+        model: keras.Model,
+        inputs: Any,
+        *,
+        max_examples: int | None = None,
+        on_progress: Callable | None = None,
     ) -> None:
         """Take note of what was learned.
 
         Args:
             model: Model of the task, trunk and head, just fitted.
-            inputs: The task's training inputs, without labels.
+            inputs: The task's training inputs, without labels, in random order.
+            max_examples: How many of them importance is measured on; None for all.
             on_progress: As for `measure_sums`.
         """
 

@@ -33,10 +33,15 @@ class Method(finetune.Method):
         self.memory.strength = strength
 
     def after_task(
-        self, model: keras.Model, inputs: Any, on_progress: Callable | None = None
+        self,
+        model: keras.Model,
+        inputs: Any,
+        *,
+        max_examples: int | None = None,
+        on_progress: Callable | None = None,
     ) -> None:
         """Add the importance of the held weights for this task, and move the anchor."""
-        model.consolidate(inputs, on_progress=on_progress)
+        model.consolidate(inputs, max_examples=max_examples, on_progress=on_progress)
 
     def save(self, path: Path) -> None:
         """Write Ω, θ* and λ."""

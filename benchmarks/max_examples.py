@@ -1,0 +1,128 @@
+"""What importance from fewer examples costs in accuracy, and saves in time.
+
+    python benchmarks/max_examples.py [--streams split-digits,split-mnist,svhn] [--seeds 0,1,2]
+
+Each stream is learned with Ω from 100, 300, 1,000 and all examples of each task. The error is that
+of Ω after the first task, until which the runs of a seed are equal: Σ |Ω_n − Ω| / Σ Ω over all
+weights. Runs are kept under runs/max_examples, and a run that is there is not repeated. Writes
+results/max_examples.json, where rows of other streams stay as they are. `svhn` is cut from the
+prepared data set `svhn10_32`; set TFDS_DATA_DIR to the folder that holds it.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+from keras_mas import SynapticMemory
+from keras_mas.training.learner import Learner
+from keras_mas.training.run import train
+from keras_mas.training.run_directory import read_json, write_json
+from keras_mas.training.settings import RECIPES, Recipe, Settings
+from keras_mas.training.tasks import load_tasks
+
+SIZES = (100, 300, 1000, None)
+
+SVHN = """
+name = "svhn"
+
+[[task]]
+name = "low"
+tfds = "svhn10_32"
+classes = [0, 1, 2, 3, 4]
+
+[[task]]
+name = "high"
+tfds = "svhn10_32"
+classes = [5, 6, 7, 8, 9]
+"""
+
+RECIPES_OF = {
+    "split-digits": RECIPES["split-digits"],
+    "split-mnist": Recipe(epochs=4, batch_size=128),
+    "svhn": Recipe(backbone="cnn-32-64-128", epochs=10),
+}
+STRENGTHS = {"split-digits": 1.0, "split-mnist": 1.0, "svhn": 1.0}
+
+RUNS = Path("runs/max_examples")
+RECORD = Path("results/max_examples.json")
+
+
+def main(argv=None):
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description="Importance from fewer examples.")
+    parser.add_argument("--streams", default=",".join(RECIPES_OF))
+    parser.add_argument("--seeds", default="0,1,2")
+    args = parser.parse_args(argv)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    for name in args.streams.split(","):
+        rows = measure(name, seeds)
+        known = read_json(RECORD)["rows"] if RECORD.exists() else []
+        write_json(RECORD, {"rows": [row for row in known if row["stream"] != name] + rows})
+
+
+def measure(name, seeds):
+    """Return a row for each number of examples, over the seeds."""
+    found = {size: [] for size in SIZES}
+    for seed in seeds:
+        stream = load_tasks(stream_of(name), seed=seed)
+        learner = Learner(stream)
+        for size in SIZES:
+            recipe = dataclasses.replace(RECIPES_OF[name], max_examples=size)
+            settings = Settings("mas", STRENGTHS[name], seed=seed, recipe=recipe)
+            found[size].append(train(stream, settings, folder(name, size, seed), learner=learner))
+    rows = [row(name, size, seeds, found[size]) for size in SIZES]
+    for printed in rows:
+        print(printed, flush=True)
+    return rows
+
+
+def stream_of(name):
+    """Return what `load_tasks` takes for a stream."""
+    if name != "svhn":
+        return name
+    path = RUNS / "svhn.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(SVHN)
+    return path
+
+
+def folder(name, size, seed):
+    """Return the folder of a run."""
+    return RUNS / f"{name}-{size or 'all'}-{seed}"
+
+
+def row(name, size, seeds, results):
+    """Return means, and deviations over the seeds."""
+    accuracies = [result["average_accuracy"] for result in results]
+    share = [r["seconds"]["importance"] / r["seconds"]["training"] for r in results]
+    return {
+        "stream": name,
+        "examples": size or "all",
+        "seeds": seeds,
+        "error_of_importance": round(statistics.mean(error(name, size, s) for s in seeds), 4),
+        "average_accuracy": round(statistics.mean(accuracies), 4),
+        "average_accuracy_deviation": round(statistics.stdev(accuracies), 4) if seeds[1:] else None,
+        "importance_seconds": round(
+            statistics.median(result["seconds"]["importance"] for result in results), 3
+        ),
+        "importance_per_training": round(statistics.median(share), 3),
+    }
+
+
+def error(name, size, seed):
+    """Return Σ |Ω_n − Ω| / Σ Ω after the first task."""
+    some, every = (
+        SynapticMemory.load(folder(name, n, seed) / "1/memory.npz").importance for n in (size, None)
+    )
+    difference = sum(np.abs(some[key] - every[key]).sum() for key in every)
+    return float(difference / sum(omega.sum() for omega in every.values()))
+
+
+if __name__ == "__main__":
+    main()
