@@ -65,16 +65,15 @@ class Learner:
         """
         recipe, head = self.settings.recipe, self._head(number)
         learning_rate, epochs = recipe.for_task(number)
-        # A seed per task, so that a continued run gives what an uninterrupted one would.
-        seed = _task_seed(self.settings.seed, number)
-        keras.utils.set_random_seed(seed)
         model = self.network.load(head)
         _restart(model.optimizer, learning_rate)
         logs = self._loop(head).fit(
             _with_labels_of(head, split),
             epochs=epochs,
             batch_size=recipe.batch_size,
-            seed=seed,
+            # A seed per task, so that a continued run gives what an uninterrupted one would.
+            # (`set_random_seed` would have every function compiled anew.)
+            seed=_task_seed(self.settings.seed, number),
             callbacks=callbacks,
             verbose=verbose,
         )
