@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import platform
 import sys
@@ -39,7 +38,7 @@ from .run_directory import (
     write_json,
 )
 from .settings import Settings
-from .tasks import Split, Task, TaskStream
+from .tasks import Split, Task, TaskStream, original_errors
 
 _PROGRESS = {
     "accuracies": are(is_fraction),
@@ -126,7 +125,7 @@ def train(
     """
     description = describe(stream, settings, evaluate_on)
     run = _Run(stream, settings, directory, evaluate_on, listeners, verbose)
-    with claimed(directory, description, overwrite=overwrite):
+    with claimed(directory, description, overwrite=overwrite), original_errors():
         finished = is_finished(directory)
         if finished:
             read_result(directory)
@@ -162,13 +161,14 @@ def saved_heads(
 
 
 def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
-    """Return everything that decides a result, a hash of the data included, for JSON."""
+    """Return everything that decides a result, a fingerprint of the data included, for JSON."""
     return {
         "stream": stream.name,
         "scenario": stream.scenario,
         "rescale": list(stream.rescale),
         "tasks": [task.name for task in stream.tasks],
-        "data": _fingerprint(stream),
+        "data": stream.fingerprint,
+        "files_left_out": len(stream.left_out),
         "evaluate_on": evaluate_on,
         **dataclasses.asdict(settings),
     }
@@ -257,25 +257,41 @@ class _Run:
         )
         with self._timed("training"), _prints_to_stderr(self.verbose):
             history = model.fit(
-                data.inputs,
-                data.labels + self.head_of[task.name].offset,
-                batch_size=self.settings.recipe.batch_size,
+                **self._to_fit(number, task, data),
                 epochs=epochs,
                 verbose=self.verbose,
                 callbacks=[*self._callbacks(), keras.callbacks.TerminateOnNaN()],
             )
         self._check_finite(history.history["loss"][-1], task)
         with self._timed("importance"):
-            self.method.after_task(model, data.inputs, on_progress=self._importance_measured)
+            self.method.after_task(
+                model, self._to_measure(data), on_progress=self._importance_measured
+            )
 
     def _training_data(self, task):
         """Return the training data, with the validation data unless that is evaluated on."""
         if self.evaluate_on == "validation":
             return task.train
-        return Split(
-            np.concatenate([task.train.inputs, task.validation.inputs]),
-            np.concatenate([task.train.labels, task.validation.labels]),
+        return Split.joined(task.train, task.validation)
+
+    def _to_fit(self, number, task, data):
+        """Return the arguments of `fit` that hold the examples, as arrays where that is enough."""
+        recipe, offset = self.settings.recipe, self.head_of[task.name].offset
+        if data.in_memory and not recipe.augment:
+            labels = data.labels + offset
+            return {"x": data.inputs, "y": labels, "batch_size": recipe.batch_size}
+        dataset = data.dataset(
+            recipe.batch_size,
+            shuffle_seed=_task_seed(self.settings.seed, number),
+            augment=recipe.augmentations,
+            label_offset=offset,
         )
+        return {"x": dataset}
+
+    def _to_measure(self, data):
+        """Return the inputs to measure importance on, as they are."""
+        batch_size = self.settings.recipe.batch_size
+        return data.inputs if data.in_memory else data.dataset(batch_size, labels=False)
 
     def _callbacks(self):
         return [callback for listener in self.listeners for callback in listener.callbacks]
@@ -296,9 +312,18 @@ class _Run:
         """Return a row of the accuracy matrix: the accuracy on every task now."""
         with self._timed("evaluation"):
             return [
-                _accuracy(self._model(task), task.splits[self.evaluate_on], self.head_of[task.name])
-                for task in self.stream.tasks
+                self._accuracy(task, task.splits[self.evaluate_on]) for task in self.stream.tasks
             ]
+
+    def _accuracy(self, task, split: Split):
+        # In one pass over plain arrays: `evaluate` would trace a function per head.
+        model, head = self._model(task), self.head_of[task.name]
+        size = 1024 if split.in_memory else self.settings.recipe.batch_size
+        answers = [
+            np.argmax(model(split.read(positions), training=False), axis=-1)
+            for positions in np.split(np.arange(len(split)), range(size, len(split), size))
+        ]
+        return float(np.mean(np.concatenate(answers) == split.labels + head.offset))
 
     def _save(self, folder, number):
         with atomic_folder(folder) as unfinished:
@@ -369,15 +394,6 @@ def _checked_row(accuracies, tasks):
     return accuracies
 
 
-def _accuracy(model, split: Split, head):
-    # In one pass over plain arrays: `evaluate` would trace a function per head.
-    answers = [
-        np.argmax(model(split.inputs[start : start + 1024], training=False), axis=-1)
-        for start in range(0, len(split), 1024)
-    ]
-    return float(np.mean(np.concatenate(answers) == split.labels + head.offset))
-
-
 def _optimizer(name, learning_rate):
     if name == "sgd":
         return keras.optimizers.SGD(learning_rate, momentum=0.9)
@@ -386,15 +402,6 @@ def _optimizer(name, learning_rate):
 
 def _task_seed(seed, number):
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def _fingerprint(stream):
-    digest = hashlib.sha256()
-    for task in stream.tasks:
-        for split in task.splits.values():
-            digest.update(np.ascontiguousarray(split.inputs).data)
-            digest.update(np.ascontiguousarray(split.labels).data)
-    return digest.hexdigest()[:16]
 
 
 def _versions():
