@@ -136,7 +136,9 @@ def test_the_file_of_tasks_is_read(tmp_path, monkeypatch):
     np.savez(tmp_path / "parts.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     # No download in a test: the pets stand in for the flowers.
     monkeypatch.setattr(
-        toml_file, "read_tfds", lambda name, size, _: read_folder(tmp_path / "photos", size)
+        toml_file,
+        "read_tfds",
+        lambda name, size, _, store: read_folder(tmp_path / "photos", size, store),
     )
     stream = load_tasks(tmp_path / "shop.toml")
     assert [task.name for task in stream.tasks] == ["flowers", "pets", "parts"]

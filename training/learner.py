@@ -40,8 +40,7 @@ class Learner:
             self._structure = structure
         self.settings = settings
         self.network.initialize(settings.seed)
-        for task in self.stream.tasks[:1]:
-            self.network.load(self.head_of[task.name])  # a protected head begins there, too
+        self.network.load(self._head(0))  # where it is protected, it begins there
         self.method.restart(settings.strength)
 
     def learn(
@@ -71,6 +70,7 @@ class Learner:
             _with_labels_of(head, split),
             epochs=epochs,
             batch_size=recipe.batch_size,
+            augment=recipe.augmentations,
             # A seed per task, so that a continued run gives what an uninterrupted one would.
             # (`set_random_seed` would have every function compiled anew.)
             seed=_task_seed(self.settings.seed, number),
@@ -82,11 +82,11 @@ class Learner:
 
     def after_task(self, number: int, split: Split, on_progress: Callable | None = None) -> None:
         """Have the method take note of the task that was just learned."""
-        model = self.network.load(self._head(number))
+        recipe = self.settings.recipe
         self.method.after_task(
-            model,
-            split.inputs,
-            max_examples=self.settings.recipe.max_examples,
+            self.network.load(self._head(number)),
+            split.batches(recipe.batch_size),
+            max_examples=recipe.max_examples,
             on_progress=on_progress,
         )
 
@@ -94,7 +94,8 @@ class Learner:
         """Return the accuracy on a split of a task."""
         head = self.head_of[task.name]
         self.network.load(head)
-        return self._loop(head).accuracy(_with_labels_of(head, task.splits[split]))
+        examples = _with_labels_of(head, task.splits[split])
+        return self._loop(head).accuracy(examples, self.settings.recipe.batch_size)
 
     def _build(self, settings):
         keras.backend.clear_session(free_memory=False)
@@ -109,7 +110,7 @@ class Learner:
                 metrics=["accuracy"],
             )
             model.optimizer.build(model.trainable_variables)
-            self.loops[units] = CompiledLoop(model, self.stream.tasks[0].train.inputs.dtype)
+            self.loops[units] = CompiledLoop(model, self.stream.tasks[0].train.dtype)
         # No later task trains the head of a single task; a shared head needs protection too.
         [shared, *_] = self.network.models.values()
         self.method.protect(self.network.trunk if self.stream.scenario == "task" else shared)
@@ -133,7 +134,7 @@ def _restart(optimizer, learning_rate):
 
 
 def _with_labels_of(head, split):
-    return Split(split.inputs, split.labels + head.offset)
+    return Split(split.source, split.labels + head.offset, split.rows)
 
 
 def _task_seed(seed, number):

@@ -1,5 +1,7 @@
 """The training loop: many steps in one call of a function that is traced once."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,13 +10,17 @@ import numpy as np
 import tensorflow as tf
 
 from .tasks import Split
+from .tasks.pipeline import epoch_order
 
 # A call of the compiled function takes so many batches: enough that a small network does not wait
 # for Python, and few enough that progress is shown and Ctrl-C acts within an epoch.
 STEPS_PER_CALL = 32
 
-# Examples per call when predictions are counted.
-_EVALUATED = 1024
+# Unless their inputs are larger: several calls' inputs are in memory at the same time.
+_BYTES_PER_CALL = 2**25
+
+# A call that counts right answers takes more examples than a batch, if their inputs are small.
+_EVALUATED, _BYTES_EVALUATED = 1024, 2**22
 
 
 class CompiledLoop:
@@ -37,9 +43,7 @@ class CompiledLoop:
         )
         self._train: Any = None
         _make_variables_of_metrics(model)
-        self._count = tf.function(
-            self._count_right, autograph=False, input_signature=self.batches
-        )
+        self._count = tf.function(self._count_right, autograph=False, input_signature=self.batches)
 
     def fit(
         self,
@@ -48,6 +52,7 @@ class CompiledLoop:
         epochs: int,
         batch_size: int,
         seed: int,
+        augment: tuple[str, ...] = (),
         callbacks: Sequence[keras.callbacks.Callback] = (),
         verbose: int = 0,
     ) -> dict[str, float]:
@@ -58,6 +63,7 @@ class CompiledLoop:
             epochs: Passes over the examples.
             batch_size: Examples per step; the last step of an epoch takes what remains.
             seed: Of the order of the examples, another one in each epoch.
+            augment: As for `Split.dataset`.
             callbacks: As for `model.fit`. They are told of batches once per call, after up to
                 `STEPS_PER_CALL` of them, as with `steps_per_execution`.
             verbose: As for `model.fit`.
@@ -77,24 +83,31 @@ class CompiledLoop:
         )
         logs: dict[str, float] = {}
         model.stop_training = False
+        epochs_of_data = _epochs(
+            split, batch_size * steps_per_call(split, batch_size), seed, augment
+        )
         following.on_train_begin()
         for epoch in range(epochs):
             following.on_epoch_begin(epoch)
-            logs = self._epoch(split, epoch_order(len(split), seed, epoch), batch_size, following)
+            logs = self._epoch(next(epochs_of_data), batch_size, following)
             following.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
         following.on_train_end(logs)
         return logs
 
-    def accuracy(self, split: Split) -> float:
-        """Return the share of examples whose largest logit is that of their label."""
-        right = [
-            self._count(split.inputs[start : start + _EVALUATED], labels)
-            for start in range(0, len(split), _EVALUATED)
-            for labels in [split.labels[start : start + _EVALUATED]]
-        ]
-        return float(np.sum(right)) / len(split)
+    def accuracy(self, split: Split, batch_size: int) -> float:
+        """Return the share of examples whose largest logit is that of their label.
+
+        Args:
+            split: Examples; labels are the numbers of logits.
+            batch_size: Examples in a call, or more if they are small.
+        """
+        size = max(batch_size, min(_EVALUATED, _BYTES_EVALUATED // _bytes_of_one(split)))
+        starts = range(0, len(split), size)
+        labels = np.split(split.labels, starts[1:])
+        right = map(self._count, split.batches(size), labels)
+        return sum(map(int, right)) / len(split)
 
     def _prepare(self):
         """Check what `fit` checks when it begins, and trace anew if the model asks for it."""
@@ -103,20 +116,18 @@ class CompiledLoop:
         self.model.make_train_function()
         if has_changed or self._train is None:
             signature = (*self.batches, tf.TensorSpec([], tf.int32))
-            self._train = tf.function(
-                self._train_steps, autograph=False, input_signature=signature
-            )
+            self._train = tf.function(self._train_steps, autograph=False, input_signature=signature)
 
-    def _epoch(self, split, order, batch_size, callbacks):
+    def _epoch(self, data, batch_size, callbacks):
         self.model.reset_metrics()
         logs: dict[str, float] = {}
-        for first in range(0, len(order), STEPS_PER_CALL * batch_size):
-            rows = order[first : first + STEPS_PER_CALL * batch_size]
-            step = first // batch_size
+        step = 0
+        for inputs, labels in data:
             callbacks.on_train_batch_begin(step)
-            logs = self._train(split.inputs[rows], split.labels[rows], batch_size)
+            logs = self._train(inputs, labels, batch_size)
             logs = {name: float(value) for name, value in logs.items()}
-            callbacks.on_train_batch_end(step + -(-len(rows) // batch_size) - 1, logs)
+            step += -(-len(labels) // batch_size)
+            callbacks.on_train_batch_end(step - 1, logs)
             if self.model.stop_training:
                 break
         return logs
@@ -145,6 +156,22 @@ def _make_variables_of_metrics(model):
     model.reset_metrics()
 
 
-def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of the examples in an epoch, counted from 0: a permutation `[examples]`."""
-    return np.random.default_rng([seed, epoch]).permutation(examples)
+def steps_per_call(split: Split, batch_size: int) -> int:
+    """Return how many batches of a split one call of the compiled function takes."""
+    return max(1, min(STEPS_PER_CALL, _BYTES_PER_CALL // (batch_size * _bytes_of_one(split))))
+
+
+def _bytes_of_one(split):
+    return max(1, split.dtype.itemsize * math.prod(split.input_shape))
+
+
+def _epochs(split, size, seed, augment):
+    """Yield the data of one epoch after the other, in pairs of `size` inputs and labels."""
+    if split.in_memory and not augment:  # a pipeline would only cost time
+        for epoch in itertools.count():
+            order = epoch_order(len(split), seed, epoch)
+            parts = np.split(order, range(size, len(order), size))
+            yield ((split.read(part), split.labels[part]) for part in parts)
+    dataset = split.dataset(size, shuffle_seed=seed, augment=augment)
+    while True:
+        yield dataset

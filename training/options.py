@@ -7,12 +7,15 @@ Python code to the same bounds.
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
 from keras_mas.errors import UsageError
+
+from .wording import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ class _Option:
     choices: tuple[str, ...]
     metavar: str | None
     label: str | None
+    several: bool
+    parse: Callable[[str], Any] | None
 
 
 def option(
@@ -67,6 +72,8 @@ def option(
     choices: tuple[str, ...] = (),
     metavar: str | None = None,
     label: str | None = None,
+    several: bool = False,
+    parse: Callable[[str], Any] | None = None,
 ) -> Any:
     """Declare a dataclass field that is also an option of the command line.
 
@@ -77,11 +84,14 @@ def option(
         choices: Allowed values of a string; any by default.
         metavar: How the help names the value; made of the field's name by default.
         label: What precedes the value in the name of a run's folder; the field's name by default.
+        several: Whether the string may be several of the choices, separated by commas.
+        parse: What makes the value of the text; decided by the field's type by default. A field of
+            type `bool` becomes an option without a value.
 
     Returns:
         A `dataclasses.field`.
     """
-    about = _Option(help, bounds, choices, metavar, label)
+    about = _Option(help, bounds, choices, metavar, label, several, parse)
     return dataclasses.field(default=default, metadata={"option": about})
 
 
@@ -119,16 +129,28 @@ def add_options(
         if names and name not in names:
             continue
         about = field.metadata["option"]
-        kind = _kind(field)
+        if field.type is bool:
+            group.add_argument(flag(name), action="store_true", help=about.help)
+            continue
         default = f" (default: {_written(field.default)})" if with_defaults else ""
         group.add_argument(
             flag(name),
-            type=kind if kind is str else number(kind, about.bounds),
-            choices=about.choices or None,
+            type=_parser(field),
+            choices=None if about.several else about.choices or None,
             metavar=about.metavar,
             default=field.default if with_defaults else None,
             help=about.help + default,
         )
+
+
+def _parser(field):
+    """Return the function that makes a field's value of the command line's text."""
+    about, kind = field.metadata["option"], _kind(field)
+    if about.parse is not None:
+        return about.parse
+    if about.several:
+        return several(about.choices)
+    return kind if kind is str else number(kind, about.bounds)
 
 
 def given_options(settings: type, args: argparse.Namespace) -> dict[str, Any]:
@@ -147,7 +169,9 @@ def check_options(settings: Any) -> None:
         value, about = getattr(settings, name), field.metadata["option"]
         if value is None and field.default is None:
             continue
-        if about.choices and value not in about.choices:
+        if about.several:
+            check_names(name, listed(value), about.choices)
+        elif about.choices and value not in about.choices:
             raise UsageError(
                 f"Expected `{name}` to be one of {', '.join(about.choices)}. Received: {value!r}."
             )
@@ -176,6 +200,57 @@ def number(kind: Callable[[str], float], bounds: Bounds) -> Callable[[str], floa
         raise argparse.ArgumentTypeError(f"expected {_noun(kind)} {bounds}, received {text!r}")
 
     return parse
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]i?|)b?", re.IGNORECASE)
+
+
+def size(text: str) -> int:
+    """Return a number of bytes, for argparse: `4GB` is 4·10⁹, `4GiB` is 4·2³⁰."""
+    match = _SIZE.fullmatch(text.strip())
+    count = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a size such as 500MB, 4GB or 4GiB, received {text!r}"
+        )
+    return count
+
+
+def several(choices: tuple[str, ...]) -> Callable[[str], str]:
+    """Return an argparse type for some of the choices, which it puts into their own order."""
+
+    def parse(text: str) -> str:
+        names = listed(text)
+        for name in names:
+            if name not in choices:
+                raise argparse.ArgumentTypeError(
+                    f"expected names out of {','.join(choices)}, received {name!r}."
+                    f"{did_you_mean(name, choices)}".rstrip(".")
+                )
+        return ",".join(name for name in choices if name in names)
+
+    return parse
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Return the names in a text that separates them by commas."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def check_names(option: str, names: tuple[str, ...], choices: tuple[str, ...]) -> None:
+    """Refuse a name that is none of the choices.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    for name in names:
+        if name not in choices:
+            raise UsageError(
+                f"Expected `{option}` to be of {', '.join(choices)}. Received: {name!r}."
+                f"{did_you_mean(name, choices)}"
+            )
 
 
 def _kind(field: dataclasses.Field) -> type:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import math
 import platform
@@ -39,7 +38,7 @@ from .run_directory import (
     write_json,
 )
 from .settings import Settings
-from .tasks import Split, Task, TaskStream
+from .tasks import Split, Task, TaskStream, original_errors
 
 _PROGRESS = {
     "accuracies": are(is_fraction),
@@ -129,7 +128,7 @@ def train(
     """
     description = describe(stream, settings, evaluate_on)
     run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner)
-    with claimed(directory, description, overwrite=overwrite):
+    with claimed(directory, description, overwrite=overwrite), original_errors():
         finished = is_finished(directory)
         if finished:
             read_result(directory)
@@ -165,13 +164,14 @@ def saved_heads(
 
 
 def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
-    """Return everything that decides a result, a hash of the data included, for JSON."""
+    """Return everything that decides a result, a fingerprint of the data included, for JSON."""
     return {
         "stream": stream.name,
         "scenario": stream.scenario,
         "rescale": list(stream.rescale),
         "tasks": [task.name for task in stream.tasks],
-        "data": _fingerprint(stream),
+        "data": stream.fingerprint,
+        "files_left_out": len(stream.left_out),
         "evaluate_on": evaluate_on,
         **dataclasses.asdict(settings),
     }
@@ -247,10 +247,7 @@ class _Run:
         """Return the training data, with the validation data unless that is evaluated on."""
         if self.evaluate_on == "validation":
             return task.train
-        return Split(
-            np.concatenate([task.train.inputs, task.validation.inputs]),
-            np.concatenate([task.train.labels, task.validation.labels]),
-        )
+        return Split.joined(task.train, task.validation)
 
     def _callbacks(self):
         return [callback for listener in self.listeners for callback in listener.callbacks]
@@ -336,15 +333,6 @@ def _checked_row(accuracies, tasks):
     if len(accuracies) != tasks:
         raise ValueError(f"it has {len(accuracies)} accuracies for {tasks} tasks")
     return accuracies
-
-
-def _fingerprint(stream):
-    digest = hashlib.sha256()
-    for task in stream.tasks:
-        for split in task.splits.values():
-            digest.update(np.ascontiguousarray(split.inputs).data)
-            digest.update(np.ascontiguousarray(split.labels).data)
-    return digest.hexdigest()[:16]
 
 
 def _versions():

@@ -6,12 +6,14 @@ from keras_mas.choices import PENALTIES
 from keras_mas.errors import UsageError
 from keras_mas.methods import METHODS
 
+from .augmentation import AUGMENTATIONS
 from .options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
     POSITIVE,
     check_options,
     label,
+    listed,
     option,
     option_fields,
 )
@@ -35,6 +37,8 @@ class Recipe:
         first_epochs: Epochs of the first task; None if they are those of the others.
         max_examples: Training examples of a task that importance is measured on, a random sample;
             None for all.
+        augment: Names out of `AUGMENTATIONS`, separated by commas: how training images are changed
+            at random. Importance and accuracy are measured on images as they are.
 
     Raises:
         UsageError: If a number is out of range, or the optimizer is unknown.
@@ -69,9 +73,21 @@ class Recipe:
         metavar="N",
         label="examples",
     )
+    augment: str = option(
+        "",
+        "random changes of training images, out of flip (left to right) and crop, as in flip,crop",
+        choices=AUGMENTATIONS,
+        several=True,
+        metavar="NAMES",
+    )
 
     def __post_init__(self):
         check_options(self)
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The names in `augment`."""
+        return listed(self.augment)
 
     def for_task(self, number: int) -> tuple[float, int]:
         """Return the learning rate and the epochs of a task, counted from 0."""

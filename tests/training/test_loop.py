@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 
 from keras_mas import MASModel
-from keras_mas.training.loop import STEPS_PER_CALL, CompiledLoop, epoch_order
+from keras_mas.training.loop import STEPS_PER_CALL, CompiledLoop, steps_per_call
 from keras_mas.training.tasks import Split
+from keras_mas.training.tasks.inputs import Inputs, MemoryArray
+from keras_mas.training.tasks.pipeline import epoch_order
 
 
 @pytest.fixture
@@ -29,6 +31,17 @@ def compiled(model):
     )
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+class OnDisk(Inputs):
+    """Inputs that are not in memory, as far as the loop can tell."""
+
+    def __init__(self, array):
+        super().__init__(array.shape, array.dtype, in_memory=False)
+        self.array = array
+
+    def read(self, rows):
+        return self.array[rows]
 
 
 class Notes(keras.callbacks.Callback):
@@ -59,6 +72,30 @@ def test_it_takes_the_steps_of_fit(split, penalty):
     # The loss of the epoch is the mean over its examples; the penalty is that of its last step.
     assert logs == pytest.approx({k: v[-1] for k, v in history.history.items()}, rel=1e-4)
     assert set(logs) == {"loss", "accuracy", "penalty"}
+
+
+@pytest.mark.parametrize("augment", [(), ("flip",)])
+def test_where_the_inputs_lie_changes_nothing(augment):
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(50, 3, 3, 1)).astype("float32"), np.arange(50) % 2
+    weights = []
+    for source in (MemoryArray(images), OnDisk(images), images[:, :, ::-1]):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([3, 3, 1])
+        x = keras.layers.Dense(2)(keras.layers.Flatten()(inputs))
+        loop = CompiledLoop(compiled(keras.Model(inputs, x)), np.float32)
+        loop.fit(Split(source, labels), epochs=3, batch_size=4, seed=3, augment=augment)
+        weights.append(loop.model.get_weights()[0])
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[0], weights[2])
+
+
+def test_a_call_takes_fewer_steps_of_large_inputs():
+    images = Split(OnDisk(np.zeros([40, 512, 512, 4], "uint8")), np.zeros(40, "int64"))  # 1 MiB
+    assert steps_per_call(images, batch_size=1) == 32
+    assert steps_per_call(images, batch_size=10) == 3
+    assert steps_per_call(images, batch_size=40) == 1
+    assert steps_per_call(Split(np.zeros([40, 2], "uint8"), images.labels), 10) == STEPS_PER_CALL
 
 
 def test_callbacks_are_told_of_batches_once_per_call(split):
@@ -102,7 +139,7 @@ def test_a_changed_penalty_is_traced_anew(split):
         model.consolidate(split.inputs)
         loop = CompiledLoop(model, np.float32)
         if then is not None:
-            start = model.get_weights(), [variable.numpy() for variable in model.optimizer.variables]
+            start = model.get_weights(), [slot.numpy() for slot in model.optimizer.variables]
             loop.fit(split, epochs=1, batch_size=16, seed=0)
             model.set_weights(start[0])
             for variable, value in zip(model.optimizer.variables, start[1], strict=True):
@@ -135,4 +172,4 @@ def test_accuracy_counts_every_example(split):
     model = network()
     many = split.take(np.arange(2500) % 50)
     expected = np.mean(np.argmax(model.predict(many.inputs, verbose=0), axis=1) == many.labels)
-    assert CompiledLoop(compiled(model), np.float32).accuracy(many) == expected
+    assert CompiledLoop(compiled(model), np.float32).accuracy(many, 16) == expected

@@ -8,7 +8,8 @@ import numpy as np
 
 from keras_mas.errors import UsageError
 
-from ..tasks import load_tasks
+from ..options import given_options
+from ..tasks import LoadOptions, load_tasks
 from . import shared
 
 SUMMARY = "ask a server about examples"
@@ -82,7 +83,7 @@ class _Question:
 def _from_stream(args):
     from ..heads import heads_of
 
-    stream = load_tasks(args.examples_of, data_dir=args.data_dir)
+    stream = load_tasks(args.examples_of, **given_options(LoadOptions, args))
     tasks = {task.name: task for task in stream.tasks}
     if args.task is not None and args.task not in tasks:
         raise UsageError(
@@ -92,7 +93,7 @@ def _from_stream(args):
     for task in [tasks[args.task]] if args.task else stream.tasks:
         head = heads_of(stream)[task.name]
         chosen = np.random.default_rng(0).permutation(len(task.test))[: args.count]
-        inputs = task.test.inputs[chosen].astype("float32")
+        inputs = task.test.read(chosen).astype("float32")
         truth = task.test.labels[chosen] + head.offset
         questions.append(_Question(task.name, head.name, inputs, truth, head.classes))
     return questions

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..options import add_options, flag, given_options
 from ..settings import Recipe, SearchSpace, Settings
+from ..tasks import LoadOptions
 from . import shared
 
 SUMMARY = "find λ with keras-tuner, on validation data"
@@ -73,11 +74,11 @@ def run(args: argparse.Namespace) -> None:
 def _train_command(args, strength):
     options = {"method": args.method, "strength": f"{strength:.6g}", "seed": args.seed}
     options |= {"penalty": args.penalty} if args.penalty != Settings.penalty else {}
-    options |= given_options(Recipe, args)
-    options |= {"data_dir": args.data_dir} if args.data_dir else {}
+    options |= given_options(Recipe, args) | given_options(LoadOptions, args)
     words = ["keras-mas", "train", args.tasks]
     for name, value in options.items():
-        words += [flag(name), str(value)]
+        if value is not False:
+            words += [flag(name)] if value is True else [flag(name), str(value)]
     return shlex.join(words)
 
 

@@ -4,14 +4,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_mas.serving.ports import GRPC, REST
 
+from ..augmentation import check_augmentations
 from ..options import AT_LEAST_ONE, add_options, given_options, number
 from ..settings import Recipe, Settings, recipe_for
-from ..tasks import TaskStream, builtin_names, load_tasks
+from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
 
 if TYPE_CHECKING:
     from keras_mas.serving.client import GrpcClient, RestClient
@@ -28,14 +28,8 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(group: argparse._ActionsContainer) -> None:
-    """Add the folder of TensorFlow Datasets."""
-    group.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="FOLDER",
-        help="where TensorFlow Datasets keeps its data (default: $TFDS_DATA_DIR, or "
-        "~/tensorflow_datasets)",
-    )
+    """Add the options of `LoadOptions`: where the data lie, and where they are kept decoded."""
+    add_options(group, LoadOptions, with_defaults=False)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -69,12 +63,13 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 def load_stream(args: argparse.Namespace) -> TaskStream:
     """Load the tasks that were asked for."""
-    return load_tasks(args.tasks, seed=args.seed, data_dir=args.data_dir)
+    return load_tasks(args.tasks, seed=args.seed, **given_options(LoadOptions, args))
 
 
 def settings_of(args: argparse.Namespace, stream: TaskStream) -> Settings:
     """Return the settings that were asked for, and for the rest the stream's own recipe."""
     recipe = dataclasses.replace(recipe_for(stream), **given_options(Recipe, args))
+    check_augmentations(recipe.augmentations, stream.input_shape)
     return Settings(**given_options(Settings, args), recipe=recipe)
 
 

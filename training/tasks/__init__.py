@@ -2,15 +2,19 @@
 
 from .builtin import builtin_names
 from .errors import DataError
+from .failures import original_errors
 from .load import load_tasks
+from .source import LoadOptions
 from .stream import SCENARIOS, Split, Task, TaskStream
 
 __all__ = [
     "SCENARIOS",
     "DataError",
+    "LoadOptions",
     "Split",
     "Task",
     "TaskStream",
     "builtin_names",
     "load_tasks",
+    "original_errors",
 ]

@@ -21,7 +21,7 @@ def load_builtin(name: str, options: LoadOptions) -> TaskStream:
 
     Args:
         name: One of `builtin_names()`.
-        options: Seed, validation fraction, directory of TFDS data.
+        options: Seed, validation fraction, where data lie and are kept.
 
     Returns:
         The stream, with `builtin` set.
@@ -61,7 +61,7 @@ def _split_digits(options):
 @_builtin("split-mnist")
 def _split_mnist(options):
     """Load MNIST with the tasks, task order and scaling of the MAS authors' demonstration."""
-    source = read_tfds("mnist", image_size=None, data_dir=options.data_dir)
+    source = read_tfds("mnist", None, options.data_dir, options.store)
     pairs = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 0)]
     mean, deviation = 0.1307, 0.3081  # of pixels from 0 to 1
     rescale = (1 / 255 / deviation, -mean / deviation)

@@ -1,8 +1,11 @@
 """Data sets with labels from TensorFlow Datasets (TFDS)."""
 
+import contextlib
+import itertools
 import sys
 import threading
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,15 +14,24 @@ import numpy as np
 from keras_mas.errors import UsageError
 from keras_mas.logs import quiet
 
-from .errors import DataError, did_you_mean, one_of
-from .images import ImageSize, stack_images
+from ..wording import did_you_mean, one_of
+from .encoded import Encoded, Example
+from .errors import BrokenFileError, DataError
+from .images import DECODING_VERSION, ImageSize, resized
+from .inputs import Row, digest
 from .source import VALIDATION_NAMES, Source, numbered_classes
-from .stream import checked_split
+from .store import Store
+from .stream import Split, checked_labels, checked_split, standard_inputs
 
 PROBE_SECONDS = 3.0
 
 
-def read_tfds(name: str, image_size: ImageSize | None, data_dir: str | Path | None) -> Source:
+def read_tfds(
+    name: str,
+    image_size: ImageSize | None,
+    data_dir: str | Path | None,
+    store: Store | None = None,
+) -> Source:
     """Read the splits `train`, `test` and, if there, `validation` or `val` of a TFDS data set.
 
     A data set that is prepared on disk is read without a network, even if TFDS has no builder of
@@ -31,14 +43,14 @@ def read_tfds(name: str, image_size: ImageSize | None, data_dir: str | Path | No
             images are unchanged.
         data_dir: Directory of prepared data; None for the environment variable `TFDS_DATA_DIR`,
             else `~/tensorflow_datasets`.
+        store: Where decoded inputs are kept; None for one with default settings.
 
     Returns:
         The source, with the class names of the data set's label feature.
 
     Raises:
         UsageError: If there is no such data set, it has no pair of an input and a label,
-            `image_size` is None and the images differ in size, or the images would not fit into
-            memory.
+            `image_size` is None and the images differ in size, or there is no room for them.
         DataError: If the data set is not prepared and cannot be downloaded, lacks a split, or holds
             arrays that do not make a split; see `checked_split`.
     """
@@ -49,8 +61,7 @@ def read_tfds(name: str, image_size: ImageSize | None, data_dir: str | Path | No
         keys = _keys(builder.info, name)
 
         def read(split):
-            inputs, labels = _read_arrays(builder, split, keys, image_size)
-            return checked_split(inputs, labels, f"split '{split}' of the TFDS data set '{name}'")
+            return _read_split(builder, split, keys, image_size, store or Store())
 
         own = [split for split in VALIDATION_NAMES if split in builder.info.splits]
         train = read("train")
@@ -175,28 +186,124 @@ def _require_splits(info, name):
         )
 
 
-def _read_arrays(builder, split, keys, image_size):
-    """Return inputs and labels of one split, read as one batch if no image must be resized."""
+def _read_split(builder, split, keys, image_size, store):
+    where = f"split '{split}' of the TFDS data set '{builder.name}'"
+    feature, count = builder.info.features[keys[0]], builder.info.splits[split].num_examples
+    fingerprint = _fingerprint(builder, split, image_size)
+    row = _fixed_row(feature, image_size)
+    # Of what has one size as it is, batches are read, which is many times as fast.
+    fits = store.reserve(count * row.nbytes) if row is not None else not _is_image(feature)
+    if fits:
+        inputs, labels = _read_batch(builder, split, keys, count)
+        return checked_split(inputs, labels, where, fingerprint)
+    inputs, rows = store.keep(_encoded(builder, split, keys[0], image_size, fingerprint))
+    labels, _ = store.keep(
+        _encoded(builder, split, keys[1], None, fingerprint), in_memory=inputs.in_memory
+    )
+    labels = checked_labels(labels.read(np.arange(count)), where)
+    return Split(inputs, labels).take(rows)
+
+
+def _fingerprint(builder, split, image_size):
+    """Return a hash of what TFDS knows of a split: version, features, sizes of its files."""
+    info = builder.info
+    files = info.splits[split]
+    parts = (info.full_name, info.features, split, files.shard_lengths, files.num_bytes)
+    return digest("tfds", DECODING_VERSION, image_size, *parts)
+
+
+def _fixed_row(feature, image_size):
+    """Return type and shape of an input, if the feature says them and no image is resized."""
+    if not isinstance(feature.shape, tuple) or None in feature.shape:
+        return None
+    dtype = np.dtype(feature.np_dtype)
+    if dtype.kind not in "uf":
+        return None
+    if _is_image(feature) and image_size and feature.shape[:2] != (image_size.side,) * 2:
+        return None
+    return Row(dtype, feature.shape)
+
+
+def _is_image(feature):
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.Image)
+
+
+def _read_batch(builder, split, keys, count):
     import tensorflow_datasets as tfds
 
     dataset = builder.as_dataset(split=split).map(lambda example: [example[key] for key in keys])
-    feature = builder.info.features[keys[0]]
-    count = builder.info.splits[split].num_examples
-    if not isinstance(feature, tfds.features.Image) or _has_size(feature.shape, image_size):
-        return next(iter(tfds.as_numpy(dataset.batch(count))))
-    labels = []
-
-    def images():  # one at a time, so that memory holds only the resized images
-        for index, (pixels, label) in enumerate(tfds.as_numpy(dataset)):
-            labels.append(label)
-            yield f"example {index} of split '{split}' of '{builder.name}'", pixels
-
-    return stack_images(images(), count, image_size), np.array(labels)
+    return next(iter(tfds.as_numpy(dataset.batch(count))))
 
 
-def _has_size(shape, image_size):
-    """Return whether the feature's shape says that all images have the size asked for."""
-    return None not in shape and (image_size is None or shape[:2] == (image_size.side,) * 2)
+def _encoded(builder, split, key, image_size, fingerprint) -> Encoded:
+    """Return one feature of a split, its images not decoded yet."""
+    import tensorflow_datasets as tfds
+
+    feature = builder.info.features[key]
+    decoders = {key: tfds.decode.SkipDecoding()} if _is_image(feature) else None
+    decode = _decode_image if _is_image(feature) else _standard
+
+    def examples(first):
+        dataset = builder.as_dataset(
+            split=split, decoders=tfds.decode.PartialDecoding({key: feature}, decoders)
+        )
+        values = iter(tfds.as_numpy(dataset.skip(first)))
+        for number in itertools.count(first):
+            name = f"example {number} of split '{split}' of '{builder.name}'"
+            with _naming_example(name):
+                value = next(values, None)
+            if value is None:
+                return
+            yield Example(name, partial(decode, name, value[key], feature, image_size))
+
+    return Encoded(
+        where=f"split '{split}' of the TFDS data set '{builder.name}'",
+        count=builder.info.splits[split].num_examples,
+        fingerprint=digest(fingerprint, key),
+        examples=examples,
+        row=_resized_row(feature, image_size),
+    )
+
+
+def _resized_row(feature, image_size):
+    """Return type and shape of resized images; None for anything else."""
+    if image_size is None or not _is_image(feature) or feature.shape[-1] is None:
+        return None
+    return Row(np.dtype(np.uint8), (image_size.side, image_size.side, feature.shape[-1]))
+
+
+@contextlib.contextmanager
+def _naming_example(name):
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"Expected data that can be read to their end. Received: {name}, on which TensorFlow "
+            f"said: {_first_line(error)}. Prepare the data set again."
+        ) from error
+
+
+def _decode_image(name, content, feature, image_size):
+    import tensorflow as tf
+
+    try:
+        image = feature.decode_example(content).numpy()
+    except tf.errors.OpError as error:
+        raise BrokenFileError(
+            f"Expected an image that can be decoded. Received: {name} ({_first_line(error)}). "
+            "Prepare the data set again, or leave out such images with `--skip-broken`."
+        ) from error
+    return standard_inputs(resized(name, image, image_size)[np.newaxis], name)[0]
+
+
+def _standard(name, value, feature, image_size):
+    """Return features as inputs are stored, and labels as they are."""
+    value = np.asarray(value)
+    return standard_inputs(value[np.newaxis], name)[0] if value.ndim else value
 
 
 def _class_names(feature, train, where):

@@ -1,7 +1,4 @@
-"""The error for bad data, and helpers for error messages."""
-
-import difflib
-from collections.abc import Iterable
+"""The errors for bad data."""
 
 
 class DataError(RuntimeError):
@@ -13,13 +10,5 @@ class DataError(RuntimeError):
     """
 
 
-def one_of(choices: Iterable[object], limit: int = 20) -> str:
-    """Return values as `'a', 'b', 'c'` for an error message; `…` stands for those after `limit`."""
-    shown = [repr(choice) for choice in choices]
-    return ", ".join(shown[:limit] + ["…"] * (len(shown) > limit))
-
-
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the choice most similar to `word`; empty if none is."""
-    nearest = difflib.get_close_matches(word, list(choices), n=1)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
+class BrokenFileError(DataError):
+    """A file, or one example of a data set, cannot be decoded; it may be left out."""

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import DataError, one_of
-from .images import IMAGE_SUFFIXES, ImageSize, read_image, stack_images
+from ..wording import one_of
+from .encoded import Encoded, Example
+from .errors import DataError
+from .images import DECODING_VERSION, IMAGE_SUFFIXES, ImageSize, read_image, resized
+from .inputs import Row, digest
 from .source import VALIDATION_NAMES, Source, numbered_classes
+from .store import Store
 from .stream import Split, checked_split
 
 
@@ -59,7 +63,7 @@ def _pair(arrays, role, path):
     return checked_split(inputs, labels, f"{' and '.join(names)} of '{path}'")
 
 
-def read_folder(path: Path, image_size: ImageSize | None) -> Source:
+def read_folder(path: Path, image_size: ImageSize | None, store: Store | None = None) -> Source:
     """Read images from `train/CLASS/`, `test/CLASS/` and, if there, `val/CLASS/`.
 
     An image belongs to the class in whose folder it lies, at any depth. Links are followed, but no
@@ -69,25 +73,27 @@ def read_folder(path: Path, image_size: ImageSize | None) -> Source:
     Args:
         path: The folder that holds `train` and `test`.
         image_size: Size to bring the images to; None if they all have one size.
+        store: Where decoded images are kept; None for one with default settings.
 
     Returns:
         The source: RGB images, uint8 `[N, H, W, 3]`, see `read_image`; classes are the names of the
         folders in `train`, sorted.
 
     Raises:
-        UsageError: If `image_size` is None and the images differ in size, or if they do not fit
-            into memory.
+        UsageError: If `image_size` is None and the images differ in size, or if there is no room
+            for them.
         DataError: If `train` or `test` is missing, a class or a split has no images, a class occurs
             in a split but not in training, one file is reached through two classes or splits, or
-            an image cannot be decoded.
+            an image cannot be decoded and `store` does not leave out such images.
     """
     classes = _class_names(path / "train")
     own = [path / name for name in VALIDATION_NAMES if (path / name).is_dir()]
     folders = [path / "train", path / "test", *own[:1]]
     files = {folder: _labelled_files(folder, classes) for folder in folders}
     _check_disjoint(files)
+    store = store or Store()
     train, test, *validation = (
-        _read_split(folder, labelled, image_size) for folder, labelled in files.items()
+        _read_split(folder, labelled, image_size, store) for folder, labelled in files.items()
     )
     return Source(classes, train, test, validation[0] if validation else None)
 
@@ -168,10 +174,33 @@ def _check_disjoint(files):
                 )
 
 
-def _read_split(folder, labelled, image_size) -> Split:
-    images = ((f"'{file}'", read_image(file)) for file, _ in labelled)
+def _read_split(folder, labelled, image_size, store) -> Split:
+    files = [file for file, _ in labelled]
+    encoded = Encoded(
+        where=f"'{folder}'",
+        count=len(files),
+        fingerprint=_fingerprint(folder, files, image_size),
+        examples=lambda first: (_example(file, image_size) for file in files[first:]),
+        row=image_size and Row(np.dtype(np.uint8), (image_size.side, image_size.side, 3)),
+    )
+    inputs, rows = store.keep(encoded)
     labels = np.array([label for _, label in labelled])
-    return checked_split(stack_images(images, len(labelled), image_size), labels, f"'{folder}'")
+    return Split(inputs, labels).take(rows)
+
+
+def _example(file, image_size) -> Example:
+    name = f"'{file}'"
+    return Example(name, lambda: resized(name, read_image(file), image_size))
+
+
+def _fingerprint(folder, files, image_size):
+    """Return a hash of the files' names, sizes and times, so that none need be read to compare."""
+    status = ((file, file.stat()) for file in files)
+    listing = (
+        (file.relative_to(folder.parent).as_posix(), found.st_size, found.st_mtime_ns)
+        for file, found in status
+    )
+    return digest("folder", DECODING_VERSION, image_size, *listing)
 
 
 def _visible(folder):

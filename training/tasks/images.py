@@ -1,16 +1,14 @@
 """Images as arrays: decoding files and bringing images to one size."""
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from keras_mas.errors import UsageError
+from .errors import BrokenFileError, DataError
 
-from ..available_memory import require_memory
-from .errors import DataError
+# Raised when the same file gives other pixels than before, so that cached ones are decoded again.
+DECODING_VERSION = 1
 
 # Files with these suffixes are images and must decode; all others in a class folder are ignored.
 # Formats that Pillow may not support (HEIC) are listed, so that no photograph is ignored silently.
@@ -50,8 +48,8 @@ def read_image(path: Path) -> np.ndarray:
         uint8 array `[height, width, 3]`.
 
     Raises:
-        DataError: If the file cannot be decoded, or holds floating-point or 32-bit values, whose
-            range is not known.
+        BrokenFileError: If the file cannot be decoded, or holds floating-point or 32-bit values,
+            whose range is not known.
     """
     from PIL import Image, ImageOps
 
@@ -59,9 +57,9 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # decoders raise too many kinds of error to list
-        raise DataError(
+        raise BrokenFileError(
             f"Expected an image that can be decoded. Received: '{path}' ({error}). Repair, convert "
-            "or remove this file."
+            "or remove this file, or leave out all such files with `--skip-broken`."
         ) from error
 
 
@@ -86,55 +84,26 @@ def _eight_bits(values):
     return np.round(values / 257).astype(np.uint8)  # 65535 / 257 = 255
 
 
-def stack_images(
-    images: Iterable[tuple[str, np.ndarray]], count: int, size: ImageSize | None
-) -> np.ndarray:
-    """Bring images to one size and stack them.
+def resized(name: str, image: np.ndarray, size: ImageSize | None) -> np.ndarray:
+    """Bring an image to a size.
+
+    It is resized bilinearly, averaging over all pixels that are reduced to one.
 
     Args:
-        images: Pairs of a name, for error messages, and a uint8 array `[H, W, C]`.
-        count: Number of images N, ≥ 1.
-        size: Size of the result; None if all images have one size already.
+        name: Its name, for error messages.
+        image: uint8 array `[H, W, C]`.
+        size: Size of the result; None to leave the image as it is.
 
     Returns:
-        uint8 array `[N, side, side, C]`, or `[N, H, W, C]` if `size` is None.
+        uint8 array `[side, side, C]`.
 
     Raises:
-        UsageError: If `size` is None and the images differ in size, if they differ in their number
-            of channels, or if the result would not fit into memory.
-        DataError: If there is no image, or one that must be resized is not of dtype uint8.
+        DataError: If an image that must be resized is not of dtype uint8.
     """
-    stacked, first = None, ""
-    for index, (name, image) in enumerate(images):
-        shape = image.shape if size is None else (size.side, size.side, image.shape[-1])
-        if stacked is None:
-            stacked, first = _allocate(count, shape, image.dtype), name
-        if shape != stacked.shape[1:]:
-            raise UsageError(
-                f"Expected images of one size. Received: {_size(stacked.shape[1:])} in {first} and "
-                f"{_size(shape)} in {name}. Set `image_size` in the TOML file, for example "
-                "image_size = 64."
-            )
-        stacked[index] = image if image.shape == shape else _resize(name, image, size)
-    if stacked is None:
-        raise DataError("Expected at least one image. Received: none.")
-    return stacked
-
-
-def _allocate(count, shape, dtype):
-    size = np.dtype(dtype).itemsize * math.prod((count, *shape))
-    require_memory(
-        2 * size,  # the array, and the copy in random order that training data is made of
-        f"{count:,} images of size {_size(shape)}, and a copy of them,",
-        "Set a smaller `image_size` in the TOML file.",
-    )
-    return np.empty((count, *shape), dtype)
-
-
-def _resize(name, image, size):
-    """Resize bilinearly, averaging over all pixels that are reduced to one."""
     from PIL import Image, ImageOps
 
+    if size is None or image.shape[:2] == (size.side, size.side):
+        return image
     if image.dtype != np.uint8:
         raise DataError(
             f"Expected uint8 pixels, to resize them. Received: {image.dtype} in {name}."
@@ -144,7 +113,3 @@ def _resize(name, image, size):
     pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     fit = ImageOps.fit if size.mode == "crop" else Image.Image.resize
     return np.asarray(fit(pixels, shape, bilinear)).reshape(*shape, image.shape[-1])
-
-
-def _size(shape):
-    return "x".join(str(extent) for extent in shape)

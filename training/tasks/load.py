@@ -1,11 +1,13 @@
 """Loading a stream of tasks by its name or from a TOML file."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from keras_mas.errors import UsageError
 
+from ..wording import did_you_mean, one_of
 from .builtin import builtin_names, load_builtin
-from .errors import did_you_mean, one_of
 from .source import LoadOptions
 from .stream import TaskStream
 from .toml_file import load_toml
@@ -17,6 +19,9 @@ def load_tasks(
     seed: int = 0,
     validation_fraction: float = 0.1,
     data_dir: str | Path | None = None,
+    cache_memory: int | None = None,
+    cache_dir: str | Path | None = None,
+    skip_broken: bool = False,
 ) -> TaskStream:
     """Load a stream of tasks by its name or from a TOML file.
 
@@ -30,6 +35,11 @@ def load_tasks(
         validation_fraction: Share of each class to hold out, between 0 and 1.
         data_dir: Directory where TFDS reads and writes prepared data; None for the environment
             variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        cache_memory: Bytes of memory that decoded data may take; None for a quarter of the machine.
+            What exceeds them is kept on disk, and read while it is used.
+        cache_dir: Folder for decoded data that exceed the memory; None for the user's cache folder.
+        skip_broken: Whether files that cannot be decoded are left out, with a warning for each,
+            rather than refused.
 
     Returns:
         The stream: inputs unscaled, as uint8 or float32, and labels from 0 in each task.
@@ -38,9 +48,20 @@ def load_tasks(
         UsageError: If the request is wrong: an unknown name, a missing file, an unknown key.
         DataError: If the data is bad or unavailable.
     """
-    options = LoadOptions(seed, validation_fraction, data_dir)
+    options = LoadOptions(seed, validation_fraction, data_dir, cache_memory, cache_dir, skip_broken)
+    stream = _load(tasks, options)
+    left_out = tuple(options.store.left_out)
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} files that cannot be decoded were left out of '{stream.name}'",
+            stacklevel=1,
+        )
+    return replace(stream, left_out=left_out)
+
+
+def _load(tasks, options):
     if tasks in builtin_names():
-        return load_builtin(tasks, options)
+        return load_builtin(str(tasks), options)
     path = Path(tasks)
     if path.suffix == ".toml" or path.exists():
         return load_toml(path, options)

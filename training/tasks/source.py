@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from keras_mas.errors import UsageError
 
-from .errors import DataError, did_you_mean, one_of
+from ..options import POSITIVE, check_options, option, size
+from ..wording import did_you_mean, one_of
+from .errors import DataError
+from .store import Store
 from .stream import Split, Task, check_labels
 
 # Names of a validation split in folders and TFDS data sets.
@@ -25,14 +29,42 @@ class LoadOptions:
         validation_fraction: Share of the training data of each class to hold out; between 0 and 1.
         data_dir: Directory of prepared TFDS data; None for the environment variable
             `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        cache_memory: Bytes of memory that decoded data may take; None for a quarter of the machine.
+        cache_dir: Folder for decoded data that exceed it; None for `store.default_directory()`.
+        skip_broken: Whether files that cannot be decoded are left out.
 
     Raises:
-        UsageError: If the seed is negative or the fraction not between 0 and 1.
+        UsageError: If the seed is negative, the fraction not between 0 and 1, or the memory not
+            positive.
     """
 
     seed: int = 0
     validation_fraction: float = 0.1
-    data_dir: str | Path | None = None
+    data_dir: str | Path | None = option(
+        None,
+        "where TensorFlow Datasets keeps its data (default: $TFDS_DATA_DIR, or "
+        "~/tensorflow_datasets)",
+        parse=Path,
+        metavar="FOLDER",
+    )
+    cache_memory: int | None = option(
+        None,
+        "memory for decoded data, such as 500MB or 4GB; what does not fit is kept in --cache-dir "
+        "(default: a quarter of the machine's)",
+        bounds=POSITIVE,
+        parse=size,
+        metavar="SIZE",
+    )
+    cache_dir: str | Path | None = option(
+        None,
+        "where decoded data that exceed --cache-memory are kept for the next run (default: "
+        "$XDG_CACHE_HOME/keras_mas, or ~/.cache/keras_mas)",
+        parse=Path,
+        metavar="FOLDER",
+    )
+    skip_broken: bool = option(
+        False, "leave out files that cannot be decoded, and count them (default: stop)"
+    )
 
     def __post_init__(self):
         if self.seed < 0:
@@ -42,6 +74,12 @@ class LoadOptions:
                 "Expected a validation fraction between 0 and 1, both excluded. Received: "
                 f"{self.validation_fraction}."
             )
+        check_options(self)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where all sources of a stream keep what they decode."""
+        return Store(self.cache_memory, self.cache_dir, self.skip_broken)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +198,7 @@ def _select_classes(source, wanted, task_name):
     def select(split):
         labels = new_label[split.labels]
         selected = labels >= 0
-        return Split(split.inputs[selected], labels[selected])
+        return Split(split.source, labels[selected], split.rows[selected])
 
     for role, split in (("training", source.train), ("test", source.test)):
         empty = [source.classes[i] for i in np.setdiff1d(indices, split.labels)]

@@ -1,15 +1,21 @@
-"""The data of a run: splits of arrays, tasks, and the stream of tasks."""
+"""The data of a run: splits, tasks, and the stream of tasks."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_mas.errors import UsageError
 
-from .errors import DataError, did_you_mean, one_of
+from ..wording import did_you_mean, one_of
+from .errors import DataError
+from .inputs import Inputs, JoinedArray, MemoryArray, digest
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 SCENARIOS = ("task", "domain", "class")
 
@@ -24,27 +30,125 @@ _RESERVED_NAME = "serving_default"
 _LONGEST_NAME = 100
 
 
-@dataclass(frozen=True, eq=False)
 class Split:
-    """Examples of one task that are used for one purpose.
+    """Examples of one task that are used for one purpose: rows of a source of inputs, and labels.
+
+    Several splits may share a source; none copies it.
 
     Attributes:
-        inputs: `[N, ...]`, uint8 (pixels, kept small and unscaled) or float32.
+        source: The inputs that the rows are of: uint8 (pixels, kept small and unscaled) or float32.
         labels: `[N]`, int64. In a `Task` they number the task's own classes from 0.
+        rows: `[N]`, int64: the row of the source that each example is.
+
+    Args:
+        inputs: The source, or an array `[N, ...]`.
+        labels: `[N]`.
+        rows: `[N]`; by default all rows of the source in their order.
     """
 
-    inputs: np.ndarray
-    labels: np.ndarray
+    def __init__(
+        self, inputs: Inputs | np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None
+    ):
+        self.source = inputs if isinstance(inputs, Inputs) else MemoryArray(inputs)
+        self.labels = labels
+        self.rows = np.arange(len(labels)) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @classmethod
+    def joined(cls, first: "Split", second: "Split") -> "Split":
+        """Return the examples of two splits, those of the second after those of the first."""
+        labels = np.concatenate([first.labels, second.labels])
+        if first.source is second.source:
+            return cls(first.source, labels, np.concatenate([first.rows, second.rows]))
+        rows = np.concatenate([first.rows, second.rows + len(first.source)])
+        return cls(JoinedArray(first.source, second.source), labels, rows)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the inputs are in memory."""
+        return self.source.in_memory
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """All inputs as one array `[N, ...]`, which is made anew each time."""
+        return self.read(np.arange(len(self)))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch axis."""
+        return self.source.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the inputs."""
+        return self.source.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes when an input, a label or the order changes."""
+        rows, labels = (np.ascontiguousarray(a, np.int64).data for a in (self.rows, self.labels))
+        return digest(self.source.fingerprint, rows, labels)
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Return the inputs `[n, ...]` of the examples at `positions`, integers `[n]`."""
+        return self.source.read(self.rows[positions])
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Yield the inputs `[n, ...]` in the split's own order, read as they are asked for."""
+        for start in range(0, len(self), batch_size):
+            yield self.read(np.arange(start, min(start + batch_size, len(self))))
+
     def take(self, indices: np.ndarray) -> "Split":
         """Return the examples at `indices` (integers or a boolean mask, `[N]`), in that order."""
-        return Split(self.inputs[indices], self.labels[indices])
+        return Split(self.source, self.labels[indices], self.rows[indices])
+
+    def dataset(
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        augment: tuple[str, ...] = (),
+        label_offset: int = 0,
+        labels: bool = True,
+    ) -> "tf.data.Dataset":
+        """Return the examples as a dataset of batches, made ahead of their use.
+
+        Every iteration over it is an epoch. Errors in reading inputs come as TensorFlow's; the
+        context manager `original_errors` puts the sentence in their place.
+
+        Args:
+            batch_size: Examples in a batch; the last one may be shorter.
+            shuffle_seed: Seed of a new order in every epoch, in which each example comes once; None
+                for the split's own order.
+            augment: Names out of `augmentation.AUGMENTATIONS`. What is changed, and how, depends on
+                the seed, the epoch and the batch.
+            label_offset: What is added to every label.
+            labels: Whether the batches are pairs of inputs and labels.
+
+        Returns:
+            Pairs `([n, ...], [n])`, or inputs `[n, ...]` alone.
+
+        Raises:
+            UsageError: If one batch is larger than the memory that data may take, or the inputs
+                cannot be augmented.
+        """
+        from .pipeline import batches
+
+        return batches(
+            self,
+            batch_size,
+            shuffle_seed=shuffle_seed,
+            augment=augment,
+            label_offset=label_offset,
+            labels=labels,
+        )
 
 
-def checked_split(inputs: np.ndarray, labels: np.ndarray, where: str) -> Split:
+def checked_split(
+    inputs: np.ndarray, labels: np.ndarray, where: str, fingerprint: str | None = None
+) -> Split:
     """Check arrays from an unknown source and make a `Split` of them.
 
     Args:
@@ -52,6 +156,7 @@ def checked_split(inputs: np.ndarray, labels: np.ndarray, where: str) -> Split:
             channel axis, uint8 `[N, H, W]`, become `[N, H, W, 1]`.
         labels: Integer array `[N]`; becomes int64.
         where: Description of the arrays for an error message.
+        fingerprint: As for `MemoryArray`.
 
     Returns:
         The split: one label per input, every input finite.
@@ -60,7 +165,7 @@ def checked_split(inputs: np.ndarray, labels: np.ndarray, where: str) -> Split:
         DataError: If the arrays are empty, differ in length, or have another rank or dtype, or if
             an input is NaN or infinite.
     """
-    _check_labels(labels, where)
+    labels = checked_labels(labels, where)
     if inputs.ndim < 2:
         raise DataError(
             f"Expected inputs of shape [N, ...]. Received: shape {inputs.shape} in {where}. "
@@ -75,10 +180,19 @@ def checked_split(inputs: np.ndarray, labels: np.ndarray, where: str) -> Split:
         raise DataError(
             f"Expected at least one example. Received: inputs of shape {inputs.shape} in {where}."
         )
-    return Split(_standard_inputs(inputs, where), labels.astype(np.int64))
+    return Split(MemoryArray(standard_inputs(inputs, where), fingerprint), labels)
 
 
-def _check_labels(labels, where):
+def checked_labels(labels: np.ndarray, where: str) -> np.ndarray:
+    """Return labels of an unknown source as int64.
+
+    Args:
+        labels: Integer array `[N]`.
+        where: Description of the labels for an error message.
+
+    Raises:
+        DataError: If the array has another rank or dtype.
+    """
     if labels.ndim != 1:
         raise DataError(
             f"Expected labels of shape [N]. Received: shape {labels.shape} in {where}. "
@@ -89,10 +203,19 @@ def _check_labels(labels, where):
             f"Expected whole numbers as labels. Received: dtype {labels.dtype} in {where}. "
             'Number the classes from 0 and convert with y.astype("int64").'
         )
+    return labels.astype(np.int64)
 
 
-def _standard_inputs(inputs, where):
-    """Return uint8 inputs with a channel axis, floats as float32; refuse every other dtype."""
+def standard_inputs(inputs: np.ndarray, where: str) -> np.ndarray:
+    """Return uint8 inputs with a channel axis, and floats as float32.
+
+    Args:
+        inputs: Array `[N, ...]`.
+        where: Description of the inputs for an error message.
+
+    Raises:
+        DataError: If the dtype is another one, or an input is NaN or infinite.
+    """
     if inputs.dtype == np.uint8:
         return inputs[..., np.newaxis] if inputs.ndim == 3 else inputs
     if inputs.dtype.kind != "f":
@@ -157,7 +280,12 @@ class Task:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the batch axis."""
-        return self.train.inputs.shape[1:]
+        return self.train.input_shape
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes when an example of any split changes."""
+        return digest(*(split.fingerprint for split in self.splits.values()))
 
     def _check_split(self, role: str, split: Split) -> None:
         where = f"the {role} split of task '{self.name}'"
@@ -189,6 +317,7 @@ class TaskStream:
             that a served model takes raw inputs.
         builtin: Whether this is one of the streams of `builtin_names()`, which have training
             recipes of their own. A user's stream of the same name is not.
+        left_out: What could not be decoded and was left out, by its path or name.
 
     Raises:
         UsageError: If there is no task, a name cannot be used or is used twice, the scenario is
@@ -202,6 +331,7 @@ class TaskStream:
     tasks: tuple[Task, ...]
     rescale: tuple[float, float]
     builtin: bool = False
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_name(self.name, "stream")
@@ -214,6 +344,11 @@ class TaskStream:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the batch axis; the same in all tasks."""
         return self.tasks[0].input_shape
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes when an example of any task changes."""
+        return digest(*(task.fingerprint for task in self.tasks))
 
     def _check_inputs(self):
         first = self.tasks[0]
@@ -244,7 +379,7 @@ class TaskStream:
 
 def _describe(split):
     """Return shape and dtype of one input, for comparison and for error messages."""
-    return f"{split.inputs.dtype} of shape {list(split.inputs.shape[1:])}"
+    return f"{split.dtype} of shape {list(split.input_shape)}"
 
 
 def check_name(name: str, what: str, where: str = "") -> None:

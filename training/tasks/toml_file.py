@@ -34,10 +34,11 @@ import numpy as np
 
 from keras_mas.errors import UsageError
 
+from ..wording import did_you_mean, one_of
 from .datasets import read_tfds
-from .errors import did_you_mean, one_of
 from .files import read_folder, read_npz
 from .images import RESIZE_MODES, ImageSize
+from .inputs import RgbArray
 from .source import LoadOptions, Source, make_task
 from .stream import Split, Task, TaskStream, check_name, check_scenario, check_task_names
 
@@ -54,7 +55,7 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
 
     Args:
         path: The file.
-        options: Seed, validation fraction, directory of TFDS data.
+        options: Seed, validation fraction, where data lie and are kept.
 
     Returns:
         The stream.
@@ -72,11 +73,11 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
     def read(kind: str, value: str) -> Source:
         match kind:
             case "tfds":
-                return read_tfds(value, image_size, options.data_dir)
+                return read_tfds(value, image_size, options.data_dir, options.store)
             case "npz":
                 return read_npz(path.parent / value)
             case _:
-                return read_folder(path.parent / value, image_size)
+                return read_folder(path.parent / value, image_size, options.store)
 
     tasks = [
         make_task(entry.name, read(entry.kind, entry.value), entry.classes, options)
@@ -86,7 +87,7 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
         name=table["name"],
         scenario=table.get("scenario", "task"),
         tasks=_with_equal_channels(tasks),
-        rescale=(1 / 255, 0.0) if tasks[0].train.inputs.dtype == np.uint8 else (1.0, 0.0),
+        rescale=(1 / 255, 0.0) if tasks[0].train.dtype == np.uint8 else (1.0, 0.0),
     )
 
 
@@ -209,7 +210,7 @@ def _to_rgb(task):
     return replace(
         task,
         **{
-            role: Split(np.repeat(split.inputs, 3, axis=-1), split.labels)
+            role: Split(RgbArray(split.source), split.labels, split.rows)
             for role, split in task.splits.items()
         },
     )

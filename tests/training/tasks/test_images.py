@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_mas.errors import UsageError
 from keras_mas.training.tasks import DataError
-from keras_mas.training.tasks.images import ImageSize, read_image, stack_images
+from keras_mas.training.tasks.images import ImageSize, read_image, resized
 
 
 def saved(tmp_path, image, name="a.png", **options):
@@ -103,21 +102,7 @@ def test_truncated_photograph(tmp_path):
         read_image(path)
 
 
-# Stacking.
-
-
-def test_images_of_one_size_need_no_image_size():
-    images = [("a", np.zeros((4, 6, 3), np.uint8)), ("b", np.ones((4, 6, 3), np.uint8))]
-    stacked = stack_images(images, 2, None)
-    assert stacked.shape == (2, 4, 6, 3)
-    assert stacked[1].min() == 1
-
-
-def test_images_of_different_size_need_one():
-    images = [("a.png", np.zeros((4, 6, 3), np.uint8)), ("b.png", np.zeros((5, 6, 3), np.uint8))]
-    with pytest.raises(UsageError, match="4x6x3 in a.png and 5x6x3 in b.png. Set `image_size`"):
-        stack_images(images, 2, None)
-    assert stack_images(images, 2, ImageSize(8)).shape == (2, 8, 8, 3)
+# Resizing.
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -127,19 +112,20 @@ def test_shrinking_averages_all_pixels(channels):
     stripes[:, ::2] = 200
     if channels == 4:
         stripes[..., 3] = 255
-    small = stack_images([("a", stripes)], 1, ImageSize(4))
-    assert small.shape == (1, 4, 4, channels)
+    small = resized("a", stripes, ImageSize(4))
+    assert small.shape == (4, 4, channels)
     assert np.abs(small[..., 0].astype(int) - 100).max() <= 15
 
 
-def test_image_of_the_right_size_is_not_touched():
+@pytest.mark.parametrize("size", [None, ImageSize(8)])
+def test_image_of_the_right_size_is_not_touched(size):
     noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(stack_images([("a", noise)], 1, ImageSize(8))[0], noise)
+    assert resized("a", noise, size) is noise
 
 
 def test_only_eight_bit_pixels_are_resized():
     with pytest.raises(DataError, match="uint8 pixels.*Received: uint16 in example 3"):
-        stack_images([("example 3", np.zeros((4, 4, 1), np.uint16))], 1, ImageSize(8))
+        resized("example 3", np.zeros((4, 4, 1), np.uint16), ImageSize(8))
 
 
 def centre_and_margins(height, width):
@@ -153,23 +139,15 @@ def centre_and_margins(height, width):
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (100, 300)])
 def test_cropping_keeps_the_central_square(shape):
-    cropped = stack_images([("a", centre_and_margins(*shape))], 1, ImageSize(8))
-    assert cropped.shape == (1, 8, 8, 3)
+    cropped = resized("a", centre_and_margins(*shape), ImageSize(8))
+    assert cropped.shape == (8, 8, 3)
     # Bilinear resizing averages a little beyond the outermost pixels.
-    assert cropped[0, 1:-1, 1:-1].max() == 0
+    assert cropped[1:-1, 1:-1].max() == 0
     assert cropped.mean() < 10
 
 
 def test_stretching_keeps_the_whole_image():
     # A third of the width is black: columns 8-15 of 24, and 8/3 to 16/3 of 8.
-    stretched = stack_images([("a", centre_and_margins(8, 24))], 1, ImageSize(8, "stretch"))
-    assert stretched[0, 0, [0, 7], 0].tolist() == [255, 255]
-    assert stretched[0, 0, [3, 4], 0].max() < 40
-
-
-def test_size_that_does_not_fit_into_memory():
-    # 2 copies x 8 images x 100,000 x 100,000 pixels x 3 bytes = 447 GiB
-    images = [("a", np.zeros((4, 4, 3), np.uint8))] * 8
-    with pytest.raises(UsageError, match="8 images of size 100000x100000x3.*447.0 GiB needed") as e:
-        stack_images(images, 8, ImageSize(100_000))
-    assert "smaller `image_size`" in str(e.value)
+    stretched = resized("a", centre_and_margins(8, 24), ImageSize(8, "stretch"))
+    assert stretched[0, [0, 7], 0].tolist() == [255, 255]
+    assert stretched[0, [3, 4], 0].max() < 40

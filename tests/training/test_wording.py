@@ -1,4 +1,4 @@
-from keras_mas.training.tasks.errors import did_you_mean, one_of
+from keras_mas.training.wording import did_you_mean, one_of
 
 
 def test_values_are_quoted_and_long_lists_cut():

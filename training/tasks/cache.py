@@ -1,0 +1,262 @@
+"""Decoded inputs on disk.
+
+The inputs of a split have a folder, named after what they were decoded from:
+
+    about.json             what is in it: type and shape of an input, where it came from
+    00000.npy 00001.npy …  the inputs in order, so many to a file; each appears whole or not at all
+    00001.json             the rows of a file that could not be decoded, and why, if there are any
+    .lock                  held by the process that writes
+
+Whatever is missing or has another size than it should is decoded again. The folder may be removed
+at any time when nothing reads from it.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import numpy as np
+
+from keras_mas.errors import UsageError
+from keras_mas.files import atomic_file, check_writable, remove_unfinished
+
+from ..wording import amount
+from .errors import DataError
+from .inputs import Inputs, Row
+
+# What is read or written at once, and decoded again at most when a process is killed.
+SHARD_BYTES = 64 * 10**6
+
+_ABOUT = "about.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of inputs: the rows from `start` until `stop`, of type and shape `row`."""
+
+    path: Path
+    start: int
+    stop: int
+    row: Row
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+        return len(self.header) + len(self) * self.row.nbytes
+
+    @property
+    def header(self) -> bytes:
+        """What an .npy file of these inputs begins with."""
+        file = io.BytesIO()
+        description = {
+            "descr": np.lib.format.dtype_to_descr(self.row.dtype),
+            "fortran_order": False,
+            "shape": (len(self), *self.row.shape),
+        }
+        np.lib.format.write_array_header_1_0(file, description)
+        return file.getvalue()
+
+    @property
+    def notes(self) -> Path:
+        """The file that names the rows that could not be decoded."""
+        return self.path.with_suffix(".json")
+
+    def is_whole(self) -> bool:
+        """Return whether the file is there with its size and header."""
+        try:
+            with self.path.open("rb") as file:
+                return (
+                    os.fstat(file.fileno()).st_size == self.nbytes
+                    and file.read(len(self.header)) == self.header
+                )
+        except OSError:
+            return False
+
+    def write(self, inputs: Iterable[np.ndarray], broken: dict[int, str]) -> None:
+        """Write the inputs; `broken` is filled while they are decoded."""
+        content = self.row.empty(len(self))
+        for index, values in enumerate(inputs):
+            content[index] = values
+        self.notes.unlink(missing_ok=True)
+        notes = {row: why for row, why in broken.items() if self.start <= row < self.stop}
+        if notes:
+            with atomic_file(self.notes, "w") as file:
+                json.dump(notes, file, ensure_ascii=False, indent=2)
+        with atomic_file(self.path) as file:
+            file.write(self.header)
+            file.write(content.data)
+
+    def read(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Read inputs into an array, without leaving them in the process's memory.
+
+        Args:
+            rows: `[n]`, of the whole array.
+            out: `[n, ...]`, C-contiguous.
+
+        Raises:
+            DataError: If the file ends too early, or is gone.
+        """
+        offset = len(self.header)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                buffers = out.reshape(len(out), -1).view(np.uint8)
+                for row, buffer in zip(rows - self.start, buffers, strict=True):
+                    file.seek(offset + int(row) * self.row.nbytes)
+                    _read_into(file, memoryview(buffer))
+        except (OSError, EOFError) as error:
+            raise DataError(
+                f"Expected decoded inputs in '{self.path}', as they were written. Received: "
+                f"{getattr(error, 'strerror', None) or 'a file that ends too early'}. Run the same "
+                "command again: it decodes what is missing."
+            ) from error
+
+
+def _read_into(file, buffer):
+    while len(buffer):
+        count = file.readinto(buffer)
+        if not count:
+            raise EOFError
+        buffer = buffer[count:]
+
+
+class CachedArray(Inputs):
+    """Inputs on disk, in a folder as this module describes it.
+
+    Args:
+        folder: The folder, which need not exist.
+        count: Number of inputs N.
+        row: Type and shape of an input.
+        fingerprint: What the inputs are decoded from.
+        memory: Bytes that a batch may take.
+    """
+
+    def __init__(self, folder: Path, count: int, row: Row, fingerprint: str, memory: int):
+        super().__init__((count, *row.shape), row.dtype, in_memory=False)
+        self.folder, self.memory = folder, memory
+        self._row, self._fingerprint = row, fingerprint
+        per_shard = max(1, SHARD_BYTES // max(1, row.nbytes))
+        self.shards = [
+            Shard(folder / f"{number:05d}.npy", start, min(start + per_shard, count), row)
+            for number, start in enumerate(range(0, count, per_shard))
+        ]
+        self._starts = np.array([shard.start for shard in self.shards])
+
+    @property
+    def fingerprint(self) -> str:
+        """What the inputs were decoded from."""
+        return self._fingerprint
+
+    def missing(self) -> list[Shard]:
+        """Return the files that are still to be written, or are damaged."""
+        return [shard for shard in self.shards if not shard.is_whole()]
+
+    def broken(self) -> dict[int, str]:
+        """Return the rows that could not be decoded, and why."""
+        notes = [shard.notes for shard in self.shards if shard.notes.exists()]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in notes]
+        return {int(row): why for part in found for row, why in part.items()}
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the inputs at `rows`.
+
+        Raises:
+            DataError: If a file has been damaged or removed.
+        """
+        inputs = self._row.empty(len(rows))
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers):
+            inside = np.flatnonzero(numbers == number)
+            part = self._row.empty(len(inside)) if len(inside) < len(rows) else inputs
+            self.shards[number].read(rows[inside], part)
+            if part is not inputs:
+                inputs[inside] = part
+        return inputs
+
+    def check_batch(self, batch_size: int) -> None:
+        """Refuse batches that are larger than the memory that was allowed."""
+        needed = batch_size * self._row.nbytes
+        if needed > self.memory:
+            raise UsageError(
+                f"Expected memory for one batch of {batch_size} inputs, {amount(needed)}. "
+                f"Received: {amount(self.memory)}. Raise `--cache-memory`, or lower "
+                "`--batch-size`."
+            )
+
+    @contextlib.contextmanager
+    def writing(self, where: str) -> Iterator[list[Shard]]:
+        """Hold the folder, and give the files that are still to be written.
+
+        Args:
+            where: What the inputs belong to.
+
+        Raises:
+            UsageError: If the folder cannot be written, or there is no room for the files. What
+                was written stays.
+        """
+        check_writable(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._naming_a_full_disk(), _locked(self.folder):
+            remove_unfinished(self.folder)
+            about = {"inputs of": where, "dtype": self.dtype.str, "shape": list(self._row.shape)}
+            with atomic_file(self.folder / _ABOUT, "w") as file:
+                json.dump(about | {"count": len(self)}, file, ensure_ascii=False, indent=2)
+            missing = self.missing()  # by now another process may have written some
+            if _needed(missing) > shutil.disk_usage(self.folder).free:
+                raise self._no_room(missing)
+            yield missing
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise self._no_room(self.missing()) from error
+
+    def _no_room(self, missing):
+        return UsageError(
+            f"Expected room for decoded inputs in '{self.folder.parent}'. Received: "
+            f"{amount(_needed(missing))} needed, {amount(shutil.disk_usage(self.folder).free)} "
+            "free. Choose another folder with `--cache-dir`, make room, or set a smaller "
+            "`image_size` in the TOML file; what has been decoded stays."
+        )
+
+
+def _needed(missing):
+    return sum(shard.nbytes for shard in missing)
+
+
+def read_row(folder: Path) -> Row | None:
+    """Return type and shape of the inputs in a folder; None if it does not say."""
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        return Row(np.dtype(about["dtype"]), tuple(about["shape"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        warnings.warn(f"waiting for another process that decodes to '{folder}'", stacklevel=1)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,135 @@
+"""Where decoded inputs are kept: in memory as long as they fit under a limit, then on disk."""
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from keras_mas.errors import UsageError
+
+from ..available_memory import machine_memory, require_memory
+from ..wording import amount
+from .cache import CachedArray, read_row
+from .encoded import Encoded
+from .errors import BrokenFileError
+from .inputs import Inputs, MemoryArray, Row
+
+
+def default_directory() -> Path:
+    """Return the user's cache folder: `$XDG_CACHE_HOME/keras_mas`, or `~/.cache/keras_mas`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_mas"
+
+
+class Store:
+    """Keeps the decoded inputs of a stream: in memory, or in a folder for this run and later ones.
+
+    Args:
+        memory: Bytes of memory for all inputs together; None for a quarter of the machine's.
+        directory: Folder for inputs that do not fit; None for `default_directory()`. It takes the
+            size of the decoded inputs, 150 kB for an image of 224x224, until it is removed.
+        skip_broken: Whether to leave out what cannot be decoded.
+
+    Attributes:
+        left_out: Why something was left out: a sentence for each file.
+    """
+
+    def __init__(
+        self,
+        memory: int | None = None,
+        directory: str | Path | None = None,
+        skip_broken: bool = False,
+    ):
+        self.memory = machine_memory() // 4 if memory is None else memory
+        self.directory = default_directory() if directory is None else Path(directory)
+        self.skip_broken = skip_broken
+        self.left_out: list[str] = []
+        self._free = self.memory
+
+    def reserve(self, nbytes: int) -> bool:
+        """Return whether so many bytes fit into what is left of the memory, and take them if so."""
+        fits = nbytes <= self._free
+        self._free -= nbytes if fits else 0
+        return fits
+
+    def keep(self, encoded: Encoded, in_memory: bool | None = None) -> tuple[Inputs, np.ndarray]:
+        """Decode what has not been decoded before, in parallel, and keep it.
+
+        Args:
+            encoded: The examples.
+            in_memory: Where to keep them; by default in memory, if they fit.
+
+        Returns:
+            The inputs, and those of their rows that could be decoded, `[n]`.
+
+        Raises:
+            UsageError: If the inputs differ in size, there is no room for them, or the memory is
+                too small for a single one.
+            DataError: If an example cannot be decoded, unless such examples are left out.
+        """
+        folder = self.directory / encoded.fingerprint
+        row = encoded.row if encoded.row is not None else read_row(folder)
+        row = row if row is not None else encoded.first_row(self.skip_broken)
+        if row.nbytes > self.memory:
+            raise UsageError(
+                f"Expected memory for one input of {encoded.where}, {amount(row.nbytes)}. "
+                f"Received: {amount(self.memory)}. Raise `--cache-memory`, or set a smaller "
+                "`image_size` in the TOML file."
+            )
+        if in_memory is None:
+            in_memory = self.reserve(encoded.count * row.nbytes)
+        cached = CachedArray(folder, encoded.count, row, encoded.fingerprint, self.memory)
+        inputs: Inputs = cached
+        if not in_memory:
+            broken = self._on_disk(cached, encoded, row)
+        else:
+            inputs, broken = self._in_memory(cached, encoded, row)
+        self._leave_out(broken)
+        return inputs, np.setdiff1d(np.arange(encoded.count), list(broken))
+
+    def _in_memory(self, cached, encoded, row):
+        require_memory(
+            encoded.count * row.nbytes,
+            f"{encoded.count:,} inputs of {encoded.where}",
+            "Lower `--cache-memory`, so that they are kept on disk.",
+        )
+        if not cached.missing():  # an earlier run had less memory
+            array, broken = cached.read(np.arange(len(cached))), cached.broken()
+        else:
+            array, broken = row.empty(encoded.count), {}
+            for index, values in enumerate(self._decoded(encoded, 0, row, broken)):
+                array[index] = values
+        return MemoryArray(array, encoded.fingerprint), broken
+
+    def _on_disk(self, cached, encoded, row):
+        if cached.missing():
+            with cached.writing(encoded.where) as missing:
+                broken: dict[int, str] = {}
+                position, inputs = None, iter(())
+                for shard in missing:
+                    if shard.start != position:
+                        inputs = self._decoded(encoded, shard.start, row, broken)
+                    shard.write(itertools.islice(inputs, len(shard)), broken)
+                    position = shard.stop
+        return cached.broken()
+
+    def _decoded(
+        self, encoded: Encoded, first: int, row: Row, broken: dict[int, str]
+    ) -> Iterator[np.ndarray]:
+        """Yield the inputs from a row on; zeros for one that is broken and noted as such."""
+        for number, outcome in enumerate(encoded.decoded(first, row), first):
+            if isinstance(outcome, BrokenFileError):
+                if not self.skip_broken:
+                    raise outcome
+                broken[number] = str(outcome)
+                outcome = np.zeros(row.shape, row.dtype)
+            yield outcome
+
+    def _leave_out(self, broken):
+        for reason in broken.values():
+            if not self.skip_broken:
+                raise BrokenFileError(reason)
+            warnings.warn(f"left out: {reason}", stacklevel=1)
+            self.left_out.append(reason)
