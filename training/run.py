@@ -286,7 +286,7 @@ class _Run:
             augment=recipe.augmentations,
             label_offset=offset,
         )
-        return {"x": dataset}
+        return {"x": dataset, "shuffle": False}
 
     def _to_measure(self, data):
         """Return the inputs to measure importance on, as they are."""
