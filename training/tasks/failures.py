@@ -34,8 +34,14 @@ def original_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        match = _NAME.search(str(error))
-        original = _kept.pop(match[0], None) if match else None
-        if original is None:
-            raise
-        raise original from None
+        for cause in _chain(error):  # what measures importance puts a sentence around TensorFlow's
+            match = _NAME.search(str(cause))
+            if match and match[0] in _kept:
+                raise _kept.pop(match[0]) from None
+        raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

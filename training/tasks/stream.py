@@ -115,7 +115,7 @@ class Split:
     ) -> "tf.data.Dataset":
         """Return the examples as a dataset of batches, made ahead of their use.
 
-        Every iteration over it is an epoch. Errors in reading inputs come as TensorFlow's; the
+        Every iteration over it is an epoch; `fit` takes it with `shuffle=False`. Errors in reading inputs come as TensorFlow's; the
         context manager `original_errors` puts the sentence in their place.
 
         Args:
