@@ -10,7 +10,7 @@ import numpy as np
 from .batches import batches, positive_integer
 from .compute import run_engine
 from .definition import importance_one_by_one
-from .engine import Engine
+from .kept import kept_engine
 from .outputs import LOGITS
 from .progress import Progress
 from .rules.slices import SLICE_BYTES
@@ -75,14 +75,15 @@ def check_importance(
     """
     examples = positive_integer("examples", examples)
     data = list(batches(inputs, examples, examples))
-    engine = Engine(model, output, slice_bytes)
     quiet = Progress(verbose=0, total=None, on_progress=None)
-    fast = run_engine(engine, ((batch, ()) for batch in data), quiet).mean()
+    with kept_engine(model, output, slice_bytes) as engine:
+        fast = run_engine(engine, ((batch, ()) for batch in data), quiet).mean()
+        ways = engine.ways
     # As tuples of one, because a list would be taken for inputs and labels.
     slow = importance_one_by_one(model, ((batch,) for batch in data), output=output)
     return {
         name: WeightCheck(
-            relative_error(fast[name], slow[name]), engine.ways[name], float(slow[name].max())
+            relative_error(fast[name], slow[name]), ways[name], float(slow[name].max())
         )
         for name in slow
     }

@@ -9,6 +9,7 @@ import numpy as np
 from .batches import batches, count_examples, total_examples
 from .engine import Engine
 from .failures import FAILURES, batch_failed, not_finite, refuse_complex
+from .kept import kept_engine
 from .outputs import LOGITS
 from .progress import OnProgress, Progress
 from .rules.slices import SLICE_BYTES
@@ -41,6 +42,15 @@ def compute_importance(
     layers of your own) are measured one example at a time, layer by layer where that is possible:
     as exact, and slower. The log (`keras_mas`, level INFO) names them, and `check_importance` says
     for each weight how it was measured.
+
+    The first call traces the model, which takes longer than its first gradient. What it has traced
+    stays with the model, as long as that lives, for the next call with the same `output` and
+    `slice_bytes`: graphs, and copies of nothing as large as the weights. Other values of weights
+    and other data of the same shapes need no new trace. A change of the model is noticed, and the
+    model traced anew: layers frozen or replaced, attributes and classes of layers, functions,
+    arrays and objects that attributes hold. Not noticed are a global name that a `call` of yours
+    reads, and an object within an object of yours; after such a change call
+    `keras_mas.importance.forget_traces(model)`, which also frees what is kept.
 
     Args:
         model: Built `keras.Model`, outputs `[N, ...]`; several outputs add their squared norms. It
@@ -131,7 +141,8 @@ def measure_sums(
     """
     progress = Progress(verbose, total_examples(inputs, max_examples), on_progress)
     data = ((batch, ()) for batch in batches(inputs, batch_size, max_examples))
-    return run_engine(Engine(model, output, slice_bytes), data, progress)
+    with kept_engine(model, output, slice_bytes) as engine:
+        return run_engine(engine, data, progress)
 
 
 def run_engine(

@@ -1,5 +1,6 @@
 """The engine: Σ_k |g_k| from one forward and one backward pass per batch."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from .definition import squared_norms
 from .failures import is_finite
 from .outputs import learned_function
 from .recording import Call, weight_readers
-from .rowwise import find_rowwise_layers
+from .rowwise import Trial
 from .rules import rule_for
 from .rules.slices import slices_of, sum_over_examples
 from .unchanged import flatten_layers, leaving_unchanged
@@ -32,14 +33,36 @@ _WHOLE_MODEL = "the whole model"
 # Tensors by the name of a weight.
 _Terms = dict[str, tf.Tensor]
 
+# How many traces of one sort are kept: for inputs of several shapes, or of one example and several.
+_KEPT_TRACES = 4
+
 
 def squared_norm_target(outputs: list[tf.Tensor], _: Any) -> list[tf.Tensor]:
     """Return what MAS differentiates: [‖F(x_k)‖²]."""
     return [squared_norms(outputs)]
 
 
+@dataclasses.dataclass
+class _Step:
+    """A function that adds a batch to the sums and returns whether it was finite; how it does so.
+
+    Attributes:
+        run: The function.
+        ways: As in `Engine`.
+        fallbacks: As in `Engine`.
+    """
+
+    run: Callable[[Any], Any]
+    ways: dict[str, str]
+    fallbacks: dict[str, list[str]]
+
+
 class Engine:
     """Running sums Σ_k |g_k| of every weight, batch after batch.
+
+    An engine serves one pass over data after the other: `start`, `add` for each batch, `results`.
+    It keeps what it has traced. Which layers are row-wise is tried in each pass anew, for that may
+    change with the values of the weights.
 
     Args:
         model: Built `keras.Model`.
@@ -70,18 +93,32 @@ class Engine:
         self.weights = trainable_weights(model)
         self.names = {id(weight): name for name, weight in self.weights.items()}
         self.layers = flatten_layers(model)
+        # Of any shape, so that between two passes they take no memory.
         self.sums = {
-            name: tf.Variable(tf.zeros(weight.shape, _sum_dtype(weight)), trainable=False)
+            name: tf.Variable(_nothing(weight), trainable=False, shape=tf.TensorShape(None))
             for name, weight in self.weights.items()
         }
+        self._trials: dict[tuple, Trial] = {}
+        self._steps: dict[tuple, _Step] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Begin a pass over data: set the sums to 0."""
+        for name, weight in self.weights.items():
+            self.sums[name].assign(_zeros(weight))
         self.ways: dict[str, str] = {}
         self.fallbacks: dict[str, list[str]] = {}
-        self._rowwise: set[keras.Layer] | None = None
+        self._rowwise: frozenset[keras.Layer] | None = None
         self._kinds: set[tuple] = set()  # of the batches so far
         self._signature: Any = None  # of the batches that the step takes
         # Whether all batches so far were of one example, which shows nothing of larger ones.
         self._only_ones: bool | None = None
-        self._step: Any = None  # function that adds a batch and returns whether it was finite
+        self._step: Any = None
+
+    def free(self) -> None:
+        """Give back the memory of the sums, until the next pass starts."""
+        for name, weight in self.weights.items():
+            self.sums[name].assign(_nothing(weight))
 
     def add(self, batch: tuple[Any, Any]) -> bool:
         """Add the examples of a batch to the sums; return whether all of it was finite."""
@@ -97,32 +134,45 @@ class Engine:
         return {name: sums.numpy() for name, sums in self.sums.items()}
 
     def _prepare(self, batch):
-        """Make a step for all kinds of batches so far, of which this is one."""
+        """Have a step for all kinds of batches so far, of which this is one."""
         signature = _common_signature(self._signature, _signature(batch))
         only_ones = all(is_one for is_one, *_ in self._kinds)
         if (signature, only_ones) == (self._signature, self._only_ones):
             return
         self._signature, self._only_ones = signature, only_ones
-        self.ways, self.fallbacks = {}, {}
-        self._step = self._eager_step() if self.model.run_eagerly else self._traced_step(batch)
+        if self.model.run_eagerly:
+            step = self._eager_step()
+        else:
+            self._try(batch)
+            key = _key(signature), self._rowwise
+            step = _kept(self._steps, key, lambda: self._traced_step(signature))
+        self._step, self.ways, self.fallbacks = step.run, step.ways, step.fallbacks
         for where, names in self.fallbacks.items():
             _log.info("importance example by example in %s: %s", where, ", ".join(names))
 
-    def _traced_step(self, batch):
-        """Return the step for batches of the signature, after a trial on this one."""
+    def _try(self, batch):
+        """Leave out of the row-wise layers those that this batch shows not to be."""
         # Batches of another shape need a trial too: the model may treat them in another way.
-        rowwise = find_rowwise_layers(self._forward, batch, _signature(batch))
+        signature = _signature(batch)
+        trial = _kept(self._trials, _key(signature), lambda: Trial(self._forward, signature))
+        rowwise = trial.rowwise_layers(batch)
         self._rowwise = rowwise if self._rowwise is None else self._rowwise & rowwise
+
+    def _traced_step(self, signature):
+        """Return the step for batches of a signature, with the layers that are row-wise now."""
+        self.ways, self.fallbacks = {}, {}
 
         def step(batch):
             return self._added(self._terms(batch))
 
-        return tf.function(step, autograph=False).get_concrete_function(self._signature)
+        traced = tf.function(step, autograph=False).get_concrete_function(signature)
+        return _Step(traced, self.ways, self.fallbacks)
 
     def _eager_step(self):
         """Return the step for a model that runs eagerly: its layers may not be traceable."""
+        self.ways, self.fallbacks = {}, {}
         self._note(BY_MODEL, self.weights, where=f"{_WHOLE_MODEL}, eagerly")
-        return lambda batch: self._added(self._eager_terms(batch))
+        return _Step(lambda batch: self._added(self._eager_terms(batch)), self.ways, self.fallbacks)
 
     def _added(self, terms_by_target):
         """Add the terms of each target to the sums; return whether they were finite."""
@@ -180,7 +230,7 @@ class Engine:
         """Return 0 for the weights that F does not read."""
         unused = [name for name, operations in readers.items() if not operations]
         self._note(UNUSED, unused)
-        return {name: tf.zeros_like(self.sums[name]) for name in unused}
+        return {name: _zeros(self.weights[name]) for name in unused}
 
     def _by_rules(self, calls, deltas, readers) -> _Terms:
         """Return Σ_k |g_k| of the weights that only one call reads, of a layer with a rule."""
@@ -281,9 +331,23 @@ def _deltas(tape, target, calls):
 
 def _kind(batch):
     """Return what batches have in common that the same step can take."""
-    tensors = tf.nest.flatten(batch)
-    parts = [(tuple(tensor.shape)[1:], tensor.dtype) for tensor in tensors]
-    return tensors[0].shape[0] == 1, type(batch[0]), *parts
+    is_one = tf.nest.flatten(batch)[0].shape[0] == 1
+    return is_one, *_key(_signature(batch))
+
+
+def _key(signature):
+    """Return a key for a signature, which a dict or list in it keeps from being one."""
+    structure = tf.nest.map_structure(lambda _: None, signature)
+    return repr(structure), *tf.nest.flatten(signature)
+
+
+def _kept(traces, key, trace):
+    """Return the trace of a key, made if there is none; the oldest one is dropped for it."""
+    if key not in traces:
+        if len(traces) == _KEPT_TRACES:
+            del traces[next(iter(traces))]
+        traces[key] = trace()
+    return traces[key]
 
 
 def _signature(batch):
@@ -308,6 +372,15 @@ def _common_signature(known, new):
             f"Received: {known[0]}, and then {new[0]}."
         )
     return common
+
+
+def _zeros(weight):
+    """Return the sum over no examples."""
+    return tf.zeros(weight.shape, _sum_dtype(weight))
+
+
+def _nothing(weight):
+    return tf.zeros([0], _sum_dtype(weight))
 
 
 def _sum_dtype(weight):

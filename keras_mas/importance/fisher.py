@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from .batches import batches, count_examples, total_examples
 from .compute import run_engine
-from .engine import Engine
+from .kept import kept_engine
 from .outputs import LOGITS
 from .progress import OnProgress, Progress
 from .rules.slices import SLICE_BYTES
@@ -65,11 +65,11 @@ def compute_fisher(
         )
     kind = labels if isinstance(labels, str) else "given"
     progress = Progress(verbose, total_examples(inputs, max_examples), on_progress)
-    engine = Engine(model, output, slice_bytes, _TARGETS[kind], tf.square)
     data = batches(inputs, batch_size, max_examples, labels if kind == "given" else None)
     if kind != "given":
         data = _with_draws(data, seed)
-    return run_engine(engine, data, progress).mean()
+    with kept_engine(model, output, slice_bytes, _TARGETS[kind], tf.square) as engine:
+        return run_engine(engine, data, progress).mean()
 
 
 def _with_draws(data: Iterator[Any], seed: int) -> Iterator[tuple[Any, tf.Tensor]]:

@@ -3,7 +3,7 @@
 The engine measures a weight from the calls of its layer alone. That is exact if the layer is
 *row-wise*: of every tensor that goes in or comes out of its calls, row k belongs to example k and
 to no other, and nothing else goes in or out. Neither a layer's class nor its graph shows that in
-general, so `find_rowwise_layers` runs the model on up to four examples of a batch, each alone and
+general, so a `Trial` runs the model on up to four examples of a batch, each alone and
 all together, and compares.
 
 It relies on this:
@@ -39,67 +39,70 @@ _TRIED = 4
 # Operations whose number of output rows depends on values.
 _VALUE_DEPENDENT_ROWS = {"Where", "Unique", "UniqueV2", "DynamicPartition"}
 
-# Structures of NumPy arrays: a fingerprint per tensor of the targets, then of each call.
-_Fingerprints = list[list[np.ndarray]]
 
-
-def find_rowwise_layers(
-    forward: Callable[[Any, tf.GradientTape], tuple[list[tf.Tensor], list[Call]]],
-    batch: Any,
-    signature: Any,
-) -> set[keras.Layer]:
-    """Return the layers that treat the rows of a batch independently in every call.
-
-    None does if the targets of an example depend on the other examples. A batch of one example only
-    shows how batches of one are treated.
+class Trial:
+    """A model's forward pass on a few examples, to be run for one batch or several.
 
     Args:
         forward: Function from a batch and a tape to targets `[n]` and the calls of the layers.
-        batch: Structure of tensors `[n, ...]`, n ≥ 1.
-        signature: Its `tf.TensorSpec`s, for any n.
+        signature: `tf.TensorSpec`s of the batches, for any n.
     """
-    candidates, fingerprints_of = _traced(forward, signature)
-    rows = _rows_to_try(count_examples(batch))
-    together = fingerprints_of(_take(batch, rows))
-    independent = [True] * len(together)
-    for k, row in enumerate(rows):
-        alone = fingerprints_of(_take(batch, [row]))
-        for i, parts in enumerate(zip(alone, together, strict=True)):
-            independent[i] &= all(
-                _is_row(one, many, k, len(rows)) for one, many in zip(*parts, strict=True)
-            )
-    targets_are, *calls_are = independent
-    if not targets_are:
-        return set()
-    excluded = {
-        layer
-        for (layer, is_closed), is_independent in zip(candidates, calls_are, strict=True)
-        if not (is_closed and is_independent)
-    }
-    return {layer for layer, _ in candidates} - excluded
 
+    def __init__(
+        self,
+        forward: Callable[[Any, tf.GradientTape], tuple[list[tf.Tensor], list[Call]]],
+        signature: Any,
+    ):
+        self._forward = forward
+        self._candidates: list[tuple[keras.Layer, bool]] = []  # with whether the call is closed
+        # Of the targets, and of each call: the places of its tensors among the outputs.
+        self._places: list[list[int]] = []
+        self._traced = tf.function(self._run, autograph=False).get_concrete_function(signature)
 
-def _traced(
-    forward: Callable[[Any, tf.GradientTape], tuple[list[tf.Tensor], list[Call]]], signature: Any
-) -> tuple[list[tuple[keras.Layer, bool]], Callable[[Any], _Fingerprints]]:
-    """Return the layers called, each with whether its call is closed, and a function to try them.
+    def rowwise_layers(self, batch: Any) -> frozenset[keras.Layer]:
+        """Return the layers that treat the rows of a batch independently in every call.
 
-    That function returns the fingerprints of the targets, and then of the tensors of every call.
-    """
-    candidates: list[tuple[keras.Layer, bool]] = []
+        None does if the targets of an example depend on the other examples. A batch of one example
+        only shows how batches of one are treated.
 
-    def run(batch):
+        Args:
+            batch: Structure of tensors `[n, ...]`, n ≥ 1.
+        """
+        rows = _rows_to_try(count_examples(batch))
+        together = self._fingerprints(_take(batch, rows))
+        independent = [True] * len(together)
+        for k, row in enumerate(rows):
+            alone = self._fingerprints(_take(batch, [row]))
+            for i, (one, many) in enumerate(zip(alone, together, strict=True)):
+                independent[i] &= _is_row(one, many, k, len(rows))
+        targets_are, *calls_are = (
+            all(independent[place] for place in places) for places in self._places
+        )
+        if not targets_are:
+            return frozenset()
+        excluded = {
+            layer
+            for (layer, is_closed), is_independent in zip(self._candidates, calls_are, strict=True)
+            if not (is_closed and is_independent)
+        }
+        return frozenset(layer for layer, _ in self._candidates) - excluded
+
+    def _run(self, batch):
+        """Return the tensors of the targets and of all calls, each tensor once."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            targets, calls = forward(batch, tape)
+            targets, calls = self._forward(batch, tape)
         graph = targets[0].graph
         calls = [call for call in calls if call.graph is graph and call.tensors]
         varying = _with_varying_rows(graph)
-        candidates[:] = [(call.layer, _is_closed(call, varying)) for call in calls]
-        tensors = [targets, *((*call.tensors, *call.results) for call in calls)]
-        return [[_fingerprint(tensor) for tensor in part] for part in tensors]
+        self._candidates = [(call.layer, _is_closed(call, varying)) for call in calls]
+        parts = [targets, *([*call.tensors, *call.results] for call in calls)]
+        distinct = {tensor.ref(): tensor for part in parts for tensor in part}
+        place = {ref: number for number, ref in enumerate(distinct)}
+        self._places = [[place[tensor.ref()] for tensor in part] for part in parts]
+        return list(distinct.values())
 
-    traced = tf.function(run, autograph=False).get_concrete_function(signature)
-    return candidates, lambda batch: tf.nest.map_structure(np.asarray, traced(batch))
+    def _fingerprints(self, batch) -> list[np.ndarray]:
+        return [_fingerprint(tensor.numpy()) for tensor in self._traced(batch)]
 
 
 def _rows_to_try(examples: int) -> list[int]:
@@ -131,21 +134,20 @@ def _with_varying_rows(graph: tf.Graph) -> set[str]:
     return names
 
 
-def _fingerprint(tensor: tf.Tensor) -> tf.Tensor:
+def _fingerprint(array: Any) -> np.ndarray:
     """Return two numbers per row, `[n, 2]`, the second being the scale of the first.
 
     No rows for a scalar, and for complex numbers, whose gradients no layer is measured by.
     """
-    if tensor.shape.rank == 0 or tensor.dtype.is_complex:
-        return tf.zeros([0, 2], tf.float64)
-    if tensor.dtype == tf.string:
-        tensor = tf.strings.to_hash_bucket_fast(tensor, 2**20)
-    rows = tf.shape(tensor)[0]
-    flat = tf.reshape(tensor, [rows, tf.size(tensor) // tf.maximum(rows, 1)])
-    flat = tf.cast(flat, tf.float64)
+    if np.ndim(array) == 0 or np.iscomplexobj(array):
+        return np.zeros([0, 2])
+    if array.dtype == object:  # strings
+        array = np.vectorize(hash, otypes=[np.float64])(array)
+    rows = len(array)
+    flat = array.reshape(rows, array.size // max(rows, 1)).astype(np.float64)
     # Plain sums would be equal for all normalized rows.
-    factors = tf.cos(tf.range(tf.cast(tf.shape(flat)[1], tf.float64)))
-    return tf.stack([tf.linalg.matvec(flat, factors), tf.reduce_sum(tf.abs(flat), axis=1)], axis=1)
+    factors = np.cos(np.arange(flat.shape[1]))
+    return np.stack([flat @ factors, np.abs(flat).sum(axis=1)], axis=1)
 
 
 def _is_row(one: np.ndarray, many: np.ndarray, k: int, rows: int) -> bool:

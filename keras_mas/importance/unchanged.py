@@ -2,11 +2,16 @@
 
 import collections
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+# Held while the layers of a model are prepared for measurement: two threads that measure models
+# with common layers would otherwise restore each other's changes.
+MEASURING = threading.RLock()
 
 
 def flatten_layers(model: keras.Layer) -> list[keras.Layer]:
@@ -41,14 +46,15 @@ def leaving_unchanged(layers: Sequence[keras.Layer]) -> Iterator[None]:
     contents of lists, dicts and sets among them, and TensorFlow variables that an attribute holds.
     (Keras variables are not assigned at all: the model runs in a `keras.StatelessScope`.)
     """
-    saved = [_Saved(layer) for layer in layers]
-    try:
-        for layer in layers:
-            vars(layer).update(_for_measurement(layer))
-        yield
-    finally:
-        for state in saved:
-            state.restore()
+    with MEASURING:
+        saved = [_Saved(layer) for layer in layers]
+        try:
+            for layer in layers:
+                vars(layer).update(_for_measurement(layer))
+            yield
+        finally:
+            for state in saved:
+                state.restore()
 
 
 def _for_measurement(layer: keras.Layer) -> dict[str, Any]:
@@ -94,4 +100,5 @@ def _identities(container: Any) -> list:
     """Return what a container holds by `id`: tensors cannot be compared by `==`."""
     if isinstance(container, dict):
         return [(key, id(value)) for key, value in container.items()]
-    return [id(value) for value in container]
+    identities = [id(value) for value in container]
+    return sorted(identities) if isinstance(container, set) else identities

@@ -1,0 +1,251 @@
+"""What a trace of a model depends on, remembered in order to notice that the model has changed.
+
+A `Fingerprint` remembers
+
+- the attributes of every layer, and of its class and the classes that this derives from, among them
+  `call`; the rule of each layer;
+- the contents of lists, tuples, dicts, sets and arrays in these attributes, in any depth, the
+  values that functions of the user's hold in closures and defaults, and the attributes of objects
+  of the user's own classes that an attribute holds;
+- which weights are trainable, and the paths of all weights, but not their values, which a trace
+  reads when it runs;
+- what Keras and TensorFlow are set to (`floatx`, the strategy in whose scope we are, ...).
+
+Objects are compared by identity and plain values by equality. Not seen is what Python code reads
+from elsewhere: a global name, or an object within an object.
+"""
+
+import collections
+import functools
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .rules import rule_for
+from .unchanged import MEASURING, flatten_layers
+
+# Attributes that change as a layer is called, measured and combined into other models, and that its
+# output does not depend on.
+_RECORDS = frozenset(
+    [
+        "_auto_config",
+        "_build_shapes_dict",
+        "_called",
+        "_inbound_nodes",
+        "_lock",
+        "_loss_ids",
+        "_losses",
+        "_losses_override",
+        "_metrics",
+        "_outbound_nodes",
+        "_self_name_based_restores",
+        "_self_saveable_object_factories",
+        "_self_unconditional_checkpoint_dependencies",
+        "_self_unconditional_deferred_dependencies",
+        "_self_unconditional_dependency_names",
+        "_self_update_uid",
+        "_tracker",
+        "predict_function",
+        "test_function",
+        "train_function",
+    ]
+)
+
+# The same of a model that is compiled, fitted and measured.
+_RECORDS_OF_A_MODEL = _RECORDS | {
+    "_compile_config",
+    "_compile_loss",
+    "_compile_metrics",
+    "_compiled_trainable_state",
+    "_compute_loss_has_training_arg",
+    "_distribute_strategy",
+    "_eval_epoch_iterator",
+    "_initial_epoch",
+    "_jit_compile",
+    "_kept_engine",
+    "_loss_tracker",
+    "_optimizer",
+    "_run_eagerly",  # `run_eagerly` is among the surroundings
+    "auto_scale_loss",
+    "compiled",
+    "history",
+    "loss",
+    "make_train_function",
+    "optimizer",
+    "steps_per_execution",
+    "stop_evaluating",
+    "stop_predicting",
+    "stop_training",
+    "unrolled_steps_per_execution",
+}
+
+_PLAIN = (bool, int, float, complex, str, bytes)
+
+# Whose classes and functions nobody changes in place: they are compared by identity alone.
+_LIBRARIES = ("keras", "keras_mas", "numpy", "tensorflow")
+
+
+class Fingerprint:
+    """What a trace of a model depends on, as it is now.
+
+    Args:
+        model: Built `keras.Model`.
+        *values: Other values that the trace depends on, such as a function of the user's.
+    """
+
+    def __init__(self, model: keras.Model, *values: Any):
+        self._read: list[tuple[Callable[[Any], Any], Any]] = []  # what was read, of what
+        self._contents: list[Any] = []
+        self._seen: dict[int, Any] = {}  # holds what it names, so that no `id` is given anew
+        with MEASURING:
+            self._remember(_surroundings, model)
+            self._remember(_weights, model)
+            self._walk([*values, model, *_rules(model)])
+            self._remember(_rules, model)
+
+    def is_current(self) -> bool:
+        """Return whether nothing of it has changed since."""
+        with MEASURING:
+            return all(
+                _is_same(read(value), contents)
+                for (read, value), contents in zip(self._read, self._contents, strict=True)
+            )
+
+    def _remember(self, read, value):
+        contents = read(value)
+        self._read.append((read, value))
+        self._contents.append(contents)
+        return contents
+
+    def _walk(self, values, in_object=False):
+        """Remember values and what they hold; of an object within an object nothing but its id."""
+        for value in values:
+            read = _reader(value)
+            if read is None or id(value) in self._seen or (in_object and read is _of_object):
+                continue
+            self._seen[id(value)] = value
+            contents = self._remember(read, value)
+            if isinstance(value, keras.Operation):
+                self._walk(contents.values())
+                self._walk(type(value).__mro__)
+            elif not _is_of_library(value):
+                inside = contents.values() if isinstance(contents, dict) else contents
+                self._walk(inside, in_object or read is _of_object)
+
+
+def _surroundings(model: keras.Model) -> list:
+    return [
+        tf.distribute.get_strategy(),
+        keras.config.floatx(),
+        keras.config.epsilon(),
+        keras.config.image_data_format(),
+        model.run_eagerly,
+    ]
+
+
+def _weights(model: keras.Model) -> list:
+    trainable = [(weight, weight.path) for weight in model.trainable_weights]
+    return [part for pair in trainable for part in pair] + [w.value for w in model.weights]
+
+
+def _rules(model: keras.Model) -> list:
+    return [rule_for(layer) for layer in flatten_layers(model)]
+
+
+def _reader(value: Any) -> Callable[[Any], Any] | None:
+    """Return a function that reads what may change in a value, or None if nothing does."""
+    if isinstance(value, keras.Operation):
+        return _of_layer
+    for kinds, read in _READERS:
+        if isinstance(value, kinds):
+            return read
+    is_own = hasattr(value, "__dict__") and not _is_of_library(type(value))
+    return _of_object if is_own else None
+
+
+def _of_layer(layer: keras.Operation) -> dict:
+    beside = _RECORDS_OF_A_MODEL if isinstance(layer, keras.Model) else _RECORDS
+    return {name: value for name, value in vars(layer).items() if name not in beside}
+
+
+def _of_object(value: Any) -> dict:
+    return dict(vars(value))
+
+
+def _of_class(value: type) -> dict:
+    # Python adds these to a class when they are first asked for.
+    return {name: v for name, v in vars(value).items() if name != "__annotations__"}
+
+
+def _of_array(array: np.ndarray) -> list:
+    return [array.shape, array.dtype.str, hash(array.tobytes())]
+
+
+def _of_function(function: types.FunctionType) -> list:
+    cells = [cell for cell in function.__closure__ or () if _is_filled(cell)]
+    values = [cell.cell_contents for cell in cells]
+    return [function.__code__, function.__defaults__, function.__kwdefaults__, *values]
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # of a name that is deleted, or not yet assigned
+        return False
+    return True
+
+
+def _of_partial(partial: functools.partial) -> list:
+    return [partial.func, partial.args, partial.keywords]
+
+
+def _of_method(method: types.MethodType) -> list:
+    return [method.__self__, method.__func__]
+
+
+_READERS: tuple[tuple[Any, Callable[[Any], Any] | None], ...] = (
+    ((type(None), *_PLAIN), None),
+    (dict, dict),
+    (list | tuple | collections.deque, list),
+    (set | frozenset, frozenset),  # a copy of a set may have another order
+    (np.ndarray, _of_array),
+    (types.FunctionType, _of_function),
+    (types.MethodType, _of_method),
+    (functools.partial, _of_partial),
+    (type, _of_class),
+)
+
+
+def _is_of_library(value: Any) -> bool:
+    """Return whether a class or function belongs to Python, Keras, TensorFlow or NumPy."""
+    if not isinstance(value, type | types.FunctionType):
+        return False
+    library = value.__module__.partition(".")[0]
+    return library in _LIBRARIES or library in sys.stdlib_module_names
+
+
+def _is_same(now: Any, before: Any) -> bool:
+    """Return whether what was read of a value is the same as before."""
+    if isinstance(now, frozenset):
+        return now == before
+    if isinstance(now, dict):
+        if now.keys() != before.keys():
+            return False
+        before = [before[key] for key in now]
+        now = list(now.values())
+    return len(now) == len(before) and all(map(_is_equal, now, before))
+
+
+def _is_equal(now: Any, before: Any) -> bool:
+    if now is before:
+        return True
+    if type(now) is not type(before):
+        return False
+    if isinstance(now, tuple):
+        return _is_same(now, before)
+    return isinstance(now, _PLAIN) and now == before
