@@ -27,9 +27,6 @@ from keras_mas import metrics
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.tasks import DataError
 
-# Avalanche's steps are small: one thread may be faster than one for each core, and both are timed.
-# This project runs as `keras-mas train` does.
-THREADS = {"keras_mas": (None,), "avalanche": (1, 2)}
 STRENGTHS = [10.0**power for power in range(-2, 5)]
 WIDTHS = (256, 256)
 BATCH_SIZE = 128
@@ -52,6 +49,25 @@ class Method:
     strength: str | None = None
     options: tuple[dict[str, float], ...] = ({},)
     memory: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is tried on every stream and method.
+
+    Attributes:
+        strengths: The values of λ to choose from.
+        seeds: Seeds of the measured runs; λ is chosen with the first.
+        threads: In how many threads Avalanche is timed, of which the fastest counts.
+    """
+
+    strengths: list[float]
+    seeds: list[int]
+    threads: list[int]
+
+    def settings(self) -> list[tuple[str, int | None]]:
+        """Return the sides with their threads; this project runs as `keras-mas train` does."""
+        return [("keras_mas", None), *(("avalanche", count) for count in self.threads)]
 
 
 METHODS = {
@@ -109,23 +125,24 @@ def best(candidates, accuracies):
     return candidates[accuracies.index(max(known))]
 
 
-def choose(runs, stream, side, method, strengths, seed):
+def choose(runs, stream, side, method, plan):
     """Return the best of a side's candidates by its accuracy on validation data."""
-    choices = candidates(side, method, strengths)
+    choices = candidates(side, method, plan.strengths)
     if len(choices) == 1:
         return choices[0]
-    threads = THREADS[side][0]
+    threads = dict(reversed(plan.settings()))[side]
+    seed = plan.seeds[0]
     jobs = [job(stream, side, method, *choice, seed, "validation", threads) for choice in choices]
     return best(choices, [accuracy(runs.outcome(job)) for job in jobs])
 
 
-def measure(runs, stream, method, chosen, seeds):
+def measure(runs, stream, method, chosen, plan):
     """Run the chosen λ with every seed, and return the outcomes by side and number of threads.
 
     The sides take turns in going first, so that a busy moment of the machine meets both.
     """
-    outcomes = {(side, threads): [] for side in SIDES for threads in THREADS[side]}
-    for number, seed in enumerate(seeds):
+    outcomes = {setting: [] for setting in plan.settings()}
+    for number, seed in enumerate(plan.seeds):
         for side, threads in in_turns(outcomes, number):
             wanted = job(stream, side, method, *chosen[side], seed, "test", threads)
             outcomes[side, threads].append(runs.outcome(wanted))
@@ -137,27 +154,36 @@ def in_turns(items, number):
     return list(items) if number % 2 == 0 else list(reversed(items))
 
 
-def count_runs(streams, methods, strengths, seeds):
+def count_runs(streams, methods, plan):
     """Return how many outcomes `compare` asks for."""
-    counts = [len(candidates(side, method, strengths)) for side in SIDES for method in methods]
+    counts = [len(candidates(side, method, plan.strengths)) for side in SIDES for method in methods]
     searched = sum(count for count in counts if count > 1)
-    measured = len(methods) * len(seeds) * sum(len(THREADS[side]) for side in SIDES)
-    return len(streams) * (searched + measured)
+    return len(streams) * (searched + len(methods) * len(plan.seeds) * len(plan.settings()))
 
 
-def compare(runs, stream, method, strengths, seeds):
+def compare(runs, stream, method, plan):
     """Return a row of the table: what both sides reach with their best λ, and in what time."""
-    chosen = {side: choose(runs, stream, side, method, strengths, seeds[0]) for side in SIDES}
-    outcomes = measure(runs, stream, method, chosen, seeds)
-    row = {"stream": stream, "method": method, "seeds": seeds}
+    chosen = {side: choose(runs, stream, side, method, plan) for side in SIDES}
+    outcomes = measure(runs, stream, method, chosen, plan)
+    row = {"stream": stream, "method": method, "seeds": plan.seeds, "strengths": plan.strengths}
     for side in SIDES:
-        threads, summary = fastest(
-            {threads: summarize(outcomes[side, threads]) for threads in THREADS[side]}
-        )
-        strength, options = chosen[side]
-        row[side] = {"strength": strength, "options": options, "threads": threads, **summary}
-        row[side]["edge"] = strength is not None and strength in (min(strengths), max(strengths))
+        summaries = {
+            threads: summarize(outcomes[name, threads])
+            for name, threads in outcomes
+            if name == side
+        }
+        row[side] = _side(*chosen[side], plan.strengths, *fastest(summaries))
     return row | {"ratio": ratio(row)}
+
+
+def _side(strength, options, strengths, threads, summary):
+    return {
+        "strength": strength,
+        "at_edge": strength is not None and strength in (min(strengths), max(strengths)),
+        "options": options,
+        "threads": threads,
+        **summary,
+    }
 
 
 def accuracy(outcome):
@@ -227,7 +253,7 @@ def _chosen(found):
     if found["strength"] is None:
         return ""
     options = [f"{name} {value:g}" for name, value in found["options"].items()]
-    return ", ".join([f"{found['strength']:g}" + "*" * found["edge"], *options])
+    return ", ".join([f"{found['strength']:g}" + "*" * found["at_edge"], *options])
 
 
 def _with_deviation(found, name):
@@ -252,11 +278,13 @@ def record(path, rows):
 def build_parser():
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--streams", type=_some_of(STREAMS), default=list(STREAMS))
-    parser.add_argument("--methods", type=_some_of(METHODS), default=list(METHODS))
-    parser.add_argument("--strengths", type=_numbers(float), default=STRENGTHS)
-    parser.add_argument("--seeds", type=_numbers(int), default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("results/peers.json"))
+    add = parser.add_argument
+    add("--streams", type=_some_of(STREAMS), default=list(STREAMS), metavar="NAME,…")
+    add("--methods", type=_some_of(METHODS), default=list(METHODS), metavar="NAME,…")
+    add("--strengths", type=_numbers(float), default=STRENGTHS, metavar="λ,…", help="to search")
+    add("--seeds", type=_numbers(int), default=[0, 1, 2], metavar="N,…")
+    add("--threads", type=_numbers(int), default=[1, 2], metavar="N,…", help="of Avalanche")
+    add("--output", type=Path, default=Path("results/peers.json"), metavar="FILE")
     return parser
 
 
@@ -294,10 +322,10 @@ def main():
     except DataError as error:
         sys.exit(str(error))
     pythons = {"keras_mas": Path(sys.executable), "avalanche": environment(Path(".venv-peers"))}
-    total = count_runs(args.streams, args.methods, args.strengths, args.seeds)
-    runs = Runs(folder, pythons, total)
+    plan = Plan(args.strengths, args.seeds, args.threads)
+    runs = Runs(folder, pythons, count_runs(args.streams, args.methods, plan))
     rows = [
-        compare(runs, stream, method, args.strengths, args.seeds)
+        compare(runs, stream, method, plan)
         for stream, method in itertools.product(args.streams, args.methods)
     ]
     record(args.output, rows)

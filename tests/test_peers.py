@@ -138,6 +138,10 @@ def test_a_summary_has_means_of_accuracy_and_medians_of_time():
     assert summary["diverged"] == 1
 
 
+def plan(strengths, seeds):
+    return peers.Plan(strengths, seeds, threads=[1, 2])
+
+
 class Told:
     """Takes the place of `Runs`: answers from a function, and remembers what was asked."""
 
@@ -157,26 +161,27 @@ def told(job):
 
 def test_a_row_compares_the_best_of_both_sides():
     runs = Told(told)
-    row = peers.compare(runs, "letters-13", "mas", [0.1, 1.0, 10.0], [4, 5])
+    tried = plan([0.1, 1.0, 10.0], [4, 5])
+    row = peers.compare(runs, "letters-13", "mas", tried)
     assert row["keras_mas"]["strength"] == 1.0
     assert row["avalanche"]["strength"] == 1.0
     assert row["avalanche"]["options"] == {"alpha": 0.9}
     assert row["avalanche"]["threads"] == 2
     assert row["ratio"]["total"] == 3.0
-    assert len(runs.jobs) == peers.count_runs(["letters-13"], ["mas"], [0.1, 1.0, 10.0], [4, 5])
+    assert len(runs.jobs) == peers.count_runs(["letters-13"], ["mas"], tried)
     measured = [(job["side"], job["threads"]) for job in runs.jobs if job["evaluate_on"] == "test"]
     assert measured[:3] == measured[:2:-1]  # the second seed in the opposite order
     assert {job["seed"] for job in runs.jobs if job["evaluate_on"] == "validation"} == {4}
 
 
 def test_a_strength_at_the_edge_of_the_grid_is_marked():
-    row = peers.compare(Told(told), "letters-13", "mas", [1.0, 10.0], [0])
-    assert row["keras_mas"]["edge"]
+    row = peers.compare(Told(told), "letters-13", "mas", plan([1.0, 10.0], [0]))
+    assert row["keras_mas"]["at_edge"]
     assert "| 1* |" in peers.table([row])
 
 
 def test_the_table_has_a_line_for_each_side_and_the_ratio_beside_the_second():
-    row = peers.compare(Told(told), "letters-13", "finetune", [1.0], [0, 1])
+    row = peers.compare(Told(told), "letters-13", "finetune", plan([1.0], [0, 1]))
     ours, theirs = peers.table([row]).splitlines()[2:]
     assert ours.startswith("| letters-13 | finetune | keras_mas |  | 0.750 ± 0.000 | 0.000 ± 0.000")
     assert theirs.endswith("| 6.0 | 6.0 | 6.0 | 6.0 | 6.0 | 6.0 | 3.00 |")
@@ -184,9 +189,9 @@ def test_the_table_has_a_line_for_each_side_and_the_ratio_beside_the_second():
 
 def test_rows_of_other_streams_stay_in_the_record(tmp_path):
     path = tmp_path / "peers.json"
-    letters = peers.compare(Told(told), "letters-13", "finetune", [1.0], [0])
-    mnist = peers.compare(Told(told), "split-mnist", "finetune", [1.0], [0])
-    again = peers.compare(Told(told), "letters-13", "finetune", [1.0], [0, 1])
+    letters = peers.compare(Told(told), "letters-13", "finetune", plan([1.0], [0]))
+    mnist = peers.compare(Told(told), "split-mnist", "finetune", plan([1.0], [0]))
+    again = peers.compare(Told(told), "letters-13", "finetune", plan([1.0], [0, 1]))
     peers.record(path, [letters])
     peers.record(path, [mnist])
     peers.record(path, [again])
