@@ -525,6 +525,8 @@ def test_a_memory_says_what_it_holds(tmp_path):
     assert repr(SynapticMemory.load(tmp_path / "m.npz")) == (
         "<SynapticMemory: strength=1, 1 task, 2 weights (36 values), 2 weights in no model>"
     )
+    memory.protect(build_trunk("second"))
+    assert repr(memory).endswith("4 weights (72 values), protects 'trunk', 'second'>")
 
 
 # Stable

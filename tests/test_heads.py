@@ -84,6 +84,18 @@ def test_every_task_has_batch_normalization_of_its_own(nested, tmp_path):
         np.testing.assert_allclose(loaded(x)[task], logits, atol=1e-6)
 
 
+def test_a_sequential_trunk_may_have_batch_normalization_per_task():
+    norm = layers.BatchNormalization(name="norm")
+    sequential = keras.Sequential([keras.Input([4]), layers.Dense(3), norm], name="trunk")
+    heads = MultiHead(sequential, batch_norm="per_task")
+    first, second = heads.add("a", 2), heads.add("b", 2)
+    shared = paths(first) & paths(second)
+    assert shared == {weight.path for weight in sequential.layers[0].weights}
+    second.get_layer("norm-b").beta.assign([1.0, 2.0, 3.0])
+    features = keras.Model(second.inputs[0], second.layers[-2].output)
+    np.testing.assert_allclose(features(np.zeros([1, 4])), [[1.0, 2.0, 3.0]])
+
+
 def test_batch_normalization_inside_a_layer_of_ones_own_is_refused():
     class Block(keras.layers.Layer):
         def __init__(self, **kwargs):

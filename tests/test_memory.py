@@ -236,6 +236,29 @@ def test_a_saved_model_brings_its_memory_back(tmp_path):
     assert fit(model, B, LABELS_B) == fit(loaded, B, LABELS_B)
 
 
+def named_kernel(name, shape=(2, 3)):
+    """A model of one kernel of ones in a layer of a given name, and the memory that protects it."""
+    layer = layers.Dense(shape[1], use_bias=False, kernel_initializer="ones", name=name)
+    model = keras.Sequential([keras.Input(shape[:1]), layer], name="net")
+    return model, SynapticMemory().protect(model)
+
+
+def test_a_memory_goes_back_to_an_earlier_state_in_place(caplog):
+    model, memory = named_kernel("hidden")
+    kernel = model.weights[0]
+    name = memory.state_for(kernel).name
+    memory.consolidate(model, ImportanceSums({name: np.full([2, 3], 2.0, "float32")}, examples=1))
+    early = memory.state()
+    kernel.assign(np.full([2, 3], 4.0))
+    memory.strength = 9.0
+    memory.consolidate(model, ImportanceSums({name: np.full([2, 3], 5.0, "float32")}, examples=1))
+    assert float(memory.penalty(model)) == 0
+    memory.restore(early)
+    assert float(memory.penalty(model)) == 6 * 1.0 * 2.0 * (4.0 - 1.0) ** 2
+    assert memory.tasks == 1
+    assert caplog.messages[-1] == "what is remembered goes back from 2 tasks to 1"
+
+
 def test_a_format_that_would_lose_the_memory_is_refused(tmp_path):
     with pytest.raises(ValueError, match="saved as a '.keras' file. Received: .*m.h5"):
         network(MASModel).save(tmp_path / "m.h5")
@@ -580,6 +603,38 @@ def test_a_state_that_cannot_be_is_refused(bad):
     with pytest.raises(ValueError, match="finite importance ≥ 0. Received: others for 'hidden/k"):
         memory.restore(state)
     assert memory.importance["hidden/kernel"].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "complaint"),
+    [
+        (None, (2, 4), r"shape \(2, 3\) for the weight 'net/hidden/kernel'. .*shape \(2, 4\)"),
+        ("other", (2, 3), "'net/hidden' in place '0/kernel'. Received: one of 'net/other'"),
+    ],
+)
+def test_a_state_of_other_weights_is_refused_in_place(name, shape, complaint):
+    _, memory = named_kernel("hidden")
+    before, (_, other) = memory.state(), named_kernel(name, shape)
+    other.strength = 5.0
+    with pytest.raises(ValueError, match=complaint):
+        memory.restore(other.state())
+    after = memory.state()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("names", [(None, "hidden"), ("hidden", None)])
+def test_the_name_of_a_layer_that_keras_named_refuses_no_state(names):
+    (_, memory), (_, other) = map(named_kernel, names)
+    other.strength = 5.0
+    memory.restore(other.state())
+    assert memory.strength == 5.0
+
+
+def test_arrays_of_something_else_are_no_state():
+    _, memory = protected()
+    numbers = np.frombuffer(b"[1, 2]", "uint8")
+    with pytest.raises(ValueError, match="arrays of a memory. Received: others .*'int'"):
+        memory.restore({**memory.state(), "weights": numbers})
 
 
 def test_wrong_uses_are_named(tmp_path):

@@ -1,0 +1,81 @@
+"""What the methods do around a task, without the training of one."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_mas import MASModel
+from keras_mas.errors import UsageError
+from keras_mas.methods import load_method
+
+
+def model_of(method, name="task-0"):
+    """A method's model F = wx with w = 3, which the method protects."""
+    inputs = keras.Input([1])
+    kernel = keras.initializers.Constant(3.0)
+    outputs = layers.Dense(1, use_bias=False, kernel_initializer=kernel)(inputs)
+    method.protect(keras.Model(inputs, outputs))
+    return method.model(inputs, outputs, name)
+
+
+def column(*values):
+    return np.array(values, "float32")[:, None]
+
+
+def test_mas_remembers_every_task_in_one_memory():
+    method = load_method("mas")(2.0, "decoupled")
+    model = model_of(method)
+    assert isinstance(model, MASModel)
+    assert (model.name, model.penalty, model.strength) == ("task-0", "decoupled", 2.0)
+    reports = []
+    method.after_task(model, column(1, 2), on_progress=lambda *counts: reports.append(counts))
+    assert reports == [(2, 2)]
+    model.weights[0].assign([[5.0]])
+    # F² = w²x², so |∂F²/∂w| = 2wx²: with w = 3 the mean over x = 1, 2 is 15.
+    assert float(method.memory.penalty(model)) == 2.0 * 15.0 * (5.0 - 3.0) ** 2
+    method.after_task(model, column(1))
+    (omega,) = method.memory.importance.values()
+    assert omega.tolist() == [[15.0 + 10.0]]
+
+
+def test_mas_goes_on_from_what_it_saved(tmp_path):
+    method = load_method("mas")(2.0, "in_loss")
+    method.after_task(model_of(method), column(1, 2))
+    method.save(tmp_path / "memory.npz")
+    again = load_method("mas")(2.0, "in_loss")
+    model = model_of(again)
+    again.load(tmp_path / "memory.npz", tasks=1)
+    assert again.memory.tasks == 1
+    assert again.memory.state_for(model.weights[0]).importance.numpy().tolist() == [[15.0]]
+
+
+def test_mas_does_not_go_on_from_another_run(tmp_path):
+    method = load_method("mas")(2.0, "in_loss")
+    model = model_of(method)
+    method.after_task(model, column(1))
+    method.save(tmp_path / "one.npz")
+    method.after_task(model, column(1))
+    method.save(tmp_path / "two.npz")
+    for strength, file, tasks, complaint in [
+        (2.0, "one.npz", 2, "it is a memory of 1 task, not of 2"),
+        (2.0, "two.npz", 1, "it is a memory of 2 tasks, not of 1"),
+        (0.5, "two.npz", 2, "it is a memory with λ = 2, not 0.5"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{complaint}$"):
+            load_method("mas")(strength, "in_loss").load(tmp_path / file, tasks)
+
+
+def test_fine_tuning_learns_in_a_plain_model():
+    method = load_method("finetune")(2.0, "in_loss")
+    assert (method.strength, method.penalty) == (2.0, "in_loss")
+    model = model_of(method)
+    assert type(model).__name__ == "Functional"
+    assert model.name == "task-0"
+    model.weights[0].assign([[5.0]])
+    assert model.losses == []
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(UsageError, match="a method out of mas, finetune. Received: 'ewc'"):
+        load_method("ewc")
