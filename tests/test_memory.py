@@ -151,6 +151,49 @@ def drift(memory, model):
 
 
 @pytest.mark.parametrize("kind", [keras.Model, MASModel])
+def test_many_steps_per_execution_are_the_same_steps(kind):
+    def trained(steps):
+        model = network(kind)
+        memory = getattr(model, "memory", None) or SynapticMemory().protect(model)
+        memory.strength = 5.0
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, steps_per_execution=steps)
+        ends = []
+        told = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: ends.append(batch)
+        )
+        fit(model, A, LABELS_A)
+        memory.consolidate(model, A)
+        history = fit(model, B, LABELS_B, callbacks=[told])
+        return model.get_weights(), history, ends
+
+    weights, history, ends = trained(1)
+    many, history_of_many, ends_of_many = trained(8)
+    assert ends == [0, 1, 2, 0, 1, 2]
+    assert len(ends_of_many) == 2  # once per call
+    for one, other in zip(weights, many, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    for name in ("loss", "penalty"):
+        assert history_of_many[name] == pytest.approx(history[name], rel=1e-4)
+
+
+def test_a_memory_that_forgets_goes_on_protecting(caplog):
+    model, memory = protected(strength=5.0)
+    fit(model, A, LABELS_A)
+    memory.consolidate(model, A)
+    fit(model, B, LABELS_B)
+    memory.forget()
+    assert memory.tasks == 0
+    assert not any(omega.any() for omega in memory.importance.values())
+    np.testing.assert_array_equal(memory.anchor["hidden/kernel"], model.get_weights()[0])
+    traces = CountedLoss.traces
+    assert fit(model, A, LABELS_A)["penalty"] == [0.0, 0.0]
+    memory.consolidate(model, A)
+    assert max(fit(model, B, LABELS_B)["penalty"]) > 0
+    assert CountedLoss.traces == traces
+
+
+@pytest.mark.parametrize("kind", [keras.Model, MASModel])
 def test_a_new_strength_acts_in_the_next_fit(kind):
     drifts = {}
     for strength in (0.0, 1.0):
