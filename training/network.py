@@ -32,10 +32,7 @@ class Network:
         self._heads = build_heads(stream, self.trunk)
         self.models: dict[int, keras.Model] = {}
         for head in unique_heads(stream):
-            units = len(head.classes)
-            if units not in self.models:
-                logits = keras.layers.Dense(units, name=f"head-of-{units}")(self.trunk.outputs[0])
-                self.models[units] = model(self.trunk.inputs[0], logits, name=f"model-of-{units}")
+            self._add_model(head, model)
 
     def initialize(self, seed: int) -> None:
         """Give all weights the initial values of a seed."""
@@ -63,6 +60,15 @@ class Network:
     def model_of(self, head: Head) -> keras.Model:
         """Return a model of the trunk and one head, which shares their weights."""
         return self._heads.models[head.name]
+
+    def _add_model(self, head, model):
+        """Add a model to learn a head in, unless there is one for heads of its shape."""
+        units = len(head.classes)
+        if units not in self.models:
+            # A memory that holds the head recognizes it in the saved network by this name.
+            layer = keras.layers.Dense(units, name=self._layer(head).name)
+            logits = layer(self.trunk.outputs[0])
+            self.models[units] = model(self.trunk.inputs[0], logits, name=self.model_of(head).name)
 
     def _build_trunk(self):
         return build_trunk(self.backbone, self.stream.input_shape, self.stream.rescale)

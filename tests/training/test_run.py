@@ -171,9 +171,12 @@ def test_one_head_for_all_tasks(stream, settings, tmp_path, scenario, heads, uni
     assert all(len(names) == units for names in classes.values())
     # The last task is known, whatever became of the others.
     assert result["accuracy_matrix"][2][2] > 0.9
-    # A head that all tasks share is protected too.
-    importance = SynapticMemory.load(tmp_path / "run/1/memory.npz").importance
-    assert any(path.startswith("head-") for path in importance)
+    # A head that all tasks share is protected too, and recognized where it was saved.
+    memory = SynapticMemory.load(tmp_path / "run/1/memory.npz")
+    assert any(path.startswith("head-") for path in memory.importance)
+    saved = keras.models.load_model(tmp_path / "run/1/model.keras")
+    memory.protect(saved)
+    assert float(memory.penalty(saved)) == 0
 
 
 def damage_cases():
