@@ -11,6 +11,7 @@ from importlib import metadata
 import filelock
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_mas.methods import METHODS
 from keras_mas.serving.paths import list_versions
@@ -505,3 +506,105 @@ def test_a_json_output_is_valid_in_ascii(monkeypatch):
     monkeypatch.setattr(sys, "stdout", file)
     print_json({"task": "Käfer"})
     assert json.loads(file.buffer.getvalue()) == {"task": "Käfer"}
+
+
+@pytest.fixture
+def photos(here):
+    """`photos.toml`: two tasks of 8x8 images in two colours, 12 to train and 4 to test on each."""
+    text = 'name = "photos"\nimage_size = 8\n'
+    for number, name in enumerate(("first", "second")):
+        for part, count in (("train", 6), ("test", 2)):
+            for shade, kind in ((50, "dark"), (200, "light")):
+                folder = here / name / part / kind
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    colour = (shade + i, shade * number, 0)
+                    Image.new("RGB", (8, 8), colour).save(folder / f"{i}.png")
+        text += f'[[task]]\nname = "{name}"\nfolder = "{name}"\n'
+    (here / "photos.toml").write_text(text)
+    return ["train", "photos.toml", "--epochs", "2", "--backbone", "cnn-4", "--cache-dir", "cache"]
+
+
+def test_images_on_disk_are_learned_measured_exported_and_asked_about(photos, here, capsys):
+    options = ["--cache-memory", "1kB", "--batch-size", "4", "--export", "models", "--json"]
+    result = json.loads(answer(capsys, *photos, *options))
+    assert np.shape(result["accuracy_matrix"]) == (2, 2)
+    assert list(list_versions(here / "models")) == [1, 2]
+    written = {path: path.stat().st_mtime_ns for path in (here / "cache").rglob("*.npy")}
+    # Where the images are kept makes no difference to what the run is, and nothing is written anew.
+    again = json.loads(answer(capsys, *photos, "--batch-size", "4", "--json"))
+    assert again["accuracy_matrix"] == result["accuracy_matrix"]
+    assert {path: path.stat().st_mtime_ns for path in (here / "cache").rglob("*.npy")} == written
+    with StandIn({"photos": here / "models"}, grpc_port=0, rest_port=0) as server:
+        ask = ["predict", "photos", "--server", f"127.0.0.1:{server.rest_port}", "--cache-memory"]
+        rows = answer(capsys, *ask, "1kB", "--cache-dir", "cache", "--examples-of", "photos.toml")
+    assert " of 4 right" in rows
+
+
+def test_broken_files_end_a_run_or_are_left_out(photos, here, capsys):
+    (here / "second/train/dark/3.png").write_bytes(b"no image")
+    sentence = refusal(capsys, 1, *photos)
+    assert "second/train/dark/3.png" in sentence and "`--skip-broken`" in sentence
+    assert main([*photos, "--skip-broken", "--output", "run"]) == 0
+    err = capsys.readouterr().err
+    assert "warning: left out: Expected an image that can be decoded. Received: 'second/" in err
+    assert "warning: 1 files that cannot be decoded were left out of 'photos'" in err
+    assert json.loads((here / "run/arguments.json").read_text())["files_left_out"] == 1
+
+
+def test_augmentation_is_part_of_the_run(photos, here, capsys):
+    out = answer(capsys, *photos, "--augment", "crop,flip", "--json")
+    assert json.loads(out)["recipe"]["augment"] == "flip,crop"
+    assert (here / "runs/photos-mas-1-cnn-4-epochs2-augmentflip,crop-seed0").is_dir()
+    assert "Did you mean 'flip'?" in refusal(capsys, 2, *photos, "--augment", "flop")
+    features = ["train", "insects.toml", "--augment", "flip"]
+    assert "Expected images [height, width, channels]" in refusal(capsys, 2, *features)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--cache-memory", "lots"], "expected a size such as 500MB, 4GB or 4GiB, received 'lots'"),
+        (["--cache-memory", "100B"], "memory for one input of '{0}first/train', 192 bytes."),
+        (["--cache-memory", "500B", "--batch-size", "3"], "one batch of 3 inputs, 576 bytes. Rec"),
+        (["--cache-dir", "photos.toml", "--cache-memory", "1kB"], "'photos.toml' is a file"),
+    ],
+)
+def test_memory_and_folders_that_do_not_do(photos, capsys, options, sentence):
+    assert sentence.format("") in refusal(capsys, 2, *photos, *options)
+
+
+def test_a_cache_that_is_damaged_in_use_is_named(photos, here, capsys, monkeypatch):
+    from keras_mas.training.tasks.cache import Shard
+
+    original, reads = Shard.read, []
+
+    def read(shard, rows, out):
+        reads.append(rows)
+        if len(reads) == 9:
+            shard.path.unlink()
+        original(shard, rows, out)
+
+    monkeypatch.setattr(Shard, "read", read)
+    sentence = refusal(capsys, 1, *photos, "--cache-memory", "1kB", "--batch-size", "4")
+    assert sentence.startswith("keras-mas: Expected decoded inputs in 'cache/")
+    assert "Run the same command again" in sentence
+    answer(capsys, *photos, "--cache-memory", "1kB", "--batch-size", "4")
+
+
+def test_the_best_found_is_printed_with_the_options_of_the_data(photos, capsys):
+    out = answer(
+        capsys,
+        "search",
+        *photos[1:],
+        "--trials",
+        "1",
+        "--skip-broken",
+        "--augment",
+        "flip",
+        "--json",
+    )
+    words = json.loads(out)["command"].split()
+    assert "--skip-broken" in words
+    assert words[words.index("--cache-dir") + 1] == "cache"
+    assert words[words.index("--augment") + 1] == "flip"

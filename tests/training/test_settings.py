@@ -12,6 +12,7 @@ from keras_mas.training.options import (
     number,
     option,
     option_fields,
+    size,
 )
 from keras_mas.training.settings import (
     DEFAULT_FOR_VECTORS,
@@ -20,6 +21,7 @@ from keras_mas.training.settings import (
     Settings,
     run_name,
 )
+from keras_mas.training.tasks import LoadOptions
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,7 @@ from keras_mas.training.settings import (
             {"first_learning_rate": 0.1, "first_epochs": 2},
             "insects-mas-1-first-rate0.1-first-epochs2-seed0",
         ),
+        ({}, {"augment": "flip,crop"}, "insects-mas-1-augmentflip,crop-seed0"),
         ({}, {"epochs": DEFAULT_FOR_VECTORS.epochs}, "insects-mas-1-seed0"),
     ],
 )
@@ -106,3 +109,47 @@ def test_a_number_out_of_bounds_is_refused(text):
 def test_infinity_is_never_within_bounds():
     with pytest.raises(argparse.ArgumentTypeError, match="expected a number > 0, received 'inf'"):
         number(float, Bounds(above=0))("inf")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("7", 7),
+        ("500MB", 500_000_000),
+        ("1.5 gb", 1_500_000_000),
+        ("4GiB", 4 * 2**30),
+        ("2k", 2000),
+        ("3TiB", 3 * 2**40),
+    ],
+)
+def test_sizes(text, count):
+    assert size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "4XB", "-1GB", "0", "0.1", "1e9", "4 G B"])
+def test_what_is_no_size(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="such as 500MB, 4GB or 4GiB, received"):
+        size(text)
+
+
+def test_augmentations_are_named_in_one_order():
+    parser = argparse.ArgumentParser()
+    add_options(parser, Recipe, "augment", with_defaults=False)
+    assert parser.parse_args(["--augment", "crop, flip"]).augment == "flip,crop"
+    assert Recipe(augment="flip,crop").augmentations == ("flip", "crop")
+    assert Recipe().augmentations == ()
+    with pytest.raises(UsageError, match="`augment` to be of flip, crop. Received: 'flop'. Did"):
+        Recipe(augment="flip,flop")
+
+
+def test_a_flag_is_an_option_without_a_value(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_options(parser, LoadOptions, with_defaults=False)
+    assert given_options(LoadOptions, parser.parse_args([])) == {"skip_broken": False}
+    words = ["--skip-broken", "--cache-memory", "1kB", "--cache-dir", str(tmp_path)]
+    asked = LoadOptions(**given_options(LoadOptions, parser.parse_args(words)))
+    store = asked.store
+    assert (store.memory, store.directory, store.skip_broken) == (1000, tmp_path, True)
+    assert asked.store is store
+    with pytest.raises(UsageError, match="`cache_memory` to be a whole number > 0. Received: 0"):
+        LoadOptions(cache_memory=0)

@@ -1,4 +1,6 @@
-from keras_mas.training.wording import did_you_mean, one_of
+import pytest
+
+from keras_mas.training.wording import amount, did_you_mean, one_of
 
 
 def test_values_are_quoted_and_long_lists_cut():
@@ -10,3 +12,11 @@ def test_values_are_quoted_and_long_lists_cut():
 def test_only_what_is_near_is_suggested():
     assert did_you_mean("clases", ["name", "classes"]) == " Did you mean 'classes'?"
     assert did_you_mean("colour", ["name", "classes"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(999, "999 bytes"), (1000, "1.0 kB"), (64_000_000, "64.0 MB"), (3.01e15, "3,010.0 TB")],
+)
+def test_bytes_in_words(count, words):
+    assert amount(count) == words

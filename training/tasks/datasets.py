@@ -189,26 +189,24 @@ def _require_splits(info, name):
 def _read_split(builder, split, keys, image_size, store):
     where = f"split '{split}' of the TFDS data set '{builder.name}'"
     feature, count = builder.info.features[keys[0]], builder.info.splits[split].num_examples
-    fingerprint = _fingerprint(builder, split, image_size)
     row = _fixed_row(feature, image_size)
     # Of what has one size as it is, batches are read, which is many times as fast.
     fits = store.reserve(count * row.nbytes) if row is not None else not _is_image(feature)
     if fits:
         inputs, labels = _read_batch(builder, split, keys, count)
+        fingerprint = _fingerprint(builder, split, keys[0], image_size)
         return checked_split(inputs, labels, where, fingerprint)
-    inputs, rows = store.keep(_encoded(builder, split, keys[0], image_size, fingerprint))
-    labels, _ = store.keep(
-        _encoded(builder, split, keys[1], None, fingerprint), in_memory=inputs.in_memory
-    )
+    inputs, rows = store.keep(_encoded(builder, split, keys[0], image_size))
+    labels, _ = store.keep(_encoded(builder, split, keys[1], None), inputs.in_memory)
     labels = checked_labels(labels.read(np.arange(count)), where)
     return Split(inputs, labels).take(rows)
 
 
-def _fingerprint(builder, split, image_size):
-    """Return a hash of what TFDS knows of a split: version, features, sizes of its files."""
+def _fingerprint(builder, split, key, image_size):
+    """Return a hash of what TFDS knows of a feature in a split: version, sizes of its files."""
     info = builder.info
     files = info.splits[split]
-    parts = (info.full_name, info.features, split, files.shard_lengths, files.num_bytes)
+    parts = (info.full_name, info.features, key, split, files.shard_lengths, files.num_bytes)
     return digest("tfds", DECODING_VERSION, image_size, *parts)
 
 
@@ -237,7 +235,7 @@ def _read_batch(builder, split, keys, count):
     return next(iter(tfds.as_numpy(dataset.batch(count))))
 
 
-def _encoded(builder, split, key, image_size, fingerprint) -> Encoded:
+def _encoded(builder, split, key, image_size) -> Encoded:
     """Return one feature of a split, its images not decoded yet."""
     import tensorflow_datasets as tfds
 
@@ -261,7 +259,7 @@ def _encoded(builder, split, key, image_size, fingerprint) -> Encoded:
     return Encoded(
         where=f"split '{split}' of the TFDS data set '{builder.name}'",
         count=builder.info.splits[split].num_examples,
-        fingerprint=digest(fingerprint, key),
+        fingerprint=_fingerprint(builder, split, key, image_size),
         examples=examples,
         row=_resized_row(feature, image_size),
     )

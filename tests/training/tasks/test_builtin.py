@@ -72,6 +72,30 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
+def test_digits_come_in_the_order_of_the_recorded_results(digits):
+    # Sums of the first training, validation and test inputs of the first and the last task.
+    found = [
+        [split.inputs[0].sum() for split in digits.tasks[number].splits.values()]
+        for number in (0, 4)
+    ]
+    assert found == [[351, 256, 304], [325, 268, 262]]
+
+
+@needs_mnist
+def test_mnist_on_disk_is_mnist_in_memory(tmp_path):
+    stream, on_disk = (
+        load_tasks("split-mnist", cache_memory=memory, cache_dir=tmp_path)
+        for memory in (None, 10**6)
+    )
+    assert stream.fingerprint == on_disk.fingerprint
+    for split, other in zip(
+        stream.tasks[4].splits.values(), on_disk.tasks[4].splits.values(), strict=True
+    ):
+        assert (split.in_memory, other.in_memory) == (True, False)
+        np.testing.assert_array_equal(split.labels, other.labels)
+        np.testing.assert_array_equal(split.inputs[:300], other.read(np.arange(300)))
+
+
 @needs_mnist
 def test_mnist_in_the_authors_order():
     stream = load_tasks("split-mnist")

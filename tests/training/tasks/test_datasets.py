@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
-from keras_mas.training.tasks import DataError, datasets, load_tasks
+from keras_mas.training.tasks import DataError, cache, datasets, load_tasks
 from keras_mas.training.tasks.images import ImageSize
+from keras_mas.training.tasks.store import Store
 
 tf = pytest.importorskip("tensorflow")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -109,6 +110,72 @@ def test_images_of_several_sizes_need_image_size(prepare, tmp_path):
     prepare(image_features(), train=images((4, 6, 3), (5, 5, 3)), test=images((4, 6, 3)))
     with pytest.raises(UsageError, match="split 'train' of 'pets'.*Set `image_size`"):
         read(tmp_path)
+
+
+# Small memory.
+
+
+@pytest.mark.parametrize("image_size", [None, 4, 8])
+def test_images_on_disk_are_those_in_memory(prepare, tmp_path, image_size):
+    prepare(image_features((4, 4, 3)), train=images(*[(4, 4, 3)] * 7), test=images((4, 4, 3)))
+    size = ImageSize(image_size) if image_size else None
+    in_memory = read(tmp_path, image_size)
+    stores = [Store(300, tmp_path / "cache") for _ in range(2)]
+    for store in stores:
+        on_disk = datasets.read_tfds("pets", size, tmp_path, store)
+        assert (in_memory.train.in_memory, on_disk.train.in_memory) == (True, False)
+        np.testing.assert_array_equal(on_disk.train.inputs, in_memory.train.inputs)
+        np.testing.assert_array_equal(on_disk.train.labels, in_memory.train.labels)
+        assert on_disk.train.fingerprint == in_memory.train.fingerprint
+    assert in_memory.train.fingerprint != in_memory.test.fingerprint
+
+
+def test_features_on_disk_are_those_in_memory(prepare, tmp_path):
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Tensor(shape=(2,), dtype=np.float64), "label": np.int64}
+    )
+    rows = [{"image": np.array([i, 0.5]), "label": i % 2} for i in range(40)]
+    prepare(features, train=rows, test=rows[:3])
+    in_memory = read(tmp_path)
+    on_disk = datasets.read_tfds("pets", None, tmp_path, Store(64, tmp_path / "cache"))
+    assert not on_disk.train.in_memory
+    np.testing.assert_array_equal(on_disk.train.inputs, in_memory.train.inputs)
+    np.testing.assert_array_equal(on_disk.train.labels, in_memory.train.labels)
+
+
+def test_a_feature_on_disk_that_is_no_number_is_named(prepare, tmp_path):
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Tensor(shape=(2,), dtype=np.float32), "label": np.int64}
+    )
+    rows = [{"image": np.array([1, np.nan], np.float32), "label": 0}] * 9
+    prepare(features, train=rows, test=rows)
+    with pytest.raises(DataError, match="finite.*example 0 of split 'train'"):
+        datasets.read_tfds("pets", None, tmp_path, Store(64, tmp_path / "cache"))
+
+
+def test_a_killed_preparation_goes_on_where_it_was(prepare, tmp_path, monkeypatch):
+    prepare(image_features(), train=images(*[(4, 6, 3)] * 9), test=images((4, 6, 3)))
+    monkeypatch.setattr(cache, "SHARD_BYTES", 2 * 48)
+    decode, decoded = datasets._decode_image, []
+
+    def note(name, *args):
+        decoded.append(name)
+        if fails and name.startswith("example 7"):
+            raise KeyboardInterrupt
+        return decode(name, *args)
+
+    monkeypatch.setattr(datasets, "_decode_image", note)
+    for fails in (True, False):
+        decoded.clear()
+        try:
+            source = datasets.read_tfds(
+                "pets", ImageSize(4), tmp_path, Store(100, tmp_path / "cache")
+            )
+        except KeyboardInterrupt:
+            assert fails
+    assert min(decoded) == "example 0 of split 'test' of 'pets'"
+    assert sorted(name[8] for name in decoded if "train" in name) == ["6", "7", "8"]
+    np.testing.assert_array_equal(source.train.inputs[:, 0, 0, 0] % 2, source.train.labels)
 
 
 @pytest.mark.parametrize("name", ["val", "validation"])

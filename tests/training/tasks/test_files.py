@@ -1,10 +1,15 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_mas.errors import UsageError
-from keras_mas.training.tasks import DataError
+from keras_mas.training.tasks import DataError, files
 from keras_mas.training.tasks.files import read_folder, read_npz
 from keras_mas.training.tasks.images import ImageSize
+from keras_mas.training.tasks.store import Store
 
 # Archives.
 
@@ -200,3 +205,73 @@ def test_link_to_nothing_is_named(pets):
     (pets / "train" / "cat" / "lost.png").symlink_to("nowhere.png")
     with pytest.raises(DataError, match="lost.png' .No such file"):
         read_folder(pets, None)
+
+
+# Caches and broken files.
+
+
+@pytest.fixture
+def little_memory(tmp_path):
+    """Make a store that keeps images of 8x8 on disk, two to a file."""
+    return lambda **options: Store(2 * 192, tmp_path / "cache", **options)
+
+
+def test_folder_on_disk_is_as_in_memory(pets, little_memory):
+    on_disk, in_memory = (read_folder(pets, ImageSize(8), s) for s in (little_memory(), Store()))
+    assert not on_disk.train.in_memory and in_memory.train.in_memory
+    for role in ("train", "test"):
+        a, b = getattr(on_disk, role), getattr(in_memory, role)
+        np.testing.assert_array_equal(a.inputs, b.inputs)
+        np.testing.assert_array_equal(a.labels, b.labels)
+        assert a.fingerprint == b.fingerprint
+
+
+def test_folder_without_image_size_knows_its_size_from_the_cache(pets, tmp_path, monkeypatch):
+    first = read_folder(pets, None, Store(100, tmp_path / "cache"))
+    monkeypatch.setattr(files, "read_image", None)  # nothing is decoded any more
+    again = read_folder(pets, None, Store(100, tmp_path / "cache"))
+    np.testing.assert_array_equal(again.train.inputs, first.train.inputs)
+
+
+def test_fingerprint_is_of_names_sizes_and_times(pets, tmp_path):
+    def fingerprints(path=pets, size=8, mode="crop"):
+        source = read_folder(path, ImageSize(size, mode))
+        return source.train.fingerprint, source.test.fingerprint
+
+    first = fingerprints()
+    moved = shutil.copytree(pets, tmp_path / "moved")  # with its times
+    assert fingerprints() == fingerprints(moved) == first
+    for other in (fingerprints(size=9), fingerprints(mode="stretch")):
+        assert set(other).isdisjoint(first)
+    image = pets / "train" / "dog" / "1.png"
+    os.utime(image, ns=(0, 12_345))
+    touched = fingerprints()
+    assert touched[0] != first[0] and touched[1] == first[1]
+    image.rename(image.with_name("9.png"))
+    assert fingerprints()[0] not in (first[0], touched[0])
+
+
+def test_a_changed_image_is_decoded_again(pets, little_memory):
+    read_folder(pets, ImageSize(8), little_memory())
+    Image.new("RGB", (6, 4), (99, 99, 99)).save(pets / "test" / "cat" / "0.png")
+    inputs = read_folder(pets, ImageSize(8), little_memory()).test.inputs
+    assert inputs[:, 0, 0, 0].tolist() == [99, 30]
+
+
+@pytest.mark.parametrize("memory", [2 * 192, 10**6], ids=["disk", "memory"])
+def test_broken_images_are_left_out_with_their_labels(pets, tmp_path, memory):
+    (pets / "train" / "cat" / "0.png").write_bytes(b"no image")
+    (pets / "train" / "dog" / "1.png").write_bytes(b"no image")
+    store = Store(memory, tmp_path / "cache", skip_broken=True)
+    with pytest.warns(UserWarning, match="left out: .*cat/0.png|left out: .*dog/1.png"):
+        train = read_folder(pets, ImageSize(8), store).train
+    assert train.labels.tolist() == [0, 0, 1, 1]
+    # As above: cats have shade 0 and dogs 10, and the second colour is the number.
+    assert train.inputs[:, 0, 0, :2].tolist() == [[0, 1], [0, 2], [10, 0], [10, 2]]
+    assert ["cat/0.png" in store.left_out[0], "dog/1.png" in store.left_out[1]] == [True, True]
+
+
+def test_error_of_a_broken_image_says_how_to_go_on(pets):
+    (pets / "train" / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="cat/0.png' .*`--skip-broken`"):
+        read_folder(pets, ImageSize(8))
