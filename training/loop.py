@@ -65,7 +65,8 @@ class CompiledLoop:
             seed: Of the order of the examples, another one in each epoch.
             augment: As for `Split.dataset`.
             callbacks: As for `model.fit`. They are told of batches once per call, after up to
-                `STEPS_PER_CALL` of them, as with `steps_per_execution`.
+                `STEPS_PER_CALL` of them, as with `steps_per_execution`; with inputs on disk or
+                augmented, once per batch.
             verbose: As for `model.fit`.
 
         Returns:
@@ -83,9 +84,7 @@ class CompiledLoop:
         )
         logs: dict[str, float] = {}
         model.stop_training = False
-        epochs_of_data = _epochs(
-            split, batch_size * steps_per_call(split, batch_size), seed, augment
-        )
+        epochs_of_data = _epochs(split, batch_size, seed, augment)
         following.on_train_begin()
         for epoch in range(epochs):
             following.on_epoch_begin(epoch)
@@ -165,13 +164,14 @@ def _bytes_of_one(split):
     return max(1, split.dtype.itemsize * math.prod(split.input_shape))
 
 
-def _epochs(split, size, seed, augment):
-    """Yield the data of one epoch after the other, in pairs of `size` inputs and labels."""
+def _epochs(split, batch_size, seed, augment):
+    """Yield the data of one epoch after the other: pairs of inputs and labels, for a call each."""
     if split.in_memory and not augment:  # a pipeline would only cost time
+        size = batch_size * steps_per_call(split, batch_size)
         for epoch in itertools.count():
             order = epoch_order(len(split), seed, epoch)
             parts = np.split(order, range(size, len(order), size))
             yield ((split.read(part), split.labels[part]) for part in parts)
-    dataset = split.dataset(size, shuffle_seed=seed, augment=augment)
+    dataset = split.dataset(batch_size, shuffle_seed=seed, augment=augment)
     while True:
         yield dataset
