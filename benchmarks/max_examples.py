@@ -26,7 +26,8 @@ from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import RECIPES, Recipe, Settings
 from keras_mas.training.tasks import load_tasks
 
-SIZES = (100, 300, 1000, None)
+ALL = 10**9
+SIZES = (100, 300, 1000, ALL)
 
 SVHN = """
 name = "svhn"
@@ -94,7 +95,12 @@ def stream_of(name):
 
 def folder(name, size, seed):
     """Return the folder of a run."""
-    return RUNS / f"{name}-{size or 'all'}-{seed}"
+    return RUNS / f"{name}-{named(size)}-{seed}"
+
+
+def named(size):
+    """Return the number of examples as the table shows it."""
+    return "all" if size == ALL else size
 
 
 def row(name, size, seeds, results):
@@ -103,7 +109,7 @@ def row(name, size, seeds, results):
     share = [r["seconds"]["importance"] / r["seconds"]["training"] for r in results]
     return {
         "stream": name,
-        "examples": size or "all",
+        "examples": named(size),
         "seeds": seeds,
         "error_of_importance": round(statistics.mean(error(name, size, s) for s in seeds), 4),
         "average_accuracy": round(statistics.mean(accuracies), 4),
@@ -118,7 +124,7 @@ def row(name, size, seeds, results):
 def error(name, size, seed):
     """Return Σ |Ω_n − Ω| / Σ Ω after the first task."""
     some, every = (
-        SynapticMemory.load(folder(name, n, seed) / "1/memory.npz").importance for n in (size, None)
+        SynapticMemory.load(folder(name, n, seed) / "1/memory.npz").importance for n in (size, ALL)
     )
     difference = sum(np.abs(some[key] - every[key]).sum() for key in every)
     return float(difference / sum(omega.sum() for omega in every.values()))

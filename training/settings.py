@@ -35,8 +35,8 @@ class Recipe:
         batch_size: Examples per training step.
         first_learning_rate: Learning rate of the first task; None if it is that of the others.
         first_epochs: Epochs of the first task; None if they are those of the others.
-        max_examples: Training examples of a task that importance is measured on, a random sample;
-            None for all.
+        max_examples: Training examples of a task that importance is measured on, at most; a random
+            sample. More changed no result, and take longer (results/README.md).
         augment: Names out of `AUGMENTATIONS`, separated by commas: how training images are changed
             at random. Importance and accuracy are measured on images as they are.
 
@@ -66,9 +66,9 @@ class Recipe:
     first_epochs: int | None = option(
         None, "epochs for the first task, if they differ", bounds=AT_LEAST_ONE, label="first-epochs"
     )
-    max_examples: int | None = option(
-        None,
-        "examples of each task to measure importance on (default: all)",
+    max_examples: int = option(
+        1000,
+        "examples of each task that importance is measured on, at most; a random sample",
         bounds=AT_LEAST_ONE,
         metavar="N",
         label="examples",
