@@ -110,8 +110,9 @@ class Split:
     ) -> "tf.data.Dataset":
         """Return the examples as a dataset of batches, made ahead of their use.
 
-        Every iteration over it is an epoch; `fit` takes it with `shuffle=False`. Errors in reading inputs come as TensorFlow's; the
-        context manager `original_errors` puts the sentence in their place.
+        Every iteration over it is an epoch; `fit` takes it with `shuffle=False`. Errors in reading
+        inputs come as TensorFlow's; the context manager `original_errors` puts the sentence in
+        their place.
 
         Args:
             batch_size: Examples in a batch; the last one may be shorter.
