@@ -565,13 +565,16 @@ def test_augmentation_is_part_of_the_run(photos, here, capsys):
     ("options", "sentence"),
     [
         (["--cache-memory", "lots"], "expected a size such as 500MB, 4GB or 4GiB, received 'lots'"),
-        (["--cache-memory", "100B"], "memory for one input of '{0}first/train', 192 bytes."),
+        (["--cache-memory", "100B"], "memory for one input of 'first/train', 192 bytes."),
         (["--cache-memory", "500B", "--batch-size", "3"], "one batch of 3 inputs, 576 bytes. Rec"),
-        (["--cache-dir", "photos.toml", "--cache-memory", "1kB"], "'photos.toml' is a file"),
+        (
+            ["--cache-dir", "photos.toml", "--cache-memory", "1kB"],
+            "'photos.toml' cannot be a",
+        ),
     ],
 )
 def test_memory_and_folders_that_do_not_do(photos, capsys, options, sentence):
-    assert sentence.format("") in refusal(capsys, 2, *photos, *options)
+    assert sentence in refusal(capsys, 2, *photos, *options)
 
 
 def test_a_cache_that_is_damaged_in_use_is_named(photos, here, capsys, monkeypatch):

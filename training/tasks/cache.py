@@ -114,7 +114,7 @@ class Shard:
                 buffers = out.reshape(len(out), -1).view(np.uint8)
                 for row, buffer in zip(rows - self.start, buffers, strict=True):
                     file.seek(offset + int(row) * self.row.nbytes)
-                    _read_into(file, memoryview(buffer))
+                    _read_into(file, buffer.data)
         except (OSError, EOFError) as error:
             raise DataError(
                 f"Expected decoded inputs in '{self.path}', as they were written. Received: "
@@ -205,7 +205,7 @@ class CachedArray(Inputs):
             UsageError: If the folder cannot be written, or there is no room for the files. What
                 was written stays.
         """
-        check_writable(self.folder)
+        check_writable(self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._naming_a_full_disk(), _locked(self.folder):
             remove_unfinished(self.folder)

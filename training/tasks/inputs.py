@@ -90,7 +90,7 @@ class MemoryArray(Inputs):
         super().__init__(array.shape, array.dtype, in_memory=True)
         self.array = array
         self._known_fingerprint = fingerprint
-        self._tensor = None
+        self._tensor: tf.Tensor | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -109,9 +109,9 @@ class MemoryArray(Inputs):
 
         with tf.init_scope(), tf.device("CPU:0"):
             if self._tensor is None:
-                self._tensor = tf.constant(self.array)
+                self._tensor = tensor = tf.constant(self.array)
                 # The tensor's own memory, so that the array does not stay beside it.
-                self.array = np.asarray(memoryview(self._tensor))
+                self.array = np.asarray(memoryview(tensor))
         return tf.gather(self._tensor, rows)
 
 

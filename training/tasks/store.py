@@ -107,7 +107,7 @@ class Store:
         if cached.missing():
             with cached.writing(encoded.where) as missing:
                 broken: dict[int, str] = {}
-                position, inputs = None, iter(())
+                position: int | None = None
                 for shard in missing:
                     if shard.start != position:
                         inputs = self._decoded(encoded, shard.start, row, broken)
