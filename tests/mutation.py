@@ -5,7 +5,8 @@ that reach the changed function, the shortest first; a change that no test notic
 Results are kept in `mutants/`: the same command goes on where it was stopped, and `make clean`
 starts over. What is mutated and which tests run is set in `pyproject.toml`; mutmut leaves out
 properties and other decorated functions. A mutant whose tests take too long counts as noticed,
-though the machine may have been busy: look at those that are named.
+though the machine may have been busy: look at those that are named. A function that runs while its
+module is imported, as `backend._refuse_other` does, survives: it has run before it is changed.
 """
 
 import argparse
