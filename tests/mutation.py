@@ -1,20 +1,26 @@
 """Mutation testing of the core: `make mutation`, or `make mutation SAMPLE=40 SEED=0` for a sample.
 
 mutmut makes one small change at a time in a copy of `keras_mas/` (`mutants/`) and runs the tests
-that reach the changed function; a change that no test notices "survives". Results are kept in
-`mutants/`: the same command goes on where it was stopped, and `make clean` starts over. What is
-mutated and which tests run is set in `pyproject.toml`; mutmut leaves out properties and other
-decorated functions.
+that reach the changed function, the shortest first; a change that no test notices "survives".
+Results are kept in `mutants/`: the same command goes on where it was stopped, and `make clean`
+starts over. What is mutated and which tests run is set in `pyproject.toml`; mutmut leaves out
+properties and other decorated functions. A mutant whose tests take too long counts as noticed,
+though the machine may have been busy: look at those that are named. A function that runs while its
+module is imported, as `backend._refuse_other` does, survives: it has run before it is changed.
 """
 
 import argparse
+import contextlib
+import json
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path("mutants")
+STATS = "mutmut-stats.json"  # in that folder, where mutmut runs pytest
 NOT_RUN = ("not checked", "check was interrupted by user")
 NOTICED = ("killed", "timeout", "segfault", "caught by type check")
 
@@ -76,6 +82,8 @@ def report(results: dict[str, str], target: float) -> int:
     missed = [name for name, status in results.items() if status not in NOTICED]
     for name in missed:
         print(mutmut("show", name, quiet=True).stdout.strip(), end="\n\n")
+    for name in (name for name, status in results.items() if status == "timeout"):
+        print(f"stopped after its time: {name}")
     noticed = len(results) - len(missed)
     score = noticed / max(len(results), 1)
     print(f"{noticed} of {len(results)} mutants noticed: {score:.1%} (target {target:.0%})")
@@ -87,12 +95,20 @@ def mutmut(*words: str, quiet: bool = False) -> subprocess.CompletedProcess[str]
     # Tests that start processes must find the mutants there, too.
     environment = os.environ | {
         "PYTHONPATH": str(FOLDER.absolute()),
+        "PYTEST_PLUGINS": "mutation",  # this file, for the order of the tests
         "TF_NUM_INTRAOP_THREADS": "1",
         "CI": "",  # the same property-test cases for every mutant
     }
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if quiet else {}
     command = [sys.executable, "-m", "mutmut", *words]
     return subprocess.run(command, text=True, env=environment, check=False, **output)
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Put the shortest tests first (called by pytest): the first that fails ends the run."""
+    with contextlib.suppress(FileNotFoundError):  # before mutmut has measured them
+        seconds = json.loads(Path(STATS).read_text(encoding="utf-8"))["duration_by_test"]
+        items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
 
 
 if __name__ == "__main__":
