@@ -187,14 +187,13 @@ def test_the_table_has_a_line_for_each_side_and_the_ratio_beside_the_second():
     assert theirs.endswith("| 6.0 | 6.0 | 6.0 | 6.0 | 6.0 | 6.0 | 3.00 |")
 
 
-def test_rows_of_other_streams_stay_in_the_record(tmp_path):
+def test_the_record_keeps_other_rows_in_the_order_of_the_streams(tmp_path):
     path = tmp_path / "peers.json"
     letters = peers.compare(Told(told), "letters-13", "finetune", plan([1.0], [0]))
     mnist = peers.compare(Told(told), "split-mnist", "finetune", plan([1.0], [0]))
     again = peers.compare(Told(told), "letters-13", "finetune", plan([1.0], [0, 1]))
-    peers.record(path, [letters])
-    peers.record(path, [mnist])
-    peers.record(path, [again])
+    for row in (letters, again, mnist):
+        peers.record(path, [row])
     rows = json.loads(path.read_text())["rows"]
     assert [(row["stream"], row["seeds"]) for row in rows] == [
         ("split-mnist", [0]),
