@@ -24,6 +24,7 @@ from peers_runs import SIDES, Runs, environment
 from peers_streams import STREAMS, prepared
 
 from keras_mas import metrics
+from keras_mas.errors import UsageError
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.tasks import DataError
 
@@ -319,7 +320,7 @@ def main():
     try:
         for stream in args.streams:
             prepared(stream, folder)
-    except DataError as error:
+    except (DataError, UsageError) as error:
         sys.exit(str(error))
     pythons = {"keras_mas": Path(sys.executable), "avalanche": environment(Path(".venv-peers"))}
     plan = Plan(args.strengths, args.seeds, args.threads)

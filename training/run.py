@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import keras
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas import metrics
-from keras_mas.files import atomic_folder
+from keras_mas.files import UNFINISHED, atomic_folder
 
 from .heads import unique_heads
 from .learner import Learner
@@ -135,6 +136,7 @@ def train(
         for number, task in enumerate(stream.tasks):
             run.task(number, task)
         if not finished:
+            run.save_network()
             write_json(directory / RESULT, run.result() | {"arguments": arguments or {}})
         return read_result(directory)
 
@@ -155,12 +157,29 @@ def saved_heads(
         DamagedError: If a file is missing or damaged.
     """
     folder = task_folder(directory, number)
-    joint = _load_model(folder)
-    classes = _read_progress(folder)["classes"]
+    model, classes = _load_model(folder), _read_progress(folder)["classes"]
     with naming_damage(folder / MODEL, _cure(folder)):
-        models = {name: keras.Model(joint.inputs, logits) for name, logits in joint.output.items()}
+        [[own, logits]] = model.output.items()
+        trunk, features = model.inputs, model.layers[-1].input
     with naming_damage(folder / PROGRESS, _cure(folder)):
-        return models, {name: tuple(classes[name]) for name in models}
+        classes = {name: tuple(classes[name]) for name in [*takewhile(own.__ne__, classes), own]}
+    # A head stays as it was when its task was learned, in the folder of that task.
+    models = {}
+    for earlier, name in enumerate(classes, 1):
+        if name != own:
+            logits_of_name = _saved_head(task_folder(directory, earlier), name)(features)
+            models[name] = keras.Model(trunk, logits_of_name)
+    models[own] = keras.Model(trunk, logits)
+    return models, classes
+
+
+def _saved_head(folder, name):
+    """Return the output layer that was learned with a task."""
+    model = _load_model(folder)
+    with naming_damage(folder / MODEL, _cure(folder)):
+        if list(model.output) != [name]:
+            raise ValueError(f"it holds the head of {', '.join(model.output)}, not of '{name}'")
+        return model.layers[-1]
 
 
 def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
@@ -272,7 +291,7 @@ class _Run:
     def _save(self, folder, number):
         with atomic_folder(folder) as unfinished:
             with self._timed("saving"):
-                self._joint(number).save(unfinished / MODEL)
+                self._joint([self._head(number)]).save(unfinished / MODEL)
                 self.learner.method.save(unfinished / MEMORY)
             progress = {
                 "accuracies": self.rows[-1],
@@ -289,7 +308,7 @@ class _Run:
         saved = _load_model(folder)
         with naming_damage(folder / MODEL, _cure(folder)):
             values = {weight.path: weight.numpy() for weight in saved.weights}
-            for weight in self._joint(number).weights:
+            for weight in self._joint([self._head(number)]).weights:
                 weight.assign(values[weight.path])
         with naming_damage(folder / MEMORY, _cure(folder)):
             self.learner.method.load(folder / MEMORY, number + 1)
@@ -305,9 +324,17 @@ class _Run:
             seconds=seconds,
         )
 
-    def _joint(self, number):
-        """Return one model of the heads learned so far, to save or restore them."""
-        return self.learner.network.joint(unique_heads(self.stream, number + 1))
+    def save_network(self):
+        """Write one model of the trunk and all heads."""
+        unfinished = self.directory / f"{UNFINISHED}{MODEL}"
+        self._joint(unique_heads(self.stream)).save(unfinished)
+        unfinished.replace(self.directory / MODEL)
+
+    def _joint(self, heads):
+        return self.learner.network.joint(heads)
+
+    def _head(self, number):
+        return self.learner.head_of[self.stream.tasks[number].name]
 
     def _timed(self, phase):
         return _Stopwatch(self.seconds, phase)

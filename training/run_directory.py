@@ -3,8 +3,10 @@
 A run's folder holds
 
     arguments.json      everything that decides the result
-    1/ 2/ … T/          after each task: model.keras (trunk and heads so far), memory.npz (what the
-                        method remembers) and progress.json (accuracies and seconds so far)
+    1/ 2/ … T/          after each task: model.keras (the trunk, and the head that was learned with
+                        it), memory.npz (what the method remembers) and progress.json (accuracies
+                        and seconds so far)
+    model.keras         the trunk and all heads, in the end
     result.json         the result, written last
     accuracy.png        a picture of it
     .lock, .lock.json   held by the process that is at work, and which process that is
@@ -39,7 +41,7 @@ _LOCK, _HOLDER = ".lock", ".lock.json"
 
 # The path in a run's folder of every file that a run writes, as a regular expression.
 RUN_FILES = (
-    r"(arguments|result|\.lock)\.json|accuracy\.png|\.lock"
+    r"(arguments|result|\.lock)\.json|accuracy\.png|\.lock|model\.keras"
     r"|\d+/(model\.keras|memory\.npz|progress\.json)"
 )
 

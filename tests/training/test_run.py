@@ -56,6 +56,26 @@ def test_the_matrix_is_the_accuracy_of_the_saved_models(stream, settings, tmp_pa
             assert np.mean(right) == result["accuracy_matrix"][after - 1][j], name
 
 
+def test_the_whole_network_is_saved_in_the_end(stream, settings, tmp_path):
+    train(stream, settings, tmp_path / "run")
+    whole = keras.models.load_model(tmp_path / "run/model.keras")
+    models, _ = saved_heads(tmp_path / "run", 3)
+    x = stream.tasks[0].test.inputs
+    logits = whole.predict(x, verbose=0)
+    assert list(logits) == list(models) == ["ants", "bees", "cats"]
+    for name, model in models.items():
+        np.testing.assert_array_equal(logits[name], model.predict(x, verbose=0))
+    # Each task saves its own head, so that the last of many tasks costs what the first one does.
+    assert list(keras.models.load_model(tmp_path / "run/2/model.keras").output) == ["bees"]
+
+
+def test_a_head_in_the_folder_of_another_task_is_noticed(stream, settings, tmp_path):
+    train(stream, settings, tmp_path / "run")
+    shutil.copy(tmp_path / "run/2/model.keras", tmp_path / "run/1/model.keras")
+    with pytest.raises(DamagedError, match="the head of bees, not of 'ants'"):
+        saved_heads(tmp_path / "run", 3)
+
+
 def test_only_the_trunk_is_remembered(stream, settings, tmp_path):
     train(stream, settings, tmp_path / "run")
     first, last = (SynapticMemory.load(tmp_path / f"run/{n}/memory.npz") for n in (1, 3))
