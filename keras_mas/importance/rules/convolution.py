@@ -173,8 +173,6 @@ def _padded(a, z, window):
         _pads(window.padding, _size(a, axis + 1), _size(z, axis + 1), *parameters)
         for axis, parameters in enumerate(window.by_axis)
     ]
-    if all(pad == (0, 0) for pad in pads if isinstance(pad[0], int)):
-        return a
     return tf.pad(a, [(0, 0), *pads, (0, 0)])
 
 
@@ -192,8 +190,9 @@ class _Window(NamedTuple):
 
 
 def _window(layer):
-    parameters = layer.kernel_size, layer.strides, layer.dilation_rate
-    return _Window(*map(tuple, parameters), layer.padding)
+    # As tuples, which `traced_once` can compare.
+    sizes, strides, dilations = layer.kernel_size, layer.strides, layer.dilation_rate
+    return _Window(tuple(sizes), tuple(strides), tuple(dilations), layer.padding)
 
 
 def _multiplied(offset, sizes, geometry):

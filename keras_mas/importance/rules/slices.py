@@ -36,7 +36,7 @@ def traced_once(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     def call(*tensors, **options):
         specs = tuple(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors)
         key = function, specs, tuple(options.items())
-        traces = _traces.get({})
+        traces = _traces.get({})  # outside of `tracing_rules` nothing is shared
         if key not in traces:
             # Put in line, each call would be optimized by itself.
             traced = tf.function(
