@@ -1,12 +1,18 @@
 """What exact importance costs: time as a ratio to a plain gradient pass, and peak memory.
 
     python benchmarks/importance.py [--networks mlp,small-vgg] [--repeats 7]
+    python benchmarks/importance.py --first [--networks mlp,small-vgg] [--repeats 3]
+
+With `--first`: the first call of `compute_importance` on one batch, with all that is traced for it,
+against the first plain gradient of the same batch, each in a fresh model, in turn; and a later call
+on one example, which shows what a call costs beside the pass over its data.
 
 Every way works on the same batch of the same network, in one process, in turn; a time is the median
 over the repeats, and a ratio is one of medians. Peak memory is that of a process of its own.
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -23,6 +29,7 @@ import numpy as np
 import tensorflow as tf
 from networks import NETWORKS
 
+from keras_mas import compute_importance
 from keras_mas.importance.definition import squared_norms
 from keras_mas.importance.engine import Engine
 from keras_mas.importance.rules.slices import SLICE_BYTES
@@ -142,6 +149,34 @@ def seconds_per_example(name, ways, repeats):
     return {way: statistics.median(values) for way, values in times.items()}
 
 
+def first_calls(name, repeats):
+    """Return the median seconds of a first plain gradient, of a first call, and of a later one."""
+    times = {"plain": [], "first": [], "again": []}
+    for _ in range(repeats):
+        model, batch = setting(name)
+        step, _ = plain(model, batch)
+        times["plain"].append(_seconds(step, 1))
+        model, batch = setting(name)
+        measure = functools.partial(compute_importance, model)
+        times["first"].append(_seconds(functools.partial(measure, batch), 1))
+        one = batch[:1]
+        measure(one)
+        times["again"].append(_seconds(functools.partial(measure, one), 1))
+    return {way: statistics.median(values) for way, values in times.items()}
+
+
+def _print_first_calls(names, repeats):
+    first_calls("mlp", 1)  # what TensorFlow and Keras do once in a process
+    print(f"{'network':14} {'plain s':>8} {'first s':>8} {'ratio':>6} {'again s':>8}")
+    for name in names:
+        seconds = first_calls(name, repeats)
+        print(
+            f"{name:14} {seconds['plain']:8.2f} {seconds['first']:8.2f} "
+            f"{seconds['first'] / seconds['plain']:6.2f} {seconds['again']:8.3f}",
+            flush=True,
+        )
+
+
 def _seconds(step, calls):
     started = time.perf_counter()
     for _ in range(calls):
@@ -173,12 +208,16 @@ def main():
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--first", action="store_true", help="measure first and later calls")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
         _measure_peak(*args.peak)
         return
     print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPU cores")
+    if args.first:
+        _print_first_calls(args.networks.split(","), args.repeats)
+        return
     print(f"{'network':14} {'way':15} {'ratio':>7} {'ms/example':>11} {'peak MB':>8}")
     for name in args.networks.split(","):
         ways = args.ways.split(",")

@@ -756,6 +756,17 @@ def test_sequences_of_many_lengths_are_not_traced_one_by_one():
     assert_same(found, {path: sum(part[path] for part in slow) / 5 for path in found})
 
 
+def test_images_of_several_sizes_are_padded_each_by_its_own():
+    inputs = keras.Input([None, None, 2])
+    x = layers.Conv2D(3, 3, strides=2, padding="same", activation="tanh")(inputs)
+    x = layers.DepthwiseConv2D(3, padding="same")(x)
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    rng = np.random.default_rng(0)
+    data = [rng.normal(size=(2, *size, 2)).astype("float32") for size in ([5, 5], [6, 7], [4, 4])]
+    slow = importance_one_by_one(model, iter(data))
+    assert_same(compute_importance(model, iter(data)), slow)
+
+
 def test_equal_examples_do_not_hide_that_their_order_changes():
     inputs = keras.Input([16])
     model = keras.Model(inputs, swapped(inputs))

@@ -17,7 +17,7 @@ from .outputs import learned_function
 from .recording import Call, weight_readers
 from .rowwise import Trial
 from .rules import rule_for
-from .rules.slices import slices_of, sum_over_examples
+from .rules.slices import sum_over_examples, tracing_rules
 from .unchanged import flatten_layers, leaving_unchanged
 
 _log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ class Engine:
     def _added(self, terms_by_target):
         """Add the terms of each target to the sums; return whether they were finite."""
         finite = []
-        with slices_of(self.slice_bytes):
+        with tracing_rules(self.slice_bytes):
             # One target after the other, so that the deltas of only one are in memory.
             for target, terms in terms_by_target:
                 finite.append(is_finite(target, *terms.values()))
@@ -282,7 +282,7 @@ class Engine:
                 target = self._forward(example, tape)[0][number]
             return self._magnitudes(tape, target, weights)
 
-        sums = sum_over_examples(term, tuple(tf.nest.flatten(batch)))
+        sums = sum_over_examples(term, tuple(tf.nest.flatten(batch)), _zeros_of(weights))
         return dict(zip(weights, sums, strict=True))
 
     def _by_layer(self, group, deltas, weights) -> _Terms:
@@ -301,7 +301,7 @@ class Engine:
                         product += tf.cast(tf.reduce_sum(d * z), tf.float64)
             return self._magnitudes(tape, product, weights)
 
-        sums = sum_over_examples(term, tuple(tf.nest.flatten(examples)))
+        sums = sum_over_examples(term, tuple(tf.nest.flatten(examples)), _zeros_of(weights))
         return dict(zip(weights, sums, strict=True))
 
     def _magnitudes(self, tape, target, weights):
@@ -377,6 +377,11 @@ def _common_signature(known, new):
 def _zeros(weight):
     """Return the sum over no examples."""
     return tf.zeros(weight.shape, _sum_dtype(weight))
+
+
+def _zeros_of(weights):
+    """Return the sums of gradients over no examples."""
+    return [tf.zeros(weight.shape, weight.dtype) for weight in weights.values()]
 
 
 def _nothing(weight):

@@ -23,7 +23,8 @@ passes through the whole model, one example at a time. A mistake in the other di
 `check_importance`, which compares with the definition.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -68,13 +69,8 @@ class Trial:
         Args:
             batch: Structure of tensors `[n, ...]`, n ≥ 1.
         """
-        rows = _rows_to_try(count_examples(batch))
-        together = self._fingerprints(_take(batch, rows))
-        independent = [True] * len(together)
-        for k, row in enumerate(rows):
-            alone = self._fingerprints(_take(batch, [row]))
-            for i, (one, many) in enumerate(zip(alone, together, strict=True)):
-                independent[i] &= _is_row(one, many, k, len(rows))
+        with _unoptimized():
+            independent = self._independent(batch)
         targets_are, *calls_are = (
             all(independent[place] for place in places) for places in self._places
         )
@@ -86,6 +82,17 @@ class Trial:
             if not (is_closed and is_independent)
         }
         return frozenset(layer for layer, _ in self._candidates) - excluded
+
+    def _independent(self, batch) -> list[bool]:
+        """Return for each tensor of the outputs whether its rows belong to one example each."""
+        rows = _rows_to_try(count_examples(batch))
+        together = self._fingerprints(_take(batch, rows))
+        independent = [True] * len(together)
+        for k, row in enumerate(rows):
+            alone = self._fingerprints(_take(batch, [row]))
+            for i, (one, many) in enumerate(zip(alone, together, strict=True)):
+                independent[i] &= _is_row(one, many, k, len(rows))
+        return independent
 
     def _run(self, batch):
         """Return the tensors of the targets and of all calls, each tensor once."""
@@ -102,7 +109,25 @@ class Trial:
         return list(distinct.values())
 
     def _fingerprints(self, batch) -> list[np.ndarray]:
-        return [_fingerprint(tensor.numpy()) for tensor in self._traced(batch)]
+        arrays = [tensor.numpy() for tensor in self._traced(batch)]
+        # Plain sums would be equal for all normalized rows.
+        factors = np.cos(np.arange(max(map(np.size, arrays)), dtype=np.float32))
+        return [_fingerprint(array, factors) for array in arrays]
+
+
+@contextlib.contextmanager
+def _unoptimized() -> Iterator[None]:
+    """Keep TensorFlow from optimizing graphs run inside the block.
+
+    That takes longer than to run a graph five times on a few examples.
+    """
+    options = tf.config.optimizer.get_experimental_options()
+    before = options.get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
 
 def _rows_to_try(examples: int) -> list[int]:
@@ -134,8 +159,8 @@ def _with_varying_rows(graph: tf.Graph) -> set[str]:
     return names
 
 
-def _fingerprint(array: Any) -> np.ndarray:
-    """Return two numbers per row, `[n, 2]`, the second being the scale of the first.
+def _fingerprint(array: Any, factors: np.ndarray) -> np.ndarray:
+    """Return two numbers per row, `[n, 2]`: its sum, weighted by factors, and the scale of that.
 
     No rows for a scalar, and for complex numbers, whose gradients no layer is measured by.
     """
@@ -144,10 +169,11 @@ def _fingerprint(array: Any) -> np.ndarray:
     if array.dtype == object:  # strings
         array = np.vectorize(hash, otypes=[np.float64])(array)
     rows = len(array)
-    flat = array.reshape(rows, array.size // max(rows, 1)).astype(np.float64)
-    # Plain sums would be equal for all normalized rows.
-    factors = np.cos(np.arange(flat.shape[1]))
-    return np.stack([flat @ factors, np.abs(flat).sum(axis=1)], axis=1)
+    precise = array if array.dtype == np.float32 else array.astype(np.float64)
+    flat = precise.reshape(rows, array.size // max(rows, 1))
+    with np.errstate(over="ignore", invalid="ignore"):  # of what is not finite
+        weighted = flat @ factors[: flat.shape[1]].astype(flat.dtype)
+        return np.stack([weighted, np.abs(flat).sum(axis=1)], axis=1)
 
 
 def _is_row(one: np.ndarray, many: np.ndarray, k: int, rows: int) -> bool:

@@ -7,6 +7,7 @@ roles of a and δ are exchanged.
 
 import itertools
 import math
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -14,7 +15,7 @@ from keras import layers
 
 from .dense import bias_sums, kernel_sum
 from .registry import rule
-from .slices import flat_positions, sum_first, sum_over_slices
+from .slices import flat_positions, ones_for, sum_first, sum_over_slices, traced_once
 
 # Offsets are concatenated until a matrix product has so many rows: one of three rows, as in the
 # first layer of an image network, takes as long as one of thirty.
@@ -25,7 +26,7 @@ _MIN_ROWS = 32
 def convolution(layer, inputs, delta, magnitude):
     """Return the sums of a convolution with kernel `[*offsets, I / groups, O]`."""
     a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
-    kernel = _kernel_sum(a, d, layer, magnitude, layer.groups)
+    kernel = _kernel_sum(a, d, window=_window(layer), magnitude=magnitude, groups=layer.groups)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
@@ -33,7 +34,7 @@ def convolution(layer, inputs, delta, magnitude):
 def transposed_convolution(layer, inputs, delta, magnitude):
     """Return the sums of a transposed convolution with kernel `[*offsets, O, I]`."""
     a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
-    kernel = _kernel_sum(d, a, layer, magnitude)
+    kernel = _kernel_sum(d, a, window=_window(layer), magnitude=magnitude)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
@@ -41,7 +42,8 @@ def transposed_convolution(layer, inputs, delta, magnitude):
 def depthwise_convolution(layer, inputs, delta, magnitude):
     """Return the sums of a convolution per channel with kernel `[*offsets, I, multiplier]`."""
     a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
-    kernel = _depthwise_sum(a, d, layer, layer.kernel.shape, magnitude)
+    shape = tuple(layer.kernel.shape)
+    kernel = _depthwise_sum(a, d, window=_window(layer), shape=shape, magnitude=magnitude)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
@@ -49,15 +51,16 @@ def depthwise_convolution(layer, inputs, delta, magnitude):
 def separable_convolution(layer, inputs, delta, magnitude):
     """Return the sums of z = pointwise(depthwise(a)): each kernel with its own inputs and δ."""
     a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
-    middle = _depthwise(a, layer.depthwise_kernel, layer, layer.padding)
+    window, shape = _window(layer), tuple(layer.depthwise_kernel.shape)
+    middle = _depthwise(a, layer.depthwise_kernel, window, layer.padding)
     matrix = tf.reshape(layer.pointwise_kernel, layer.pointwise_kernel.shape[-2:])
     middle_delta = tf.matmul(d, matrix, transpose_b=True)
-    shape = layer.depthwise_kernel.shape
+    depthwise = _depthwise_sum(a, middle_delta, window=window, shape=shape, magnitude=magnitude)
     return _sums(
         layer,
         delta,
         magnitude,
-        depthwise_kernel=_depthwise_sum(a, middle_delta, layer, shape, magnitude),
+        depthwise_kernel=depthwise,
         pointwise_kernel=kernel_sum(middle, d, magnitude),
     )
 
@@ -69,27 +72,30 @@ def _sums(layer, delta, magnitude, **kernels):
     return sums | bias_sums(layer, delta, magnitude, trailing)
 
 
-def _kernel_sum(a, z, layer, magnitude, groups=1):
+@traced_once
+def _kernel_sum(a, z, *, window, magnitude, groups=1):
     """Return Σ_k magnitude(Σ_p a_k[p·s + u·d] ⊗ z_k[p]), `[U · I / groups, O]`.
 
     Groups do not mix, so they are an axis beside that of the examples until these are summed.
     """
-    inputs_by_offset = _offsets(a, z, layer)
+    inputs_by_offset = _offsets(a, z, window)
     rows, columns = a.shape[-1] // groups, z.shape[-1] // groups
     together = max(1, _MIN_ROWS // rows)
 
     def part(a_part, z_part):
+        ones = ones_for(a_part)
         a_part, z_part = _groups_as_examples(a_part, groups), _groups_as_examples(z_part, groups)
         d = tf.transpose(flat_positions(z_part), [0, 2, 1])
         by_offset, sums = list(inputs_by_offset(a_part)), []
         for first in range(0, len(by_offset), together):
             terms = tf.concat(by_offset[first : first + together], axis=-1)
             g = magnitude(tf.matmul(d, flat_positions(terms)))
-            sums.append(sum_first(tf.reshape(g, [-1, groups, columns, terms.shape[-1]])))
+            sums.append(sum_first(tf.reshape(g, [-1, groups, columns, terms.shape[-1]]), ones))
         return tf.concat(sums, axis=2)
 
     elements = max(math.prod(filter(None, z.shape[1:-1])), columns) * together * rows * groups
-    return tf.transpose(sum_over_slices(part, (a, z), elements), [2, 0, 1])
+    zero = tf.zeros([groups, columns, math.prod(window.sizes) * rows], a.dtype)
+    return tf.transpose(sum_over_slices(part, (a, z), elements, zero), [2, 0, 1])
 
 
 def _groups_as_examples(tensor, groups):
@@ -103,7 +109,8 @@ def _groups_as_examples(tensor, groups):
     return tf.reshape(moved, [-1, *sizes[1:-1], sizes[-1] // groups])
 
 
-def _depthwise_sum(a, delta, layer, shape, magnitude):
+@traced_once
+def _depthwise_sum(a, delta, *, window, shape, magnitude):
     """Return Σ_k magnitude(g_k), `[*offsets, I, multiplier]`.
 
     A depthwise convolution does not mix channels. With the examples of the batch laid side by side
@@ -113,25 +120,26 @@ def _depthwise_sum(a, delta, layer, shape, magnitude):
 
     def part(a_part, delta_part):
         side_by_side = tf.zeros([*offsets, tf.shape(a_part)[0] * features, multiplier], a.dtype)
-        padded = _padded(a_part, delta_part, layer)
+        padded = _padded(a_part, delta_part, window)
         with tf.GradientTape() as tape:
             tape.watch(side_by_side)
-            z = _depthwise(_examples_as_channels(padded), side_by_side, layer, "valid")
+            z = _depthwise(_examples_as_channels(padded), side_by_side, window, "valid")
         g = tape.gradient(z, side_by_side, output_gradients=_examples_as_channels(delta_part))
         by_example = tf.reshape(g, [*offsets, -1, features, multiplier])
         return tf.reduce_sum(magnitude(by_example), axis=len(offsets))
 
-    return sum_over_slices(part, (a, delta), math.prod(filter(None, a.shape[1:])))
+    elements = math.prod(filter(None, a.shape[1:]))
+    return sum_over_slices(part, (a, delta), elements, tf.zeros(shape, a.dtype))
 
 
-def _depthwise(a, kernel, layer, padding):
+def _depthwise(a, kernel, window, padding):
     # Depthwise layers in Keras have no causal padding.
     return keras.ops.depthwise_conv(
         a,
         kernel,
-        strides=layer.strides,
+        strides=window.strides,
         padding=padding,
-        dilation_rate=layer.dilation_rate,
+        dilation_rate=window.dilations,
         data_format="channels_last",
     )
 
@@ -144,34 +152,47 @@ def _examples_as_channels(tensor):
     return tf.reshape(moved, [1, *sizes[1:-1], sizes[0] * sizes[-1]])
 
 
-def _offsets(a, z, layer):
+def _offsets(a, z, window):
     """Return a function from (a part of) a to the inputs that each offset of the kernel multiplies.
 
     By plain slices, for every rank and dilation; TensorFlow's patch extraction supports fewer.
     """
-    geometry = _geometry(layer)
-    sizes = [_size(z, axis + 1) for axis in range(len(geometry))]
+    sizes = [_size(z, axis + 1) for axis in range(len(window.sizes))]
 
     def by_offset(part):
-        padded = _padded(part, z, layer)
-        for offset in itertools.product(*map(range, layer.kernel_size)):
-            yield padded[(slice(None), *_multiplied(offset, sizes, geometry))]
+        padded = _padded(part, z, window)
+        for offset in itertools.product(*map(range, window.sizes)):
+            yield padded[(slice(None), *_multiplied(offset, sizes, window.by_axis))]
 
     return by_offset
 
 
-def _padded(a, z, layer):
+def _padded(a, z, window):
     """Return the inputs with the zeros around them that a layer pads them with to output z."""
     pads = [
-        _pads(layer.padding, _size(a, axis + 1), _size(z, axis + 1), *parameters)
-        for axis, parameters in enumerate(_geometry(layer))
+        _pads(window.padding, _size(a, axis + 1), _size(z, axis + 1), *parameters)
+        for axis, parameters in enumerate(window.by_axis)
     ]
     return tf.pad(a, [(0, 0), *pads, (0, 0)])
 
 
-def _geometry(layer):
-    """Return kernel size, stride and dilation, per axis."""
-    return list(zip(layer.kernel_size, layer.strides, layer.dilation_rate, strict=True))
+class _Window(NamedTuple):
+    """What a convolution's kernel sees: its size, stride and dilation per axis, and the padding."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    padding: str
+
+    @property
+    def by_axis(self):
+        return list(zip(self.sizes, self.strides, self.dilations, strict=True))
+
+
+def _window(layer):
+    # As tuples, which `traced_once` can compare.
+    sizes, strides, dilations = layer.kernel_size, layer.strides, layer.dilation_rate
+    return _Window(tuple(sizes), tuple(strides), tuple(dilations), layer.padding)
 
 
 def _multiplied(offset, sizes, geometry):

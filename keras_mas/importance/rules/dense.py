@@ -29,7 +29,8 @@ def kernel_sum(inputs, delta, magnitude):
         return sum_first(magnitude(tf.matmul(a, d, transpose_a=True)))
 
     positions = flat_positions(inputs), flat_positions(delta)
-    return sum_over_slices(part, positions, elements=inputs.shape[-1] * delta.shape[-1])
+    shape = inputs.shape[-1], delta.shape[-1]
+    return sum_over_slices(part, positions, math.prod(shape), tf.zeros(shape, delta.dtype))
 
 
 def bias_sums(layer, delta, magnitude, trailing=0):
@@ -83,8 +84,9 @@ def einsum_dense(layer, inputs, delta, magnitude):
             magnitudes = magnitude(inputs), magnitude(delta)
             sums["kernel"] = tf.einsum(f"{a},{z}->{w}", *magnitudes)
         else:
-            elements = math.prod(layer.kernel.shape)
-            sums["kernel"] = sum_over_slices(part, (inputs, delta), elements)
+            shape = layer.kernel.shape
+            zero = tf.zeros(shape, delta.dtype)
+            sums["kernel"] = sum_over_slices(part, (inputs, delta), math.prod(shape), zero)
     return sums
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import contextvars
+import functools
 import math
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -13,11 +15,39 @@ from ...context import holding
 SLICE_BYTES = 2**22
 
 _slice_bytes = contextvars.ContextVar("slice_bytes", default=SLICE_BYTES)
+_traces: contextvars.ContextVar[dict[tuple, Callable]] = contextvars.ContextVar("traces")
 
 
-def slices_of(size: int) -> contextlib.AbstractContextManager[None]:
-    """Set the memory in bytes for one slice in the rules that are traced inside the block."""
-    return holding(_slice_bytes, size)
+@contextlib.contextmanager
+def tracing_rules(slice_bytes: int) -> Iterator[None]:
+    """Set the memory for one slice in rules traced inside the block, which share their traces."""
+    with holding(_slice_bytes, slice_bytes), holding(_traces, {}):
+        yield
+
+
+def traced_once(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Trace a function once for all calls in one `tracing_rules` that are alike, as a decorator.
+
+    The layers of a network are alike in blocks. The function takes tensors, and by name options
+    that can be compared; it returns a tensor.
+    """
+
+    @functools.wraps(function)
+    def call(*tensors, **options):
+        specs = tuple(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors)
+        key = function, specs, tuple(options.items())
+        traces = _traces.get({})  # outside of `tracing_rules` nothing is shared
+        if key not in traces:
+            # Put in line, each call would be optimized by itself.
+            traced = tf.function(
+                functools.partial(function, **options),
+                autograph=False,
+                experimental_attributes={"_noinline": True},
+            )
+            traces[key] = traced.get_concrete_function(*specs)
+        return traces[key](*tensors)
+
+    return call
 
 
 def flat_positions(tensor):
@@ -25,8 +55,9 @@ def flat_positions(tensor):
     if tensor.shape.rank == 3:
         return tensor
     positions = tensor.shape[1:-1]
-    total = math.prod(positions) if positions.is_fully_defined() else -1
-    return tf.reshape(tensor, [tf.shape(tensor)[0], total, tensor.shape[-1]])
+    if positions.is_fully_defined():
+        return tf.reshape(tensor, [-1, math.prod(positions), tensor.shape[-1]])
+    return tf.reshape(tensor, [tf.shape(tensor)[0], -1, tensor.shape[-1]])
 
 
 def sum_to_axes(tensor, axes):
@@ -42,56 +73,60 @@ def sum_to_shape(tensor, shape):
     return tf.reshape(summed, [-1, *shape])
 
 
-def sum_first(tensor):
+def sum_first(tensor, ones=None):
     """Sum `[n, *shape]` over its first axis, `shape` known.
 
-    By a product with ones, which takes TensorFlow two thirds of the time of `tf.reduce_sum`.
+    By a product with ones `[1, n]`, which takes TensorFlow two thirds of the time of
+    `tf.reduce_sum`.
     """
+    ones = ones_for(tensor) if ones is None else ones
     shape = tensor.shape[1:]
     flat = tf.reshape(tensor, [-1, shape.num_elements()])
-    ones = tf.ones([1, tf.shape(flat)[0]], tensor.dtype)
     return tf.reshape(tf.matmul(ones, flat), shape)
 
 
-def sum_over_examples(function, examples):
+def ones_for(tensor):
+    """Return the ones `[1, n]` that `sum_first` multiplies `[n, ...]` with."""
+    return tf.ones([1, tf.shape(tensor)[0]], tensor.dtype)
+
+
+def sum_over_examples(function, examples, zero):
     """Return Σ_k function(*example_k), holding one example's terms at a time.
 
     Args:
         function: From the tensors of one example, without their first axis, to a tensor, or a list
             of tensors.
-        examples: Tuple of tensors `[N, ...]`, N ≥ 1.
+        examples: Tuple of tensors `[N, ...]`.
+        zero: The sum over no examples.
     """
-    first = function(*(tensor[0] for tensor in examples))
 
+    # From 0, and not from the first example, so that the function is traced once.
     def add(sums, example):
         return tf.nest.map_structure(tf.add, sums, function(*example))
 
-    return tf.foldl(
-        add, tuple(tensor[1:] for tensor in examples), initializer=first, parallel_iterations=1
-    )
+    return tf.foldl(add, examples, initializer=zero, parallel_iterations=1)
 
 
-def sum_over_slices(function, examples, elements):
+def sum_over_slices(function, examples, elements, zero):
     """Return the sum of `function` over slices of the examples, one slice in memory at a time.
 
     Args:
         function: From tensors `[n, ...]`, n ≥ 1, to a tensor that adds up over examples.
-        examples: Tuple of tensors `[N, ...]`, N ≥ 1.
+        examples: Tuple of tensors `[N, ...]`.
         elements: Elements of the largest product that one example needs; an int.
+        zero: The sum over no examples.
     """
     size = max(1, _slice_bytes.get() // (examples[0].dtype.size * max(1, elements)))
     total = tf.shape(examples[0])[0]
 
-    def part(start):
-        return function(*(tensor[start : start + size] for tensor in examples))
+    def add(start, sums):
+        part = function(*(tensor[start : start + size] for tensor in examples))
+        return start + size, sums + part
 
     if size == 1:
         return sum_over_examples(
-            lambda *example: function(*(tensor[None] for tensor in example)), examples
+            lambda *example: function(*(tensor[None] for tensor in example)), examples, zero
         )
     return tf.while_loop(
-        lambda start, _: start < total,
-        lambda start, sums: (start + size, sums + part(start)),
-        (tf.constant(size), part(0)),
-        parallel_iterations=1,
+        lambda start, _: start < total, add, (tf.constant(0), zero), parallel_iterations=1
     )[1]
