@@ -2,9 +2,10 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -148,23 +149,35 @@ def test_an_interrupted_decoding_goes_on_after_its_last_file(on_disk):
     assert sorted(again.decoded) == [4, 5, 6]
 
 
-def test_a_killed_process_leaves_whole_files_and_nothing_locked(on_disk):
-    context = multiprocessing.get_context("fork")
-    pictures = Pictures()
-    original = pictures.decode
+KILLED = """
+import os, pathlib, sys, time
+import numpy as np
+from keras_mas.training.tasks import cache
+from keras_mas.training.tasks.encoded import Encoded, Example
+from keras_mas.training.tasks.store import Store
 
-    def killed(number):
-        if number == 5:
+def decode(number):
+    while number == 5:
+        time.sleep(0.01)
+        if pathlib.Path(sys.argv[1], "pictures", "00001.npy").exists():
             os.kill(os.getpid(), 9)
-        return original(number)
+    return np.full((2, 2, 3), number, np.uint8)
 
-    pictures.decode = killed
-    process = context.Process(target=lambda: on_disk().keep(pictures.encoded()))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -9
+def examples(first):
+    return (Example(str(n), lambda n=n: decode(n)) for n in range(first, 7))
+
+cache.SHARD_BYTES = 24
+Store(83, sys.argv[1]).keep(Encoded("pictures", 7, "pictures", examples))
+"""
+
+
+def test_a_killed_process_leaves_whole_files_and_nothing_locked(on_disk, tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "cache")]
+    assert subprocess.run(command, timeout=60).returncode == -9
     again = Pictures()
     assert shades(on_disk().keep(again.encoded())[0]) == list(range(7))
+    assert sorted(again.decoded) == [4, 5, 6]
+    assert list((tmp_path / "cache/pictures").glob(".tmp-*")) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "header", "gone"])
@@ -180,6 +193,35 @@ def test_a_damaged_file_is_decoded_again(on_disk, folder, damage):
     assert shades(on_disk().keep(again.encoded())[0]) == list(range(7))
     assert set(again.decoded) >= {2, 3}
     assert path.read_bytes() == content
+
+
+def test_files_between_whole_ones_get_their_own_inputs_again(on_disk, folder):
+    def keep(pictures):
+        return on_disk(skip_broken=True).keep(pictures.encoded())
+
+    with pytest.warns(UserWarning, match="picture 5"):
+        keep(Pictures(broken=[5]))
+    for number in (0, 2):
+        (folder / f"0000{number}.npy").unlink()
+    again = Pictures(broken=[5])
+    with pytest.warns(UserWarning, match="picture 5"):
+        inputs, rows = keep(again)
+    assert shades(inputs, rows) == rows.tolist() == [0, 1, 2, 3, 4, 6]
+    notes = [json.loads(path.read_text()) for path in folder.glob("0*.json")]
+    assert notes == [{"5": "Expected an image. Received: picture 5."}]
+
+
+def test_many_examples_are_decoded_at_the_same_time_and_stay_in_order(tmp_path):
+    pictures = Pictures(count=200)
+    original = pictures.decode
+
+    def decode(number):
+        time.sleep(0.002 * (number % 3 == 0))
+        return original(number)
+
+    pictures.decode = decode
+    inputs, _ = Store(200 * ROW, tmp_path).keep(pictures.encoded())
+    assert shades(inputs) == list(range(200))
 
 
 def test_a_description_that_is_damaged_is_made_again(on_disk, folder):
@@ -320,6 +362,7 @@ def test_memory_below_one_input(tmp_path):
 def test_memory_below_one_batch(on_disk):
     inputs, _ = on_disk().keep(Pictures().encoded())
     inputs.check_batch(6)
+    cache.CachedArray(Path(), 9, Row(np.dtype(np.uint8), (12,)), "", memory=84).check_batch(7)
     with pytest.raises(UsageError, match="one batch of 7 inputs, 84 bytes. Received: 83 bytes.*"):
         inputs.check_batch(7)
 
