@@ -1,12 +1,12 @@
 """What importance from fewer examples costs in accuracy, and saves in time.
 
-    python benchmarks/max_examples.py [--streams split-digits,split-mnist,svhn] [--seeds 0,1,2]
+    python benchmarks/max_examples.py [--streams split-digits,split-mnist,letters] [--seeds 0,1,2]
 
-Each stream is learned with Ω from 100, 300, 1,000 and all examples of each task. The error is that
-of Ω after the first task, until which the runs of a seed are equal: Σ |Ω_n − Ω| / Σ Ω over all
+Each stream is learned with Ω from 100, 300, 500, 1,000 and all examples of each task. The error is
+that of Ω after the first task, until which the runs of a seed are equal: Σ |Ω_n − Ω| / Σ Ω over all
 weights. Runs are kept under runs/max_examples, and a run that is there is not repeated. Writes
-results/max_examples.json, where rows of other streams stay as they are. `svhn` is cut from the
-prepared data set `svhn10_32`; set TFDS_DATA_DIR to the folder that holds it.
+results/max_examples.json, where rows of other streams stay as they are. `letters` is cut from
+the prepared data set `chars74k_36_64`; set TFDS_DATA_DIR to the folder that holds it.
 """
 
 import argparse
@@ -27,28 +27,34 @@ from keras_mas.training.settings import RECIPES, Recipe, Settings
 from keras_mas.training.tasks import load_tasks
 
 ALL = 10**9
-SIZES = (100, 300, 1000, ALL)
+SIZES = (100, 300, 500, 1000, ALL)
 
-SVHN = """
-name = "svhn"
-
-[[task]]
-name = "low"
-tfds = "svhn10_32"
-classes = [0, 1, 2, 3, 4]
+LETTERS = """
+name = "letters"
+image_size = 32
 
 [[task]]
-name = "high"
-tfds = "svhn10_32"
-classes = [5, 6, 7, 8, 9]
+name = "digits"
+tfds = "chars74k_36_64"
+classes = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+[[task]]
+name = "a-to-m"
+tfds = "chars74k_36_64"
+classes = [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]
+
+[[task]]
+name = "n-to-z"
+tfds = "chars74k_36_64"
+classes = [23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35]
 """
 
 RECIPES_OF = {
     "split-digits": RECIPES["split-digits"],
     "split-mnist": Recipe(epochs=4, batch_size=128),
-    "svhn": Recipe(backbone="cnn-32-64-128", epochs=10),
+    "letters": Recipe(backbone="cnn-16-32-64", epochs=30),
 }
-STRENGTHS = {"split-digits": 1.0, "split-mnist": 1.0, "svhn": 1.0}
+STRENGTHS = {"split-digits": 1.0, "split-mnist": 1.0, "letters": 1.0}
 
 RUNS = Path("runs/max_examples")
 RECORD = Path("results/max_examples.json")
@@ -85,11 +91,11 @@ def measure(name, seeds):
 
 def stream_of(name):
     """Return what `load_tasks` takes for a stream."""
-    if name != "svhn":
+    if name != "letters":
         return name
-    path = RUNS / "svhn.toml"
+    path = RUNS / "letters.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(SVHN)
+    path.write_text(LETTERS)
     return path
 
 
