@@ -24,8 +24,6 @@ def batches(
     *,
     shuffle_seed: int | None,
     augment: tuple[str, ...],
-    label_offset: int,
-    labels: bool,
 ) -> "tf.data.Dataset":
     """Return the batches of a split; arguments as for `Split.dataset`."""
     import tensorflow as tf
@@ -41,7 +39,7 @@ def batches(
         """Return the epoch that begins now, and the rows and labels in its order."""
         epoch = next(epochs)
         chosen = epoch_order(count, shuffle_seed, epoch)
-        return np.int64(epoch), split.rows[chosen], split.labels[chosen] + label_offset
+        return np.int64(epoch), split.rows[chosen], split.labels[chosen]
 
     def one_epoch(epoch, rows, of_rows):
         def cut(number):
@@ -55,7 +53,7 @@ def batches(
         inputs = source.gather(rows)
         if augment:
             inputs = augmented(inputs, augment, (shuffle_seed or 0, epoch, number))
-        return (inputs, of_rows) if labels else inputs
+        return inputs, of_rows
 
     return (
         tf.data.Dataset.range(1)

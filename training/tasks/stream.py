@@ -110,8 +110,6 @@ class Split:
         *,
         shuffle_seed: int | None = None,
         augment: tuple[str, ...] = (),
-        label_offset: int = 0,
-        labels: bool = True,
     ) -> "tf.data.Dataset":
         """Return the examples as a dataset of batches, made ahead of their use.
 
@@ -125,11 +123,9 @@ class Split:
                 for the split's own order.
             augment: Names out of `augmentation.AUGMENTATIONS`. What is changed, and how, depends on
                 the seed, the epoch and the batch.
-            label_offset: What is added to every label.
-            labels: Whether the batches are pairs of inputs and labels.
 
         Returns:
-            Pairs `([n, ...], [n])`, or inputs `[n, ...]` alone.
+            Pairs of inputs `[n, ...]` and labels `[n]`; `batches` yields inputs alone.
 
         Raises:
             UsageError: If one batch is larger than the memory that data may take, or the inputs
@@ -142,8 +138,6 @@ class Split:
             batch_size,
             shuffle_seed=shuffle_seed,
             augment=augment,
-            label_offset=label_offset,
-            labels=labels,
         )
 
 

@@ -64,5 +64,5 @@ def test_grey_images_on_disk_become_rgb_beside_colours(pets, write_npz, tmp_path
     (tmp_path / "shop.toml").write_text(TOML + '[[task]]\nname = "b"\nnpz = "a.npz"\n')
     stream = load_tasks(tmp_path / "shop.toml", cache_memory=400, cache_dir=tmp_path)
     assert stream.tasks[1].input_shape == (8, 8, 3)
-    (batch,) = stream.tasks[1].test.dataset(8, labels=False)
+    ((batch, _),) = stream.tasks[1].test.dataset(8)
     np.testing.assert_array_equal(batch, np.repeat(grey[:4, ..., None], 3, axis=-1))
