@@ -83,11 +83,12 @@ class Learner:
     def after_task(self, number: int, split: Split, on_progress: Callable | None = None) -> None:
         """Have the method take note of the task that was just learned."""
         recipe = self.settings.recipe
+        total = min(recipe.max_examples, len(split))
         self.method.after_task(
             self.network.load(self._head(number)),
             split.batches(recipe.batch_size),
             max_examples=recipe.max_examples,
-            on_progress=on_progress,
+            on_progress=on_progress and (lambda examples, _: on_progress(examples, total)),
         )
 
     def accuracy(self, task: Task, split: str) -> float:

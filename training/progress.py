@@ -1,7 +1,8 @@
-"""The progress of a run on standard error: a line per task and, on a terminal, live bars."""
+"""The progress of decoding and of a run on standard error: lines and, on a terminal, live bars."""
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 
 import keras
@@ -12,6 +13,9 @@ from rich.text import Text
 from .console import stderr_console
 from .run import Listener, TaskResult
 from .tasks import Task, TaskStream
+
+# Fewer inputs than this are decoded in a moment.
+_MANY = 1000
 
 
 class TaskLines(Listener):
@@ -140,6 +144,51 @@ class TaskLines(Listener):
 
     def _epochs(self, number: int) -> int:
         return self.epochs[number - 1] if self.epochs else 1
+
+
+class DecodingLines:
+    """Says what is being decoded, where that takes a while, with a live bar on a terminal.
+
+    Use it as a context manager, so that the bar is removed however the decoding ends.
+    """
+
+    def __init__(self) -> None:
+        self.console = stderr_console()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:,}/{task.total:,}"),
+            console=self.console,
+            transient=True,
+            redirect_stdout=False,
+            disable=not self.console.is_terminal,
+        )
+        self.now = self.bar.add_task("", visible=False)
+        self.where = ""
+
+    def __enter__(self) -> "DecodingLines":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def decoded(self, where: str, folder: Path | None, done: int, count: int) -> None:
+        """Show that so many inputs have been decoded; arguments as `load_tasks` passes them."""
+        if count < _MANY:
+            return
+        if where != self.where:
+            self.where = where
+            kept = f"to '{folder}'" if folder else "into memory"
+            self.console.print(f"decoding {count:,} inputs of {where} {kept}", soft_wrap=True)
+        self.bar.update(
+            self.now, description="decoding", completed=done, total=count, visible=done < count
+        )
 
 
 class _Epochs(keras.callbacks.Callback):

@@ -249,6 +249,11 @@ class _Run:
             "forgetting": metrics.forgetting(self.rows),
             "forward_transfer": metrics.forward_transfer(self.rows, self.baseline),
             "recipe": dataclasses.asdict(settings.recipe),
+            "examples": {
+                task.name: {role: len(split) for role, split in task.splits.items()}
+                for task in self.stream.tasks
+            },
+            "files_left_out": len(self.stream.left_out),
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
             "versions": _versions(),
         }

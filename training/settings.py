@@ -71,7 +71,7 @@ class Recipe:
         "examples of each task that importance is measured on, at most; a random sample",
         bounds=AT_LEAST_ONE,
         metavar="N",
-        label="examples",
+        label="importance",
     )
     augment: str = option(
         "",

@@ -5,12 +5,13 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from keras_mas.training import progress
-from keras_mas.training.progress import TaskLines, time_left
+from keras_mas.training.progress import DecodingLines, TaskLines, time_left
 from keras_mas.training.run import TaskResult, train
 
 # 80 examples a task, 6 epochs and one measurement of importance: 560 units a task.
@@ -174,3 +175,16 @@ with TaskLines(SimpleNamespace(tasks=[task]), "mas") as lines:
     assert text.rindex(b"\x1b[?25h") > text.rindex(b"\x1b[?25l")  # the cursor is shown again
     after = re.split(rb"\x1b\[2K", text)[-1]  # after the last line that was erased
     assert b"epoch" not in after and b"Traceback" in after
+
+
+def test_decoding_is_told_of_once_for_many_inputs(capsys):
+    with DecodingLines() as lines:
+        for done in range(1, 1001):
+            lines.decoded("'photos/train'", Path("cache"), done, 1000)
+        for done in range(1, 1001):
+            lines.decoded("'photos/test'", None, done, 1000)
+        lines.decoded("'photos/val'", None, 1, 999)
+    assert capsys.readouterr().err == (
+        "decoding 1,000 inputs of 'photos/train' to 'cache'\n"
+        "decoding 1,000 inputs of 'photos/test' into memory\n"
+    )

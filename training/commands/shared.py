@@ -63,7 +63,11 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 def load_stream(args: argparse.Namespace) -> TaskStream:
     """Load the tasks that were asked for."""
-    return load_tasks(args.tasks, seed=args.seed, **given_options(LoadOptions, args))
+    from ..progress import DecodingLines
+
+    options = given_options(LoadOptions, args)
+    with DecodingLines() as lines:
+        return load_tasks(args.tasks, seed=args.seed, on_decoded=lines.decoded, **options)
 
 
 def settings_of(args: argparse.Namespace, stream: TaskStream) -> Settings:

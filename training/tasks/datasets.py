@@ -291,10 +291,7 @@ def _decode_image(name, content, feature, image_size):
     try:
         image = feature.decode_example(content).numpy()
     except tf.errors.OpError as error:
-        raise BrokenFileError(
-            f"Expected an image that can be decoded. Received: {name} ({_first_line(error)}). "
-            "Prepare the data set again, or leave out such images with `--skip-broken`."
-        ) from error
+        raise BrokenFileError(f"{name} ({_first_line(error)})") from error
     return standard_inputs(resized(name, image, image_size)[np.newaxis], name)[0]
 
 

@@ -11,4 +11,15 @@ class DataError(RuntimeError):
 
 
 class BrokenFileError(DataError):
-    """A file, or one example of a data set, cannot be decoded; it may be left out."""
+    """A file, or one example of a data set, cannot be decoded; it may be left out.
+
+    Args:
+        reason: What cannot be decoded, and in parentheses why.
+    """
+
+    def __init__(self, reason: str):
+        self.reason = reason
+        super().__init__(
+            f"Expected an image that can be decoded. Received: {reason}. Repair, convert or remove "
+            "it, or leave out all that cannot be decoded with `--skip-broken`."
+        )

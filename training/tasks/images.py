@@ -57,10 +57,8 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # decoders raise too many kinds of error to list
-        raise BrokenFileError(
-            f"Expected an image that can be decoded. Received: '{path}' ({error}). Repair, convert "
-            "or remove this file, or leave out all such files with `--skip-broken`."
-        ) from error
+        why = str(error).replace(f" {str(path)!r}", "")  # which names the file again
+        raise BrokenFileError(f"'{path}' ({why})") from error
 
 
 def _to_rgb(image):

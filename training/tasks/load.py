@@ -9,6 +9,7 @@ from keras_mas.errors import UsageError
 from ..wording import did_you_mean, one_of
 from .builtin import builtin_names, load_builtin
 from .source import LoadOptions
+from .store import OnDecoded
 from .stream import TaskStream
 from .toml_file import load_toml
 
@@ -22,6 +23,7 @@ def load_tasks(
     cache_memory: int | None = None,
     cache_dir: str | Path | None = None,
     skip_broken: bool = False,
+    on_decoded: OnDecoded = lambda *_: None,
 ) -> TaskStream:
     """Load a stream of tasks by its name or from a TOML file.
 
@@ -40,6 +42,8 @@ def load_tasks(
         cache_dir: Folder for decoded data that exceed the memory; None for the user's cache folder.
         skip_broken: Whether files that cannot be decoded are left out, with a warning for each,
             rather than refused.
+        on_decoded: Called after every input that was decoded, with what it belongs to, the folder
+            that it is kept in (None for memory), how many have been decoded, and of how many.
 
     Returns:
         The stream: inputs unscaled, as uint8 or float32, and labels from 0 in each task.
@@ -48,7 +52,9 @@ def load_tasks(
         UsageError: If the request is wrong: an unknown name, a missing file, an unknown key.
         DataError: If the data is bad or unavailable.
     """
-    options = LoadOptions(seed, validation_fraction, data_dir, cache_memory, cache_dir, skip_broken)
+    options = LoadOptions(
+        seed, validation_fraction, data_dir, cache_memory, cache_dir, skip_broken, on_decoded
+    )
     stream = _load(tasks, options)
     left_out = tuple(options.store.left_out)
     if left_out:

@@ -12,7 +12,7 @@ from keras_mas.errors import UsageError
 from ..options import POSITIVE, check_options, option, size
 from ..wording import did_you_mean, one_of
 from .errors import DataError
-from .store import Store
+from .store import OnDecoded, Store
 from .stream import Split, Task, check_labels
 
 # Names of a validation split in folders and TFDS data sets.
@@ -32,6 +32,7 @@ class LoadOptions:
         cache_memory: Bytes of memory that decoded data may take; None for a quarter of the machine.
         cache_dir: Folder for decoded data that exceed it; None for `store.default_directory()`.
         skip_broken: Whether files that cannot be decoded are left out.
+        on_decoded: As for `Store`.
 
     Raises:
         UsageError: If the seed is negative, the fraction not between 0 and 1, or the memory not
@@ -65,6 +66,7 @@ class LoadOptions:
     skip_broken: bool = option(
         False, "leave out files that cannot be decoded, and count them (default: stop)"
     )
+    on_decoded: OnDecoded = lambda *_: None
 
     def __post_init__(self):
         if self.seed < 0:
@@ -79,7 +81,7 @@ class LoadOptions:
     @cached_property
     def store(self) -> Store:
         """Where all sources of a stream keep what they decode."""
-        return Store(self.cache_memory, self.cache_dir, self.skip_broken)
+        return Store(self.cache_memory, self.cache_dir, self.skip_broken, self.on_decoded)
 
 
 @dataclass(frozen=True, eq=False)

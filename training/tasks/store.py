@@ -3,7 +3,7 @@
 import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,11 @@ def default_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_mas"
 
 
+# Called with what is decoded, the folder that it is kept in (None for memory), how many inputs have
+# been decoded, and of how many.
+OnDecoded = Callable[[str, Path | None, int, int], object]
+
+
 class Store:
     """Keeps the decoded inputs of a stream: in memory, or in a folder for this run and later ones.
 
@@ -31,9 +36,10 @@ class Store:
         directory: Folder for inputs that do not fit; None for `default_directory()`. It takes the
             size of the decoded inputs, 150 kB for an image of 224x224, until it is removed.
         skip_broken: Whether to leave out what cannot be decoded.
+        on_decoded: Called after every input that was decoded.
 
     Attributes:
-        left_out: Why something was left out: a sentence for each file.
+        left_out: What was left out, and why: a line for each file.
     """
 
     def __init__(
@@ -41,10 +47,12 @@ class Store:
         memory: int | None = None,
         directory: str | Path | None = None,
         skip_broken: bool = False,
+        on_decoded: OnDecoded = lambda *_: None,
     ):
         self.memory = machine_memory() // 4 if memory is None else memory
         self.directory = default_directory() if directory is None else Path(directory)
         self.skip_broken = skip_broken
+        self.on_decoded = on_decoded
         self.left_out: list[str] = []
         self._free = self.memory
 
@@ -99,7 +107,7 @@ class Store:
             array, broken = cached.read(np.arange(len(cached))), cached.broken()
         else:
             array, broken = row.empty(encoded.count), {}
-            for index, values in enumerate(self._decoded(encoded, 0, row, broken)):
+            for index, values in enumerate(self._decoded(encoded, 0, row, broken, None)):
                 array[index] = values
         return MemoryArray(array, encoded.fingerprint), broken
 
@@ -110,21 +118,27 @@ class Store:
                 position: int | None = None
                 for shard in missing:
                     if shard.start != position:
-                        inputs = self._decoded(encoded, shard.start, row, broken)
+                        inputs = self._decoded(encoded, shard.start, row, broken, self.directory)
                     shard.write(itertools.islice(inputs, len(shard)), broken)
                     position = shard.stop
         return cached.broken()
 
     def _decoded(
-        self, encoded: Encoded, first: int, row: Row, broken: dict[int, str]
+        self,
+        encoded: Encoded,
+        first: int,
+        row: Row,
+        broken: dict[int, str],
+        directory: Path | None,
     ) -> Iterator[np.ndarray]:
         """Yield the inputs from a row on; zeros for one that is broken and noted as such."""
         for number, outcome in enumerate(encoded.decoded(first, row), first):
             if isinstance(outcome, BrokenFileError):
                 if not self.skip_broken:
                     raise outcome
-                broken[number] = str(outcome)
+                broken[number] = outcome.reason
                 outcome = np.zeros(row.shape, row.dtype)
+            self.on_decoded(encoded.where, directory, number + 1, encoded.count)
             yield outcome
 
     def _leave_out(self, broken):
