@@ -5,6 +5,7 @@ import functools
 import gc
 import pickle
 import threading
+import types
 import weakref
 
 import keras
@@ -16,6 +17,7 @@ from keras import layers
 from keras_mas import MASModel, SynapticMemory, compute_importance, importance_one_by_one
 from keras_mas.importance import check_importance, compute_fisher, forget_traces, rule
 from keras_mas.importance.rules import rule_for
+from keras_mas.importance.unchanged import KEPT_ENGINE, leaving_unchanged
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
 TRACES = []  # a name for each call of a `Counted`, in TensorFlow or in a trace
@@ -257,6 +259,118 @@ def test_a_layer_replaced_in_a_list_is_noticed():
     model.stack[1] = layers.ReLU()
     compute_importance(model, X)
     assert_is_the_definition(compute_importance(model, X), model, X)
+
+
+class Slotted:
+    __slots__ = ("power",)
+
+    def __init__(self, power):
+        self.power = power
+
+
+class Shared:
+    power = 1
+
+
+def helper(x):
+    return x * helper.factor
+
+
+helper.factor = 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        (types.SimpleNamespace(power=1), lambda held: setattr(held, "power", 2)),
+        (Slotted(1), lambda held: setattr(held, "power", 2)),
+        (Shared(), lambda held: setattr(type(held), "power", 2)),
+    ],
+    ids=["namespace", "slots", "class attribute"],
+)
+def test_objects_of_any_class_are_looked_into(model, options, change):
+    model.get_layer("counted").options = options
+    compute_importance(model, X)
+    change(options)
+    assert_is_the_definition(compute_importance(model, X), model, X)
+
+
+def test_attributes_of_functions_are_noticed(model, monkeypatch):
+    model.get_layer("counted").function = helper
+    compute_importance(model, X)
+    monkeypatch.setattr(helper, "factor", 3.0)
+    assert_is_the_definition(compute_importance(model, X), model, X)
+
+
+def test_the_order_of_a_dict_is_noticed():
+    class Planned(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+        def call(self, inputs):
+            for step in self.plan.values():
+                inputs = step(inputs * self.scale)
+            return inputs
+
+    layer = Planned()
+    object.__setattr__(layer, "plan", {"a": keras.ops.tanh, "b": keras.ops.exp})
+    model = keras.Sequential([keras.Input([4]), layer])
+    compute_importance(model, X)
+    layer.plan["a"] = layer.plan.pop("a")
+    assert_is_the_definition(compute_importance(model, X), model, X)
+
+
+@pytest.mark.parametrize("was_measured", [False, True])
+def test_a_change_that_the_data_make_and_undo_leaves_no_trace(model, was_measured):
+    layer = model.get_layer("counted")
+    if was_measured:
+        compute_importance(model, X)
+
+    def toggling():
+        layer.factor = 5.0
+        yield X
+        layer.factor = 1.0
+
+    with_five = compute_importance(model, toggling())
+    assert_is_the_definition(compute_importance(model, X), model, X)
+    layer.factor = 5.0
+    for name, expected in importance_one_by_one(model, X).items():
+        np.testing.assert_allclose(with_five[name], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("of_class", [False, True])
+def test_a_layer_whose_call_was_replaced_has_no_rule(of_class, monkeypatch):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input([4]), layers.Dense(3, "tanh"), layers.Dense(2)])
+    dense = model.layers[0]
+
+    def tripled(self, inputs, training=None):
+        return 3 * keras.ops.tanh(inputs @ self.kernel)  # and no bias
+
+    if of_class:
+        model.layers[-1].call = types.MethodType(layers.Dense.call, model.layers[-1])
+        monkeypatch.setattr(layers.Dense, "call", tripled)
+    else:
+        dense.call = types.MethodType(tripled, dense)
+    weights = [weight.value for weight in model.trainable_weights]
+    sums = [0.0] * len(weights)
+    for x in X:
+        with tf.GradientTape() as tape:
+            norm = tf.reduce_sum(model(x[None]) ** 2)
+        gradients = tape.gradient(norm, weights, unconnected_gradients="zero")
+        sums = [s + np.abs(g) for s, g in zip(sums, gradients, strict=True)]
+    for omega, expected in zip(compute_importance(model, X).values(), sums, strict=True):
+        np.testing.assert_allclose(omega, expected / len(X), rtol=1e-4, atol=1e-6)
+
+
+def test_what_another_thread_keeps_meanwhile_stays(model):
+    with leaving_unchanged([model]):
+        vars(model)[KEPT_ENGINE] = "of another thread"
+    assert vars(model).pop(KEPT_ENGINE) == "of another thread"
+    vars(model)[KEPT_ENGINE] = "before"
+    with leaving_unchanged([model]):
+        del vars(model)[KEPT_ENGINE]
+    assert KEPT_ENGINE not in vars(model)
 
 
 def test_a_class_whose_call_is_replaced_is_noticed(model, monkeypatch):

@@ -100,6 +100,7 @@ class Engine:
         }
         self._trials: dict[tuple, Trial] = {}
         self._steps: dict[tuple, _Step] = {}
+        self.before_kind: Callable[[], None] = lambda: None  # called before the first of its kind
         self.start()
 
     def start(self) -> None:
@@ -115,6 +116,11 @@ class Engine:
         self._only_ones: bool | None = None
         self._step: Any = None
 
+    def forget(self) -> None:
+        """Drop all traces."""
+        self._trials.clear()
+        self._steps.clear()
+
     def free(self) -> None:
         """Give back the memory of the sums, until the next pass starts."""
         for name, weight in self.weights.items():
@@ -123,6 +129,8 @@ class Engine:
     def add(self, batch: tuple[Any, Any]) -> bool:
         """Add the examples of a batch to the sums; return whether all of it was finite."""
         kind = _kind(batch)
+        if kind not in self._kinds:
+            self.before_kind()
         with leaving_unchanged(self.layers):
             if kind not in self._kinds:
                 self._kinds.add(kind)

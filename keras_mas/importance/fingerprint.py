@@ -5,8 +5,8 @@ A `Fingerprint` remembers
 - the attributes of every layer, and of its class and the classes that this derives from, among them
   `call`; the rule of each layer;
 - the contents of lists, tuples, dicts, sets and arrays in these attributes, in any depth, the
-  values that functions of the user's hold in closures and defaults, and the attributes of objects
-  of the user's own classes that an attribute holds;
+  values that functions of the user's hold in closures, defaults and attributes, and the attributes
+  and classes of other objects that an attribute holds;
 - which weights are trainable, and the paths of all weights, but not their values, which a trace
   reads when it runs;
 - what Keras and TensorFlow are set to (`floatx`, the strategy in whose scope we are, ...).
@@ -15,6 +15,7 @@ Objects are compared by identity and plain values by equality. Not seen is what 
 from elsewhere: a global name, or an object within an object.
 """
 
+import array
 import collections
 import functools
 import sys
@@ -27,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from .rules import rule_for
-from .unchanged import MEASURING, flatten_layers
+from .unchanged import KEPT_ENGINE, MEASURING, flatten_layers
 
 # Attributes that change as a layer is called, measured and combined into other models, and that its
 # output does not depend on.
@@ -67,7 +68,7 @@ _RECORDS_OF_A_MODEL = _RECORDS | {
     "_eval_epoch_iterator",
     "_initial_epoch",
     "_jit_compile",
-    "_kept_engine",
+    KEPT_ENGINE,
     "_loss_tracker",
     "_optimizer",
     "_run_eagerly",  # `run_eagerly` is among the surroundings
@@ -130,12 +131,12 @@ class Fingerprint:
                 continue
             self._seen[id(value)] = value
             contents = self._remember(read, value)
-            if isinstance(value, keras.Operation):
-                self._walk(contents.values())
+            if _is_of_library(value):
+                continue
+            inside = contents.values() if isinstance(contents, dict) else contents
+            self._walk(inside, in_object or read is _of_object)
+            if read in (_of_layer, _of_object):
                 self._walk(type(value).__mro__)
-            elif not _is_of_library(value):
-                inside = contents.values() if isinstance(contents, dict) else contents
-                self._walk(inside, in_object or read is _of_object)
 
 
 def _surroundings(model: keras.Model) -> list:
@@ -164,8 +165,10 @@ def _reader(value: Any) -> Callable[[Any], Any] | None:
     for kinds, read in _READERS:
         if isinstance(value, kinds):
             return read
-    is_own = hasattr(value, "__dict__") and not _is_of_library(type(value))
-    return _of_object if is_own else None
+    if hasattr(value, "python_function"):  # a `tf.function`
+        return _of_traced
+    of_library = type(value).__module__.partition(".")[0] in _LIBRARIES
+    return None if of_library or isinstance(value, types.ModuleType) else _of_object
 
 
 def _of_layer(layer: keras.Operation) -> dict:
@@ -174,7 +177,19 @@ def _of_layer(layer: keras.Operation) -> dict:
 
 
 def _of_object(value: Any) -> dict:
-    return dict(vars(value))
+    return {name: getattr(value, name) for name in _slots(value) if hasattr(value, name)} | dict(
+        getattr(value, "__dict__", {})
+    )
+
+
+def _slots(value: Any) -> list[str]:
+    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    return [name for part in slots for name in ([part] if isinstance(part, str) else part)]
+
+
+def _of_dict(value: dict) -> list:
+    # Their order may decide what is computed. A class derived from dict may have attributes too.
+    return [*value, *value.values(), *getattr(value, "__dict__", {}).values()]
 
 
 def _of_class(value: type) -> dict:
@@ -189,7 +204,8 @@ def _of_array(array: np.ndarray) -> list:
 def _of_function(function: types.FunctionType) -> list:
     cells = [cell for cell in function.__closure__ or () if _is_filled(cell)]
     values = [cell.cell_contents for cell in cells]
-    return [function.__code__, function.__defaults__, function.__kwdefaults__, *values]
+    own = vars(function).values()
+    return [function.__code__, function.__defaults__, function.__kwdefaults__, *values, *own]
 
 
 def _is_filled(cell: types.CellType) -> bool:
@@ -208,14 +224,33 @@ def _of_method(method: types.MethodType) -> list:
     return [method.__self__, method.__func__]
 
 
+def _of_property(value: property) -> list:
+    return [value.fget]
+
+
+def _of_wrapper(value: Any) -> list:
+    return [value.__func__]
+
+
+def _of_traced(value: Any) -> list:
+    return [value.python_function]
+
+
+def _of_buffer(value: Any) -> list:
+    return [bytes(value)]
+
+
 _READERS: tuple[tuple[Any, Callable[[Any], Any] | None], ...] = (
     ((type(None), *_PLAIN), None),
-    (dict, dict),
+    (dict, _of_dict),
     (list | tuple | collections.deque, list),
     (set | frozenset, frozenset),  # a copy of a set may have another order
     (np.ndarray, _of_array),
     (types.FunctionType, _of_function),
     (types.MethodType, _of_method),
+    (property, _of_property),
+    (staticmethod | classmethod, _of_wrapper),
+    (bytearray | array.array, _of_buffer),
     (functools.partial, _of_partial),
     (type, _of_class),
 )

@@ -11,10 +11,7 @@ import tensorflow as tf
 from ..weights import checked_layer
 from .engine import Engine, squared_norm_target
 from .fingerprint import Fingerprint
-
-# Keras neither tracks nor saves nor copies what is put into the `vars` of a model directly. The
-# engine and the model hold each other: garbage collection frees both once the model is dropped.
-_ATTRIBUTE = "_kept_engine"
+from .unchanged import KEPT_ENGINE
 
 
 @dataclasses.dataclass
@@ -54,17 +51,27 @@ def kept_engine(
         An `Engine` whose sums are 0.
     """
     options = output, slice_bytes, targets, magnitude
-    kept = vars(checked_layer(model)).pop(_ATTRIBUTE, None)
+    # Keras neither tracks nor saves nor copies what is put into the `vars` of a model directly. The
+    # engine and the model hold each other: garbage collection frees both once the model is dropped.
+    kept = vars(checked_layer(model)).pop(KEPT_ENGINE, None)
     if kept is not None and kept.serves(model, options):
         kept.engine.start()
     else:
         kept = None  # which frees it before there is another
         kept = _Kept(Engine(model, *options), options, Fingerprint(model, output))
-    yield kept.engine
-    kept.engine.free()
-    # The data may have changed the model on the way.
-    if kept.fingerprint.is_current():
-        vars(model)[_ATTRIBUTE] = kept
+    engine, fingerprint, changed = kept.engine, kept.fingerprint, []
+
+    def before_kind():
+        # The data may change the model on the way, and back again.
+        if not fingerprint.is_current():
+            changed.append(True)
+            engine.forget()
+
+    engine.before_kind = before_kind
+    yield engine
+    engine.free()
+    if not changed and fingerprint.is_current():
+        vars(model)[KEPT_ENGINE] = kept
 
 
 def forget_traces(model: keras.Model) -> None:
@@ -76,4 +83,4 @@ def forget_traces(model: keras.Model) -> None:
     Args:
         model: The model.
     """
-    vars(checked_layer(model)).pop(_ATTRIBUTE, None)
+    vars(checked_layer(model)).pop(KEPT_ENGINE, None)

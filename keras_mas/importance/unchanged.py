@@ -13,6 +13,10 @@ import tensorflow as tf
 # with common layers would otherwise restore each other's changes.
 MEASURING = threading.RLock()
 
+# The attribute of a model that holds what was traced for it. Another thread may take or put it back
+# while this one measures, so it is not restored with the others.
+KEPT_ENGINE = "_kept_engine"
+
 
 def flatten_layers(model: keras.Layer) -> list[keras.Layer]:
     """Return a model or layer and all layers inside it."""
@@ -71,14 +75,14 @@ class _Saved:
 
     def __init__(self, layer: keras.Layer):
         self.layer = layer
-        self.attributes = dict(vars(layer))
+        self.attributes = {k: v for k, v in vars(layer).items() if k != KEPT_ENGINE}
         values = self.attributes.values()
         self.containers = [(v, kind, kind(v)) for v in values if (kind := _container_type(v))]
         self.variables = [(v, tf.identity(v)) for v in values if isinstance(v, tf.Variable)]
 
     def restore(self) -> None:
         attributes = vars(self.layer)
-        for name in attributes.keys() - self.attributes.keys():
+        for name in attributes.keys() - self.attributes.keys() - {KEPT_ENGINE}:
             del attributes[name]
         attributes.update(self.attributes)
         for container, kind, contents in self.containers:

@@ -4,7 +4,7 @@ The inputs of a split have a folder, named after what they were decoded from:
 
     about.json             what is in it: type and shape of an input, where it came from
     00000.npy 00001.npy …  the inputs in order, so many to a file; each appears whole or not at all
-    00001.json             the rows of a file that could not be decoded, and why, if there are any
+    00000.json 00001.json … which of these could not be decoded, and why: mostly none
     .lock                  held by the process that writes
 
 Whatever is missing or has another size than it should is decoded again. The folder may be removed
@@ -74,26 +74,38 @@ class Shard:
         return self.path.with_suffix(".json")
 
     def is_whole(self) -> bool:
-        """Return whether the file is there with its size and header."""
+        """Return whether the file is there with its size and header, and its notes beside it."""
         try:
             with self.path.open("rb") as file:
-                return (
+                is_whole = (
                     os.fstat(file.fileno()).st_size == self.nbytes
                     and file.read(len(self.header)) == self.header
                 )
-        except OSError:
+            self.broken()
+        except (OSError, ValueError):
             return False
+        return is_whole
+
+    def broken(self) -> dict[int, str]:
+        """Return the rows that could not be decoded, and why.
+
+        Raises:
+            OSError: If there are no notes.
+            ValueError: If they are damaged.
+        """
+        found = json.loads(self.notes.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not all(isinstance(why, str) for why in found.values()):
+            raise ValueError(f"'{self.notes}' holds no notes")
+        return {int(row): why for row, why in found.items()}
 
     def write(self, inputs: Iterable[np.ndarray], broken: dict[int, str]) -> None:
         """Write the inputs; `broken` is filled while they are decoded."""
         content = self.row.empty(len(self))
         for index, values in enumerate(inputs):
             content[index] = values
-        self.notes.unlink(missing_ok=True)
         notes = {row: why for row, why in broken.items() if self.start <= row < self.stop}
-        if notes:
-            with atomic_file(self.notes, "w") as file:
-                json.dump(notes, file, ensure_ascii=False, indent=2)
+        with atomic_file(self.notes, "w") as file:
+            json.dump(notes, file, indent=2)  # in ASCII: a file's name may be no Unicode
         with atomic_file(self.path) as file:
             file.write(self.header)
             file.write(content.data)
@@ -164,9 +176,7 @@ class CachedArray(Inputs):
 
     def broken(self) -> dict[int, str]:
         """Return the rows that could not be decoded, and why."""
-        notes = [shard.notes for shard in self.shards if shard.notes.exists()]
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in notes]
-        return {int(row): why for part in found for row, why in part.items()}
+        return {row: why for shard in self.shards for row, why in shard.broken().items()}
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the inputs at `rows`.

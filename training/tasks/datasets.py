@@ -203,11 +203,14 @@ def _read_split(builder, split, keys, image_size, store):
 
 
 def _fingerprint(builder, split, key, image_size):
-    """Return a hash of what TFDS knows of a feature in a split: version, sizes of its files."""
+    """Return a hash of what TFDS knows of a feature in a split, and of its files."""
     info = builder.info
     files = info.splits[split]
-    parts = (info.full_name, info.features, key, split, files.shard_lengths, files.num_bytes)
-    return digest("tfds", DECODING_VERSION, image_size, *parts)
+    status = ((path.name, path.stat()) for path in map(Path, sorted(files.filepaths)))
+    listing = ((name, found.st_size, found.st_mtime_ns) for name, found in status)
+    return digest(
+        "tfds", DECODING_VERSION, image_size, info.full_name, info.features, key, split, *listing
+    )
 
 
 def _fixed_row(feature, image_size):

@@ -12,7 +12,7 @@ import numpy as np
 from keras_mas.errors import UsageError
 
 from .errors import BrokenFileError, DataError
-from .inputs import Row
+from .inputs import Row, digest
 
 # Examples that are decoded ahead of their use, for each core.
 _AHEAD = 4
@@ -38,9 +38,12 @@ class Encoded:
     Attributes:
         where: What they belong to, for error messages.
         count: How many there are, N.
-        fingerprint: A text that changes when an example changes, or the way in which it is decoded.
+        fingerprint: A text that changes when an example changes, or the way in which it is decoded;
+            the same wherever the examples lie.
         examples: Returns an iterator over the examples from a row on.
         row: Type and shape of a decoded input; None if one must be decoded to know.
+        identity: A text that tells these examples from all others on this machine, beside the
+            fingerprint.
     """
 
     where: str
@@ -48,6 +51,12 @@ class Encoded:
     fingerprint: str
     examples: Callable[[int], Iterator[Example]]
     row: Row | None = None
+    identity: str = ""
+
+    @property
+    def key(self) -> str:
+        """A name for what is kept of the decoded examples on this machine."""
+        return digest(self.fingerprint, self.identity)
 
     def first_row(self, skip_broken: bool) -> Row:
         """Return type and shape of an input by decoding the first one.

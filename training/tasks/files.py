@@ -180,6 +180,7 @@ def _read_split(folder, labelled, image_size, store) -> Split:
         where=f"'{folder}'",
         count=len(files),
         fingerprint=_fingerprint(folder, files, image_size),
+        identity=_identity_of_files(folder, files),
         examples=lambda first: (_example(file, image_size) for file in files[first:]),
         row=image_size and Row(np.dtype(np.uint8), (image_size.side, image_size.side, 3)),
     )
@@ -201,6 +202,16 @@ def _fingerprint(folder, files, image_size):
         for file, found in status
     )
     return digest("folder", DECODING_VERSION, image_size, *listing)
+
+
+def _identity_of_files(folder, files):
+    """Return a hash of where the files lie and when they last changed in any way.
+
+    Unlike a time of modification, that of a change cannot be set: archives that are unpacked with
+    equal times are told apart.
+    """
+    status = [file.stat() for file in files]
+    return digest(folder.resolve(), *((s.st_dev, s.st_ino, s.st_ctime_ns) for s in status))
 
 
 def _visible(folder):

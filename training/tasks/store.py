@@ -77,7 +77,7 @@ class Store:
                 too small for a single one.
             DataError: If an example cannot be decoded, unless such examples are left out.
         """
-        folder = self.directory / encoded.fingerprint
+        folder = self.directory / encoded.key
         row = encoded.row if encoded.row is not None else read_row(folder)
         row = row if row is not None else encoded.first_row(self.skip_broken)
         if row.nbytes > self.memory:

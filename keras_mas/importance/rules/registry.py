@@ -10,7 +10,8 @@ Rule = Callable[
     [keras.Layer, tf.Tensor, tf.Tensor, Callable[[tf.Tensor], tf.Tensor]], dict[str, tf.Tensor]
 ]
 
-_RULES: dict[type[keras.Layer], Rule] = {}
+# With the `call` that the class had when the rule was registered.
+_RULES: dict[type[keras.Layer], tuple[Rule, Callable]] = {}
 
 
 def rule(*layer_classes: type[keras.Layer]) -> Callable[[Rule], Rule]:
@@ -48,7 +49,7 @@ def rule(*layer_classes: type[keras.Layer]) -> Callable[[Rule], Rule]:
     """
 
     def register(function: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(layer_classes, function))
+        _RULES.update({kind: (function, kind.call) for kind in layer_classes})
         return function
 
     return register
@@ -57,6 +58,16 @@ def rule(*layer_classes: type[keras.Layer]) -> Callable[[Rule], Rule]:
 def rule_for(layer: keras.Layer) -> Rule | None:
     """Return the rule of exactly this layer's class, or None.
 
-    The rule of a parent class does not count: a subclass may compute something else.
+    The rule of a parent class does not count: a subclass may compute something else. So may a layer
+    whose `call` was replaced, its own or that of its class.
     """
-    return _RULES.get(type(layer))
+    found, call = _RULES.get(type(layer), (None, None))
+    return found if call is type(layer).call and _has_call_of_class(layer) else None
+
+
+def _has_call_of_class(layer):
+    # What the measurement itself, or the freezing of statistics, puts in place calls the class's.
+    own = vars(layer).get("call")
+    while own is not None and hasattr(own, "calls_instead_of"):
+        own = own.calls_instead_of
+    return own is None or getattr(own, "__func__", None) is type(layer).call
