@@ -167,7 +167,7 @@ def _reader(value: Any) -> Callable[[Any], Any] | None:
             return read
     if hasattr(value, "python_function"):  # a `tf.function`
         return _of_traced
-    of_library = type(value).__module__.partition(".")[0] in _LIBRARIES
+    of_library = _module(type(value)) in _LIBRARIES
     return None if of_library or isinstance(value, types.ModuleType) else _of_object
 
 
@@ -260,8 +260,11 @@ def _is_of_library(value: Any) -> bool:
     """Return whether a class or function belongs to Python, Keras, TensorFlow or NumPy."""
     if not isinstance(value, type | types.FunctionType):
         return False
-    library = value.__module__.partition(".")[0]
-    return library in _LIBRARIES or library in sys.stdlib_module_names
+    return _module(value) in _LIBRARIES or _module(value) in sys.stdlib_module_names
+
+
+def _module(value: Any) -> str:
+    return (value.__module__ or "").partition(".")[0]  # there is none in code that was executed
 
 
 def _is_same(now: Any, before: Any) -> bool:

@@ -56,7 +56,7 @@ class Encoded:
     @property
     def key(self) -> str:
         """A name for what is kept of the decoded examples on this machine."""
-        return digest(self.fingerprint, self.identity)
+        return digest(self.fingerprint, self.identity) if self.identity else self.fingerprint
 
     def first_row(self, skip_broken: bool) -> Row:
         """Return type and shape of an input by decoding the first one.

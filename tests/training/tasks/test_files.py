@@ -275,3 +275,19 @@ def test_error_of_a_broken_image_says_how_to_go_on(pets):
     (pets / "train" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="cat/0.png' .*`--skip-broken`"):
         read_folder(pets, ImageSize(8))
+
+
+def test_folders_with_equal_names_sizes_and_times_are_told_apart_on_disk(tmp_path):
+    # As archives unpack whose times are all the same.
+    for name, shade in (("p", 0), ("q", 255)):
+        for split in ("train", "test"):
+            for label in ("cat", "dog"):
+                file = tmp_path / name / split / label / "0.bmp"
+                file.parent.mkdir(parents=True)
+                Image.new("RGB", (2, 2), (shade,) * 3).save(file)
+                os.utime(file, (1, 1))
+    store = Store(memory=20, directory=tmp_path / "cache")
+    black, white = (read_folder(tmp_path / name, None, store) for name in "pq")
+    assert not black.train.in_memory
+    assert black.train.inputs.max() == 0
+    assert white.train.inputs.min() == 255

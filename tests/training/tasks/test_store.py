@@ -207,8 +207,22 @@ def test_files_between_whole_ones_get_their_own_inputs_again(on_disk, folder):
     with pytest.warns(UserWarning, match="picture 5"):
         inputs, rows = keep(again)
     assert shades(inputs, rows) == rows.tolist() == [0, 1, 2, 3, 4, 6]
-    notes = [json.loads(path.read_text()) for path in folder.glob("0*.json")]
-    assert notes == [{"5": "Expected an image. Received: picture 5."}]
+    notes = [json.loads(path.read_text()) for path in sorted(folder.glob("0*.json"))]
+    assert notes == [{}, {}, {"5": "Expected an image. Received: picture 5."}, {}]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"five": "x"}', '{"5": 1}'])
+def test_notes_that_are_gone_or_damaged_are_made_again(on_disk, folder, content):
+    for number in range(2):
+        pictures = Pictures(broken=[5])
+        with pytest.warns(UserWarning, match="picture 5"):
+            inputs, rows = on_disk(skip_broken=True).keep(pictures.encoded())
+        assert rows.tolist() == [0, 1, 2, 3, 4, 6]
+        if number == 0:
+            (folder / "00002.json").unlink()
+            if content is not None:
+                (folder / "00002.json").write_text(content)
+    assert min(pictures.decoded) == 4  # only the file whose notes are missing, and what follows
 
 
 def test_many_examples_are_decoded_at_the_same_time_and_stay_in_order(tmp_path):
@@ -251,7 +265,7 @@ def test_a_second_process_waits_for_the_first_and_decodes_nothing(on_disk, folde
         with filelock.FileLock(folder / ".lock"):
             held.set()
             time.sleep(0.2)
-            for file in (done / "pictures").glob("*.npy"):
+            for file in (done / "pictures").glob("0*"):
                 shutil.copy(file, folder)
 
     thread = threading.Thread(target=other_process)
