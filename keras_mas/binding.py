@@ -403,7 +403,7 @@ def freeze_statistics(layer: keras.layers.BatchNormalization) -> None:
     def call_in_inference(inputs, training=None, mask=None):
         return call(inputs, training=False, mask=mask)
 
-    call_in_inference.calls_instead_of = call  # so that the importance still knows the layer's rule
+    vars(call_in_inference)["calls_instead_of"] = call  # the rule of the layer still holds
     object.__setattr__(layer, "call", call_in_inference)  # nothing for Keras to track
 
 

@@ -156,7 +156,7 @@ def _recorder(
         record(Call(layer, graph, added, given, args, kwargs, preactivation, output, detached))
         return output
 
-    recorder.calls_instead_of = layer.call  # see `rule_for`
+    vars(recorder)["calls_instead_of"] = layer.call  # see `rule_for`
     return recorder
 
 
