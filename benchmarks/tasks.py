@@ -114,12 +114,13 @@ def draw(lengths, path):
     time.set_ylabel("seconds of the task")
     time.set_title(f"{max(lengths)} tasks, the first left out", fontsize=10)
     memory.set_ylabel("resident memory, MiB")
+    memory.set_ylim(top=1.2 * max(max(found["mebibytes"]) for found in lengths.values()))
     for panel in (time, memory):
         panel.set_xlabel("task")
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False)
+        panel.legend(frameon=False, loc="lower right" if panel is memory else "upper right")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
