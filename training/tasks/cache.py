@@ -2,7 +2,7 @@
 
 The inputs of a split have a folder, named after what they were decoded from:
 
-    about.json             what is in it: type and shape of an input, where it came from
+    about.json             for people: what is in it, and where it came from
     00000.npy 00001.npy …  the inputs in order, so many to a file; each appears whole or not at all
     00000.json 00001.json … which of these could not be decoded, and why: mostly none
     .lock                  held by the process that writes
@@ -250,11 +250,11 @@ def _needed(missing):
 
 
 def read_row(folder: Path) -> Row | None:
-    """Return type and shape of the inputs in a folder; None if it does not say."""
+    """Return type and shape of the inputs in a folder, from its first file; None without one."""
     try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        return Row(np.dtype(about["dtype"]), tuple(about["shape"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        first = np.load(folder / "00000.npy", mmap_mode="r", allow_pickle=False)
+        return Row(first.dtype, first.shape[1:])
+    except (OSError, ValueError, EOFError):
         return None
 
 

@@ -238,9 +238,23 @@ def test_many_examples_are_decoded_at_the_same_time_and_stay_in_order(tmp_path):
     assert shades(inputs) == list(range(200))
 
 
-def test_a_description_that_is_damaged_is_made_again(on_disk, folder):
+@pytest.mark.parametrize("about", ["{", '{"dtype": "|u1", "shape": "883", "count": 7}', None])
+def test_what_a_folder_holds_is_told_by_its_files(on_disk, folder, about):
     on_disk().keep(Pictures().encoded())
-    (folder / "about.json").write_text("{")
+    (folder / "about.json").unlink()
+    if about is not None:
+        (folder / "about.json").write_text(about)
+    again = Pictures()
+    assert shades(on_disk().keep(again.encoded())[0]) == list(range(7))
+    assert again.decoded == []
+
+
+@pytest.mark.parametrize("first", [b"", b"no array", None])
+def test_without_its_first_file_an_input_is_decoded_to_know(on_disk, folder, first):
+    on_disk().keep(Pictures().encoded())
+    (folder / "00000.npy").unlink()
+    if first is not None:
+        (folder / "00000.npy").write_bytes(first)
     assert shades(on_disk().keep(Pictures().encoded())[0]) == list(range(7))
 
 
