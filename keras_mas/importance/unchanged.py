@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -77,7 +78,7 @@ class _Saved:
         self.layer = layer
         self.attributes = {k: v for k, v in vars(layer).items() if k != KEPT_ENGINE}
         values = self.attributes.values()
-        self.containers = [(v, kind, kind(v)) for v in values if (kind := _container_type(v))]
+        self.containers = [(v, kind, kind(v)) for v in values if (kind := _container_type(type(v)))]
         self.variables = [(v, tf.identity(v)) for v in values if isinstance(v, tf.Variable)]
 
     def restore(self) -> None:
@@ -94,10 +95,11 @@ class _Saved:
             variable.assign(value)
 
 
-def _container_type(value: Any) -> Any:
-    """Return the built-in mutable container that a value's class derives from, or None."""
+@functools.lru_cache(maxsize=1000)  # a model has few classes of attributes, and is asked per batch
+def _container_type(of: type) -> Any:
+    """Return the built-in mutable container that a class derives from, or None."""
     types = (list, collections.OrderedDict, dict, set)
-    return next((kind for kind in types if issubclass(type(value), kind)), None)
+    return next((kind for kind in types if issubclass(of, kind)), None)
 
 
 def _identities(container: Any) -> list:
