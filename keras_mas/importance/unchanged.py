@@ -78,7 +78,9 @@ class _Saved:
         self.layer = layer
         self.attributes = {k: v for k, v in vars(layer).items() if k != KEPT_ENGINE}
         values = self.attributes.values()
-        self.containers = [(v, kind, kind(v)) for v in values if (kind := _container_type(type(v)))]
+        kinds: Any = map(type, values)
+        held = zip(values, map(_container_type, kinds), strict=True)
+        self.containers = [(value, kind, kind(value)) for value, kind in held if kind]
         self.variables = [(v, tf.identity(v)) for v in values if isinstance(v, tf.Variable)]
 
     def restore(self) -> None:
