@@ -9,14 +9,12 @@ loggers, no mask over the logits of a head, PyTorch's fused Adam, evaluation in 
 
 import contextlib
 import importlib.metadata
-import json
-import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
 
 import torch
+from peers_job import print_outcome
 from peers_streams import read_tasks
 
 
@@ -181,12 +179,5 @@ def timed(seconds, phase):
     seconds[phase] += time.perf_counter() - started
 
 
-def main():
-    """Print the outcome of the job that the command line names."""
-    job = json.loads(sys.argv[1])
-    with tempfile.TemporaryDirectory(dir=job["folder"]) as folder:
-        print(json.dumps(run(job, Path(folder))))
-
-
 if __name__ == "__main__":
-    main()
+    print_outcome(run)

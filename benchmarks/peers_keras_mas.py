@@ -5,10 +5,7 @@
 SETTINGS is the JSON of `peers.job`; prints a line of JSON.
 """
 
-import json
 import os
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import tensorflow as tf
+from peers_job import print_outcome
 from peers_streams import read_tasks
 
 from keras_mas.training.run import DivergedError, train
@@ -72,12 +70,5 @@ def run(job, folder):
     }
 
 
-def main():
-    """Print the outcome of the job that the command line names."""
-    job = json.loads(sys.argv[1])
-    with tempfile.TemporaryDirectory(dir=job["folder"]) as folder:
-        print(json.dumps(run(job, Path(folder))))
-
-
 if __name__ == "__main__":
-    main()
+    print_outcome(run)

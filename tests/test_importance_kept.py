@@ -473,16 +473,6 @@ def test_a_pass_inside_another_does_not_mix_with_it(model):
     assert_is_the_definition(compute_importance(model, data()), model, X)
 
 
-def test_a_model_changed_by_the_data_is_not_kept(model):
-    def data():
-        model.get_layer("counted").factor = 2.0
-        yield X
-        model.get_layer("counted").factor = 1.0
-
-    compute_importance(model, data())
-    measure(model)
-
-
 def test_threads_do_not_mix(model):
     data = [k * X for k in (1, 2, 3)]
     expected = [compute_importance(model, x) for x in data]

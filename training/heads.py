@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
 
 import keras
 
@@ -59,19 +58,9 @@ def _unambiguous_classes(stream: TaskStream) -> tuple[str, ...]:
     return tuple(names)
 
 
-def build_heads(
-    stream: TaskStream, trunk: keras.Model, model: Callable[..., keras.Model] = keras.Model
-) -> MultiHead:
-    """Build the heads of a stream on a trunk.
-
-    All are built at once, so that their initial weights depend on the seed alone.
-
-    Args:
-        stream: The tasks.
-        trunk: Built trunk.
-        model: As for `MultiHead`.
-    """
-    heads = MultiHead(trunk, model=model)
+def build_heads(stream: TaskStream, trunk: keras.Model) -> MultiHead:
+    """Build the heads of a stream on a built trunk."""
+    heads = MultiHead(trunk)
     for head in unique_heads(stream):
         heads.add(head.name, len(head.classes))
     return heads

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import keras
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
@@ -18,7 +19,42 @@ from .tasks import Task, TaskStream
 _MANY = 1000
 
 
-class TaskLines(Listener):
+class _Bars:
+    """Live bars on a terminal, with a status beside each; a context manager that removes them.
+
+    Args:
+        is_live: Whether there are bars, on a terminal.
+        *columns: What stands beside the status of a bar.
+    """
+
+    def __init__(self, is_live: bool, *columns: ProgressColumn):
+        self.console = stderr_console()
+        self.live = self.console.is_terminal and is_live
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[status]}"),
+            *columns,
+            console=self.console,
+            transient=True,
+            redirect_stdout=False,
+            disable=not self.live,
+        )
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+
+class TaskLines(_Bars, Listener):
     """Prints a line when a task has been learned, and shows live bars on a terminal.
 
     One bar is for the whole run, with the time left; another for what is under way: the epochs of
@@ -41,40 +77,17 @@ class TaskLines(Listener):
         *,
         epochs: Sequence[int] | None = None,
     ):
+        super().__init__(not verbose, _TimeLeft())
         self.stream = stream
         self.title = title
         self.epochs = epochs
         self.width = max(len(task.name) for task in stream.tasks)
-        self.console = stderr_console()
-        self.live = self.console.is_terminal and not verbose
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[status]}"),
-            _TimeLeft(),
-            console=self.console,
-            transient=True,
-            redirect_stdout=False,
-            disable=not self.live,
-        )
         self.run = self.bars.add_task(
             title, start=False, total=self._work(len(stream.tasks)), status="", skipped=0.0
         )
         self.now = self.bars.add_task("", visible=False, status="")
         self.callbacks = (_Epochs(self),) if self.live else ()
         self.number = 0
-
-    def __enter__(self) -> "TaskLines":
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.bars.stop()
 
     def task_started(self, number: int, task: Task, epochs: int) -> None:
         """Show the epochs of a task."""
@@ -146,37 +159,13 @@ class TaskLines(Listener):
         return self.epochs[number - 1] if self.epochs else 1
 
 
-class DecodingLines:
-    """Says what is being decoded, where that takes a while, with a live bar on a terminal.
-
-    Use it as a context manager, so that the bar is removed however the decoding ends.
-    """
+class DecodingLines(_Bars):
+    """Says what is being decoded, where that takes a while, with a live bar on a terminal."""
 
     def __init__(self) -> None:
-        self.console = stderr_console()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:,}/{task.total:,}"),
-            console=self.console,
-            transient=True,
-            redirect_stdout=False,
-            disable=not self.console.is_terminal,
-        )
-        self.now = self.bar.add_task("", visible=False)
+        super().__init__(True)
+        self.bar = self.bars.add_task("decoding", visible=False, status="")
         self.where = ""
-
-    def __enter__(self) -> "DecodingLines":
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.bar.stop()
 
     def decoded(self, where: str, folder: Path | None, done: int, count: int) -> None:
         """Show that so many inputs have been decoded; arguments as `load_tasks` passes them."""
@@ -186,9 +175,8 @@ class DecodingLines:
             self.where = where
             kept = f"to '{folder}'" if folder else "into memory"
             self.console.print(f"decoding {count:,} inputs of {where} {kept}", soft_wrap=True)
-        self.bar.update(
-            self.now, description="decoding", completed=done, total=count, visible=done < count
-        )
+        status = f"{done:,}/{count:,}"
+        self.bars.update(self.bar, completed=done, total=count, status=status, visible=done < count)
 
 
 class _Epochs(keras.callbacks.Callback):
