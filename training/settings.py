@@ -183,7 +183,9 @@ RECIPES = {
     "permuted-digits": Recipe(backbone="mlp-400-400", epochs=10, batch_size=32),
     "rotated-digits": Recipe(backbone="mlp-400-400", epochs=10, batch_size=32),
     # Hsu et al., "Re-evaluating Continual Learning Scenarios" (arXiv:1810.12488).
-    "split-mnist-hsu": Recipe(backbone="mlp-400-400", epochs=4, batch_size=128),
+    "split-mnist-hsu": Recipe(
+        backbone="mlp-400-400", optimizer_state="kept", epochs=4, batch_size=128
+    ),
     # No convolution finds anything in permuted pixels.
     "permuted-mnist": Recipe(backbone="mlp-400-400", epochs=5, batch_size=128),
     "rotated-mnist": Recipe(backbone="mlp-400-400", epochs=5, batch_size=128),
