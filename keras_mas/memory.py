@@ -211,13 +211,15 @@ class SynapticMemory:
                 and θ*; by default Ω + Ω_now and θ.
 
         Raises:
-            ValueError: If nothing of the model is protected, or a new Ω is negative or not finite;
-                then the memory is left as it was.
+            ValueError: If nothing of the model is protected, the importance names what is no weight
+                of the model, or a new Ω is negative or not finite; then the memory is left as it
+                was.
         """
         self.check(checked_layer(model))
         states = self._binding.states_of(model)
         self._warn_if_blind(states)
         names = weight_names(model)
+        _refuse_unknown(importance, names.values(), model)
         updated = {}
         for state in states:
             before = state.importance.numpy(), state.anchor.numpy()
@@ -473,8 +475,24 @@ def _check_shape(state, importance):
         )
 
 
+def _refuse_unknown(importance, names, model):
+    unknown = sorted(set(importance) - set(names))
+    if unknown:
+        raise ValueError(
+            f"Expected importance by the names of the weights of '{model.name}', as "
+            f"`compute_importance` gives it. Received: {len(unknown)} that it does not have, such "
+            f"as '{unknown[0]}'. Compute the importance of this model, or take the names from "
+            "`keras_mas.weights.weight_names`."
+        )
+
+
 def _check_importance(state, importance):
     _check_shape(state, importance)
+    if np.any(np.isnan(importance)):
+        raise ValueError(
+            f"Expected finite numbers as importance of '{state.name}'. Received: NaN. Look for NaN "
+            "in the inputs, or for a root or a division in what computes it."
+        )
     if not np.all(np.isfinite(importance)):
         raise ValueError(
             f"The importance of '{state.name}' is too large for {state.importance.dtype}: "

@@ -116,7 +116,8 @@ def test_an_importance_of_ones_own_is_added_or_merged():
     [
         ([[2.0], [-4.0]], "an importance ≥ 0 for 'one/dense/kernel'. Received: -4"),
         ([2.0, 4.0], r"of shape \(2, 1\) for 'one/dense/kernel'. Received: shape \(2,\)"),
-        ([[np.nan], [4.0]], "the sum over tasks is infinite"),
+        ([[np.nan], [4.0]], "finite numbers as importance of 'one/dense/kernel'. Received: NaN"),
+        ([[np.inf], [4.0]], "the sum over tasks is infinite"),
     ],
 )
 def test_an_importance_that_cannot_be_changes_nothing(own, complaint):
@@ -127,6 +128,14 @@ def test_an_importance_that_cannot_be_changes_nothing(own, complaint):
         memory.remember(model, {"one/dense/kernel": np.array(own)})
     assert memory.tasks == 0
     assert memory.anchor["one/dense/kernel"].tolist() == [[1.0], [0.0]]
+
+
+def test_importance_of_a_weight_that_the_model_does_not_have_is_refused():
+    model, _ = one_weight([1.0, 0.0])
+    memory = SynapticMemory().protect(model)
+    with pytest.raises(ValueError, match="1 that it does not have, such as 'other/kernel'"):
+        memory.remember(model, {"other/kernel": np.ones([2, 1])})
+    assert memory.tasks == 0
 
 
 def test_twice_the_drift_is_four_times_the_penalty():

@@ -89,3 +89,34 @@ def test_what_is_missing_is_named(folder, name, words):
 def test_what_the_module_itself_lacks_is_named(folder):
     with pytest.raises(ModuleNotFoundError, match="something_that_is_not_installed"):
         load_method("needs_more:Mine")
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("def protect(self, shared): ...", "`protect` .* 'batch_norm'"),
+        ("def protect(self): ...", "`protect` of the method 'my_method:Odd'"),
+        ("def after_task(self, model, *, max_examples=None): ...", "`after_task` .* too many"),
+        ("def load(self, path): ...", "too many positional arguments"),
+        ("def before_task(self, model, x, y): ...", "missing a required argument: 'y'"),
+        ("callbacks = 3", r"`callbacks` .* 'int' object is not"),
+    ],
+)
+def test_a_function_that_cannot_be_called_as_ours_is_named(folder, function, words):
+    (folder / "my_method.py").write_text(f"{MODULE}\nclass Odd(Method):\n    {function}\n")
+    with pytest.raises(UsageError, match=words):
+        load_method("my_method:Odd")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "def protect(self, *args, **kwargs): ...",
+        "def after_task(self, model, x, **options): ...",
+        "@staticmethod\n    def save(path): ...",
+        "@classmethod\n    def load(cls, path, tasks, strict=True): ...",
+    ],
+)
+def test_a_function_that_takes_more_or_is_no_method_of_an_object_is_fine(folder, function):
+    (folder / "my_method.py").write_text(f"{MODULE}\nclass Wide(Method):\n    {function}\n")
+    assert load_method("my_method:Wide").__name__ == "Wide"

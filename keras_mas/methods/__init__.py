@@ -83,4 +83,27 @@ def _checked(found, name):
             f"Expected the method '{name}' to have {', '.join(parts)}. Received: a class without "
             f"{', '.join(missing)}. Derive it from `keras_mas.methods.base.Method`, which has them."
         )
+    for part in parts:
+        _check_signature(found, part, getattr(Method, part), name)
     return found
+
+
+def _check_signature(found, part, ours, name):
+    """Refuse a function that cannot be called as ours is: with what is required, and by name."""
+    if not inspect.isfunction(ours):
+        return
+    expected = inspect.signature(ours)
+    _, *parameters = expected.parameters.values()  # without self
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    required = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY and p.default is p.empty]
+    own = getattr(object.__new__(found), part)
+    try:
+        if not callable(own):
+            raise TypeError(f"'{type(own).__name__}' object is not callable")
+        inspect.signature(own).bind(*required, **dict.fromkeys(named))
+    except TypeError as error:
+        raise UsageError(
+            f"Expected `{part}` of the method '{name}' to take what that of "
+            f"`keras_mas.methods.base.Method` takes: {expected}. Received: one that cannot be "
+            f"called so ({error})."
+        ) from None
