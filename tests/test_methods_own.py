@@ -96,7 +96,7 @@ def test_what_the_module_itself_lacks_is_named(folder):
     [
         ("def protect(self, shared): ...", "`protect` .* 'batch_norm'"),
         ("def protect(self): ...", "`protect` of the method 'my_method:Odd'"),
-        ("def after_task(self, model, *, max_examples=None): ...", "`after_task` .* too many"),
+        ("def after_task(self, model, *, max_examples=None): ...", "`after_task` .*too many"),
         ("def load(self, path): ...", "too many positional arguments"),
         ("def before_task(self, model, x, y): ...", "missing a required argument: 'y'"),
         ("callbacks = 3", r"`callbacks` .* 'int' object is not"),
