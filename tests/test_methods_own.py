@@ -99,7 +99,7 @@ def test_what_the_module_itself_lacks_is_named(folder):
         ("def after_task(self, model, *, max_examples=None): ...", "`after_task` .*too many"),
         ("def load(self, path): ...", "too many positional arguments"),
         ("def before_task(self, model, x, y): ...", "missing a required argument: 'y'"),
-        ("callbacks = 3", r"`callbacks` .* 'int' object is not"),
+        ("callbacks = 3", r"`callbacks` .*'int' object is not"),
     ],
 )
 def test_a_function_that_cannot_be_called_as_ours_is_named(folder, function, words):
