@@ -1,6 +1,7 @@
 """Reports on finished runs: text for a terminal or a pipe, rows for JSON and CSV, and pictures."""
 
 import csv
+import dataclasses
 import json
 import math
 import statistics
@@ -15,6 +16,8 @@ from rich.text import Text
 
 from keras_mas.errors import UsageError
 from keras_mas.files import atomic_file
+
+from .settings import Recipe
 
 _MEASURES = ("average_accuracy", "forgetting", "backward_transfer")
 
@@ -174,9 +177,13 @@ def _labels(results):
 
 
 def run_settings(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that decides a result except the seed and what `title` says, flat."""
+    """Return all that decides a result except the seed and what `title` says, flat.
+
+    A result that is older than an option was made with what is now the option's default.
+    """
     names = ("stream", "scenario", "evaluated_on", "data")
-    return {name: result[name] for name in names if name in result} | result["recipe"]
+    found = {name: result[name] for name in names if name in result}
+    return found | dataclasses.asdict(Recipe()) | result["recipe"]
 
 
 def report_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

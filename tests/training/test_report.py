@@ -161,6 +161,12 @@ def test_settings_that_all_runs_share_are_not_named():
     assert "backbone" not in text
 
 
+def test_a_result_older_than_an_option_has_the_option_s_default():
+    runs = [result(recipe={"freeze": "none"}), result(), result(recipe={"freeze": "3"})]
+    text = printed(print_comparison, runs, 100)
+    assert "freeze=none" in text and "freeze=3" in text and "None" not in text
+
+
 def test_strength_is_not_named_where_there_is_none():
     runs = [result(method="finetune", seed=s) for s in range(2)]
     assert title(runs[0]) == "finetune"
