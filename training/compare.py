@@ -7,10 +7,10 @@ from pathlib import Path
 
 from .available_memory import machine_memory
 from .learner import Learner
-from .report import title
 from .run import DivergedError, Listener, finished_result, train
 from .search import Trial, search
 from .settings import SearchSpace, Settings, run_name
+from .summary import title
 from .tasks import TaskStream
 
 # The streams of all seeds are kept if they take no more than this share of the machine's memory.

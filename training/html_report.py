@@ -12,8 +12,9 @@ from markupsafe import Markup
 from keras_mas.files import atomic_file
 
 from . import pictures
-from .report import MOST_PANELS, report_rows, run_settings
-from .summary import Group, Result, Spread, groups
+from .accuracy_picture import MOST_PANELS
+from .report import report_rows
+from .summary import Group, Result, Spread, groups, run_settings
 
 # The phases of a run, in the order in which they are shown.
 _PHASES = ("training", "importance", "evaluation", "saving")

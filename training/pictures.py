@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from .report import least_accuracy, shortened, whole_numbers
+from .accuracy_picture import least_accuracy, whole_numbers
+from .report import shortened
 from .summary import Group, new_task_accuracy
 
 # What is drawn in these colours takes them from the page: that of its text, of its lines, and those

@@ -1,14 +1,50 @@
-"""Means over seeds, their spread, and differences of runs with the same seeds."""
+"""Runs that differ in their seed alone: their label, means, spread, and paired differences."""
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .report import grouped
+from .settings import Recipe
 
 Result = Mapping[str, Any]
+
+
+def title(result: Result) -> str:
+    """Return a run's method, with λ and the kind of penalty where the method has them."""
+    settings = method_settings(result)
+    if settings["strength"] is None:
+        return settings["method"]
+    penalty = f" {settings['penalty']}" if settings["penalty"] == "decoupled" else ""
+    return f"{settings['method']} λ={settings['strength']:g}{penalty}"
+
+
+def method_settings(result: Result) -> dict[str, Any]:
+    """Return method, strength and penalty; None where the method has none."""
+    return {name: result[name] for name in ("method", "strength", "penalty")}
+
+
+def labels(results: Sequence[Result]) -> list[str]:
+    """Return a label per run, equal for those runs that agree in everything but the seed."""
+    settings = [run_settings(result) for result in results]
+    names = list(dict.fromkeys(name for one in settings for name in one))
+    differing = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
+    return [
+        "  ".join([title(result), *(f"{name}={one.get(name)}" for name in differing)])
+        for result, one in zip(results, settings, strict=True)
+    ]
+
+
+def run_settings(result: Result) -> dict[str, Any]:
+    """Return all that decides a result except the seed and what `title` says, flat.
+
+    A result that is older than an option was made with what is now the option's default.
+    """
+    names = ("stream", "scenario", "evaluated_on", "data")
+    found = {name: result[name] for name in names if name in result}
+    return found | dataclasses.asdict(Recipe()) | result["recipe"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +113,19 @@ class Group:
 
 
 def groups(results: Sequence[Result]) -> list[Group]:
-    """Return runs in groups that differ in their seed alone, in the order of the results."""
-    return [Group(label, tuple(group)) for label, group in grouped(results)]
+    """Return runs in groups that agree in everything but the seed, in order of their first run.
+
+    Args:
+        results: As `read_result` returns them.
+    """
+    found: dict[tuple[str, float | None], list[Result]] = {}
+    for label, result in zip(labels(results), results, strict=True):
+        key = (label, method_settings(result)["strength"])  # the label has six digits of λ only
+        found.setdefault(key, []).append(result)
+    return [
+        Group(label, tuple(sorted(runs, key=lambda run: run["seed"])))
+        for (label, _), runs in found.items()
+    ]
 
 
 def best(candidates: Sequence[Group]) -> Group:

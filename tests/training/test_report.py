@@ -6,14 +6,9 @@ import pytest
 from rich.console import Console
 
 from keras_mas.errors import UsageError
-from keras_mas.training.report import (
-    draw,
-    print_comparison,
-    print_result,
-    report_rows,
-    title,
-    write_csv,
-)
+from keras_mas.training.accuracy_picture import draw
+from keras_mas.training.report import print_comparison, print_result, report_rows, write_csv
+from keras_mas.training.summary import title
 
 RECIPE = {"backbone": "mlp-8", "epochs": 20, "first_epochs": None}
 MEASURES = {

@@ -34,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from ..accuracy_picture import draw
     from ..console import result_console
-    from ..report import draw, print_comparison, print_result, report_rows, write_csv
+    from ..report import print_comparison, print_result, report_rows, write_csv
     from ..run_directory import read_result
 
     if args.importance and not args.html:

@@ -44,12 +44,14 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.methods import load_method
 
+    from ..accuracy_picture import draw
     from ..console import result_console
     from ..exporting import Exporter, check_export
     from ..progress import TaskLines
-    from ..report import draw, print_result, title
+    from ..report import print_result
     from ..run import Listener, train
     from ..run_logs import followers
+    from ..summary import title
 
     load_method(args.method)
     shared.check_network(args)  # before any data is loaded
