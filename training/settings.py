@@ -21,7 +21,7 @@ from .options import (
     option,
     option_fields,
 )
-from .tasks import TaskStream
+from .tasks import TaskStream, builtin_names
 
 
 class _MethodNames(tuple[str, ...]):
@@ -189,6 +189,14 @@ RECIPES = {
     # No convolution finds anything in permuted pixels.
     "permuted-mnist": Recipe(backbone="mlp-400-400", epochs=5, batch_size=128),
     "rotated-mnist": Recipe(backbone="mlp-400-400", epochs=5, batch_size=128),
+    # The paper's AlexNet begins with weights learned on ImageNet: a file, given by `--weights`. The
+    # learning rate is ours.
+    **dict.fromkeys(
+        (name for name in builtin_names() if name.startswith("paper-")),
+        Recipe(
+            backbone="alexnet", optimizer="sgd", learning_rate=0.001, epochs=100, batch_size=200
+        ),
+    ),
 }
 
 
