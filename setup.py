@@ -38,6 +38,7 @@ TRAINING = [
     "matplotlib>=3.9",
     "pillow>=10.1",
     "h5py>=3.10",  # published weights; Keras has it too
+    "safetensors>=0.4",  # published weights of PyTorch
     "psutil>=5.9",
     "rich>=13.0",
     "jinja2>=3.1",  # the report in HTML

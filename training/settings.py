@@ -91,7 +91,8 @@ class Recipe:
     )
     weights: str | None = option(
         None,
-        "what the backbone begins with: imagenet, or a file (.keras, .h5, .npz); random otherwise",
+        "what the backbone begins with: imagenet, or a file (.keras, .h5, .npz, "
+        ".safetensors); random otherwise",
         metavar="FILE",
         label="",
     )

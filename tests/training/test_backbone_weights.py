@@ -96,9 +96,14 @@ def test_arrays_of_a_layer_may_come_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("w.pth", b"", r"ends in .keras, .h5, .hdf5, .npz. Received: '.*w.pth'. Convert PyTorch"),
+        (
+            "w.pth",
+            b"",
+            r"ends in .keras, .h5, .hdf5, .npz, .safetensors. Received: '.*w.pth'. Conv",
+        ),
         ("w.npz", b"PK nonsense", r"arrays that `numpy.savez` wrote. Received: '.*w.npz'"),
         ("w.npz", pickle.dumps({"a": 1}), "which cannot be read as one"),
+        ("w.safetensors", b"\x09" * 40, "in the format of safetensors. Received: .* as one"),
         ("w.h5", b"nonsense", "Keras's HDF5 format.*Received: '.*w.h5'"),
         ("w.keras", b"nonsense", r"a model that Keras saved.*\(it is no zip archive\)"),
     ],

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
+from safetensors.numpy import save_file
 
 from keras_mas import check_importance
 from keras_mas.errors import UsageError
@@ -218,8 +219,9 @@ def test_alexnet_computes_what_torchvisions_weights_were_learned_for(size, monke
         scale = np.sqrt(2 / np.prod(shape[1:]))
         state[f"{name}.weight"] = rng.normal(0, scale, shape).astype("float32")
         state[f"{name}.bias"] = rng.normal(0, 0.1, shape[0]).astype("float32")
-    np.savez(tmp_path / "alexnet.npz", **state)
-    trunk = build_trunk("alexnet", (size, size, 3), UNSCALED, str(tmp_path / "alexnet.npz"))
+    weights = str(tmp_path / "alexnet.safetensors")
+    save_file(state, weights)
+    trunk = build_trunk("alexnet", (size, size, 3), UNSCALED, weights)
     images = pixels(0, 2, size, size, 3)
     prepared = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     expected = alexnet_of_pytorch(prepared.transpose(0, 3, 1, 2), state)

@@ -5,6 +5,7 @@ A file holds the weights of layers, by the layer's name and in the layer's order
     .keras          a saved model, such as the model.keras of a run
     .h5, .hdf5      Keras's HDF5 format of weights by layer, as published for many networks
     .npz            arrays named LAYER/WEIGHT, or LAYER.weight and LAYER.bias as in PyTorch
+    .safetensors    the same names, as published for many networks of PyTorch
 
 Nothing is unpickled, and models are loaded in Keras's safe mode. Layers that the trunk does not
 have, such as a classifier, are passed over.
@@ -61,8 +62,8 @@ def check_weights(backbone: Backbone, weights: str) -> None:
     if path.suffix.lower() not in _READERS:
         raise UsageError(
             f"Expected '{IMAGENET}' or a file of weights that ends in {', '.join(_READERS)}. "
-            f"Received: '{weights}'. Convert PyTorch's weights with `numpy.savez(\"weights.npz\", "
-            "**{name: value.numpy() for name, value in model.state_dict().items()})`."
+            f"Received: '{weights}'. Convert PyTorch's weights with "
+            '`safetensors.torch.save_file(model.state_dict(), "weights.safetensors")`.'
         )
     try:
         with path.open("rb"):
@@ -179,9 +180,19 @@ def _text(name):
 
 
 def _read_arrays(path):
-    """Return the weights of layers in an `.npz` file, each layer's in the order of Keras."""
     with np.load(path, allow_pickle=False) as file:
-        named = {_split(name): file[name] for name in file.files}
+        return _by_layer({name: file[name] for name in file.files})
+
+
+def _read_safetensors(path):
+    from safetensors.numpy import load_file
+
+    return _by_layer(load_file(path))
+
+
+def _by_layer(arrays) -> LayerWeights:
+    """Return the weights of layers out of arrays by name, each layer's in the order of Keras."""
+    named = {_split(name): array for name, array in arrays.items()}
     found: LayerWeights = {}
     for layer, name in sorted(named, key=lambda key: _RANKS.get(key[1], len(_ORDER))):
         if name in _RANKS:
@@ -205,6 +216,7 @@ _READERS = {
     ".h5": (_read_hdf5, "Keras's HDF5 format of weights by layer"),
     ".hdf5": (_read_hdf5, "Keras's HDF5 format of weights by layer"),
     ".npz": (_read_arrays, "arrays that `numpy.savez` wrote"),
+    ".safetensors": (_read_safetensors, "tensors in the format of safetensors"),
 }
 
 
