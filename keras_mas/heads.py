@@ -166,10 +166,18 @@ class AllHeads(_Base):
     Attributes:
         head_of_logit: `[C]`, int32: the number of the head that a logit belongs to.
         labels_met: `[C]`, a bool variable: which labels training steps have met.
+
+    Raises:
+        ValueError: If a head has one logit.
     """
 
     def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **options: Any):
         heads = list_of_heads(outputs)
+        if any(head.shape[-1] == 1 for head in heads):
+            raise ValueError(
+                "Expected heads of two logits or more: labels are numbers of logits. Received: a "
+                "head with one. Give it two, and a sparse cross-entropy as loss."
+            )
         logits = keras.layers.Concatenate()(heads) if len(heads) > 1 else heads[0]
         super().__init__(inputs=inputs, outputs=logits, name=name, **options)
         units = [head.shape[-1] for head in heads]

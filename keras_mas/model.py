@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .binding import freeze_statistics, has_frozen_statistics, trace_again
-from .choices import PENALTIES
+from .choices import checked_penalty
 from .memory import SynapticMemory
 from .regularizer import penalty_outside_loss
 from .training_step import proximal_step_follows
@@ -82,7 +82,7 @@ class MASModel(keras.Model):
                 "Expected the inputs and outputs of a functional model. Received: none. Protect a "
                 "network that defines its own `call` as a layer: `MASModel(inputs, net(inputs))`."
             )
-        _check_penalty(penalty)
+        checked_penalty(penalty)
         super().__init__(*args, **kwargs)
         self._penalty = penalty
         self.batch_norm = batch_norm
@@ -109,7 +109,7 @@ class MASModel(keras.Model):
 
     @penalty.setter
     def penalty(self, value: str) -> None:
-        _check_penalty(value)
+        checked_penalty(value)
         self._penalty = value
         trace_again(self)
 
@@ -253,13 +253,6 @@ class MASModel(keras.Model):
         for metric in self.metrics:
             if metric.name == "loss":
                 metric.update_state(loss, sample_weight=examples)
-
-
-def _check_penalty(penalty):
-    if penalty not in PENALTIES:
-        raise ValueError(
-            f"Expected a penalty out of {', '.join(PENALTIES)}. Received: {penalty!r}."
-        )
 
 
 def _replicas():

@@ -39,7 +39,8 @@ def compute_fisher(
     arXiv:1612.00796). The square is taken per example, before the mean.
 
     Args:
-        model: As for `compute_importance`, with one output of logits `[N, C]`, or their softmax.
+        model: As for `compute_importance`, with one output of logits `[N, C]`, or their softmax. A
+            single logit `[N, 1]`, or its sigmoid, tells class 1 from class 0.
         inputs: As for `compute_importance`.
         labels: Which y. `"exact"`: all C classes, weighted by p(y | x_k), in C backward passes;
             `"sampled"`: one y drawn from p(y | x_k); `"given"`: the labels of a dataset of batches
@@ -61,7 +62,8 @@ def compute_fisher(
         shape, all entries ≥ 0.
 
     Raises:
-        ValueError: As `compute_importance`, or if `labels` is none of these.
+        ValueError: As `compute_importance`, or if `labels` is none of these, or the model ends in
+            several sigmoids, which choose none out of C classes.
     """
     if isinstance(labels, str) and labels not in _TARGETS:
         raise ValueError(
@@ -117,7 +119,16 @@ def _logits(outputs):
             "Expected one output of logits [N, C]. Received: "
             f"{[tuple(tensor.shape) for tensor in outputs]}. Choose it with `output`."
         )
-    return outputs[0]
+    [logits] = outputs
+    if logits.shape[-1] == 1:
+        return tf.concat([tf.zeros_like(logits), logits], axis=-1)  # whose softmax is the sigmoid
+    if any(operation.type == "Sigmoid" for operation in logits.consumers()):
+        raise ValueError(
+            "Expected a softmax, which chooses one class. Received: a model that ends in "
+            f"{logits.shape[-1]} sigmoids, each a choice of its own. Take `compute_importance`, "
+            "which needs no probabilities."
+        )
+    return logits
 
 
 def _reversed(target):

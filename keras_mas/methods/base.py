@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 
 import keras
 
+from ..choices import checked_penalty
+from ..states import checked_strength
+
 
 class Method:
     """What a method does around the training of a task; here: nothing.
@@ -19,8 +22,10 @@ class Method:
         model.compile(...)
         for x, y in tasks:
             method.before_task(model, x, y)
-            model.fit(x, y)
+            model.fit(x, y, callbacks=method.callbacks())
             method.after_task(model, x, y)
+        with method.evaluated():
+            model.evaluate(...)
 
     Tasks with heads of their own have a model each around one trunk, which is then what is
     protected: `MultiHead(trunk, method.model)` makes them. With `trains_all_heads` a model has the
@@ -30,6 +35,9 @@ class Method:
         strength: λ ≥ 0; None for `default_strength`.
         penalty: Name out of `keras_mas.choices.PENALTIES`: where a quadratic penalty acts.
 
+    Raises:
+        ValueError: If λ is negative or no finite number, or there is no such penalty.
+
     Attributes:
         has_strength: Whether λ makes a difference. If not, it is neither searched for nor reported.
         has_penalty: Whether `penalty` makes a difference.
@@ -38,7 +46,7 @@ class Method:
             then takes the logits of all heads, as an `AllHeadsModel` does, and labels are numbers
             of these logits.
         learns_all_tasks: Whether every task is learned together with the data of all earlier ones,
-            from the initial weights.
+            from the initial weights: who calls `fit` gives it these data and these weights.
     """
 
     has_strength: ClassVar[bool] = False
@@ -48,8 +56,8 @@ class Method:
     learns_all_tasks: ClassVar[bool] = False
 
     def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
-        self.strength = self.default_strength if strength is None else strength
-        self.penalty = penalty
+        self.strength = checked_strength(self.default_strength if strength is None else strength)
+        self.penalty = checked_penalty(penalty)
 
     def model(self, inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
         """Return the `keras.Model` in which a task is learned; arguments as for `keras.Model`."""
@@ -68,7 +76,7 @@ class Method:
 
     def restart(self, strength: float) -> None:
         """Forget every task and take another λ: a run begins, with the weights as they are."""
-        self.strength = strength
+        self.strength = checked_strength(strength)
 
     def before_task(self, model: keras.Model, x: Any, y: Any = None) -> None:
         """Prepare for a task, before its first training step.
@@ -120,5 +128,6 @@ class Method:
             tasks: How many tasks had been learned then.
 
         Raises:
-            ValueError: If the file is of another number of tasks or another method.
+            ValueError: If the file is of another number of tasks or another λ, or holds something
+                else than this kind of method writes.
         """

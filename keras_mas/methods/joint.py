@@ -11,11 +11,13 @@ from . import base
 class Method(base.Method):
     """Learn tasks 0 … n from all their data, anew: nothing can be forgotten.
 
-    It is no method of continual learning, for it keeps all data: what the others are measured
-    against ("offline" in Hsu et al., arXiv:1810.12488). The command line begins every task with the
-    initial weights of the run, so that row n of the accuracy matrix is that of a network which
-    learned the tasks 0 … n at once; T tasks take T / 2 times as long as with other methods. Labels
-    are the numbers of logits, those of all heads side by side, as for `AllHeadsModel`.
+    Since it keeps all data, it does not learn continually; the others are measured against it
+    ("offline" in Hsu et al., arXiv:1810.12488). The command line begins every task with the initial
+    weights of the run, and adds the data of all earlier tasks, so that row n of the accuracy matrix
+    is that of a network which learned the tasks 0 … n at once; T tasks take T / 2 times as long as
+    with other methods. Around `model.fit` you do both, as below: `fit` of one task after the other
+    would be plain fine-tuning. Labels are the numbers of logits, those of all heads side by side, as
+    for `AllHeadsModel`.
 
         >>> import keras, numpy as np
         >>> from keras_mas.methods import load_method

@@ -191,7 +191,16 @@ class Method(base.Method):
         self._replace(Learned())
 
     def before_task(self, model: keras.Model, x: Any, y: Any = None) -> None:
-        """Have the model hold what it answers now."""
+        """Have the model hold what it answers now.
+
+        Raises:
+            ValueError: If it is no model that `model` returned.
+        """
+        if not isinstance(model, DistillingModel):
+            raise ValueError(
+                "Expected a model of `method.model(inputs, heads)`, which holds what it answers. "
+                f"Received: '{model.name}', a {type(model).__name__}."
+            )
         model.hold(self.strength)
 
     def after_task(

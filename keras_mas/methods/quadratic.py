@@ -69,6 +69,10 @@ class QuadraticMethod(base.Method):
         self.memory.forget()
         self.memory.strength = strength
 
+    def before_task(self, model: keras.Model, x: Any, y: Any = None) -> None:
+        """Refuse a model in which the penalty would act in another way than was asked for."""
+        self._check_penalty_of(model)
+
     def after_task(
         self,
         model: keras.Model,
@@ -79,9 +83,18 @@ class QuadraticMethod(base.Method):
         on_progress: Callable | None = None,
     ) -> None:
         """Merge the importance of the held weights for this task with that of earlier ones."""
+        self._check_penalty_of(model)
         self.memory.check(model)  # before measuring takes its time
         now = self.importance(model, x, y, max_examples=max_examples, on_progress=on_progress)
         self.memory.remember(model, now, self.merged)
+
+    def _check_penalty_of(self, model):
+        if self.penalty == "decoupled" and getattr(model, "penalty", None) != "decoupled":
+            raise ValueError(
+                'Expected a model of `method.model(inputs, outputs)` for penalty="decoupled", '
+                f"whose own training step pulls weights back. Received: '{model.name}', a "
+                f"{type(model).__name__}, in which the penalty would be in the loss."
+            )
 
     def save(self, path: Path) -> None:
         """Write Ω, θ* and λ."""

@@ -143,6 +143,7 @@ class Method(QuadraticMethod):
 
     def before_task(self, model: keras.Model, x: Any, y: Any = None) -> None:
         """Begin a path at the weights as they are."""
+        super().before_task(model, x, y)
         if not self.memory.tasks:
             self.memory.forget()  # weights may have been loaded since `protect`
         self.path_integral.reset()
