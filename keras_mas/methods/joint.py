@@ -16,7 +16,7 @@ class Method(base.Method):
     weights of the run, and adds the data of all earlier tasks, so that row n of the accuracy matrix
     is that of a network which learned the tasks 0 … n at once; T tasks take T / 2 times as long as
     with other methods. Around `model.fit` you do both, as below: `fit` of one task after the other
-    would be plain fine-tuning. Labels are the numbers of logits, those of all heads side by side, as
+    would be plain fine-tuning. Labels are the numbers of logits, of all heads side by side, as
     for `AllHeadsModel`.
 
         >>> import keras, numpy as np
