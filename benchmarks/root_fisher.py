@@ -37,8 +37,8 @@ EXAMPLES = 1000
 # Importance → method, and the grid of λ.
 IMPORTANCES = {
     "MAS, exact": ("mas", [10.0**power for power in range(-2, 3)]),
-    "√F": ("sqrt_fisher", [10.0**power for power in range(0, 6)]),
-    "|F|": ("variants:AbsoluteFisher", [10.0**power for power in range(0, 6)]),
+    "√F": ("sqrt_fisher", [10.0**power for power in range(0, 8)]),
+    "|F|": ("variants:AbsoluteFisher", [10.0**power for power in range(0, 8)]),
     "EWC, exact": ("ewc", [10.0**power for power in range(1, 8)]),
 }
 BATCH_SIZES = (32, 128, 512)

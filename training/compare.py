@@ -12,6 +12,7 @@ from .search import Trial, search
 from .settings import SearchSpace, Settings, run_name
 from .summary import title
 from .tasks import TaskStream
+from .tasks.inputs import ChangedArray
 
 # The streams of all seeds are kept if they take no more than this share of the machine's memory.
 _SHARE_OF_STREAMS = 0.25
@@ -94,7 +95,13 @@ def compare(
     Raises:
         OSError: If a file cannot be read or written, a full disk for example: finished runs stay.
     """
-    runner = _Runner(_Streams(stream_of, len(seeds)), directory, arguments_of, observer)
+    streams = _Streams(stream_of, len(seeds))
+    any_stream = streams(seeds[0])  # the name of a run depends on no seed but that of its settings
+
+    def folder_of(settings):
+        return directory / run_name(any_stream, settings)
+
+    runner = _Runner(streams, folder_of, arguments_of, observer)
     entries = []
     for asked in contestants:
         reason = ""
@@ -108,8 +115,8 @@ def compare(
 class _Runner:
     """Trains one run after the other with one learner."""
 
-    def __init__(self, stream_of, directory, arguments_of, observer):
-        self.stream_of, self.directory, self.arguments_of = stream_of, directory, arguments_of
+    def __init__(self, stream_of, folder_of, arguments_of, observer):
+        self.stream_of, self.folder_of, self.arguments_of = stream_of, folder_of, arguments_of
         self.observer = observer or Observer()
         self._learner: Learner | None = None
 
@@ -132,7 +139,9 @@ class _Runner:
         try:
             stream = self.stream_of(asked.seed)
             learner = self._learner_of(stream)
-            trials, _ = search(stream, asked, space, searches, on_trial=on_trial, learner=learner)
+            # What is measured while tasks are learned is not for choosing λ.
+            plain = dataclasses.replace(asked, evaluate_every=None)
+            trials, _ = search(stream, plain, space, searches, on_trial=on_trial, learner=learner)
         except OSError:
             raise
         except Exception as error:
@@ -145,7 +154,7 @@ class _Runner:
     def _attempt(self, settings):
         try:
             stream = self.stream_of(settings.seed)
-            folder = self._folder(settings)
+            folder = self.folder_of(settings)
             result = finished_result(stream, settings, folder)
             if result is not None:
                 return Entry(settings, folder, result, is_new=False)
@@ -164,10 +173,7 @@ class _Runner:
         return Entry(settings, folder, result)
 
     def _failed(self, settings, reason):
-        return Entry(settings, self._folder(settings), None, reason)
-
-    def _folder(self, settings):
-        return self.directory / run_name(self.stream_of(settings.seed), settings)
+        return Entry(settings, self.folder_of(settings), None, reason)
 
     def _learner_of(self, stream):
         if self._learner is None:
@@ -193,9 +199,18 @@ class _Streams:
 
 def _bytes_in_memory(stream):
     splits = [split for task in stream.tasks for split in task.splits.values()]
-    sources = {id(split.source): split.source for split in splits if split.in_memory}
+    found = (_unchanged(split.source) for split in splits if split.in_memory)
+    sources = {id(source): source for source in found}
     return sum(math.prod(source.shape) * source.dtype.itemsize for source in sources.values())
 
 
+def _unchanged(source):
+    """Return the inputs that a source holds, however it changes them when they are read."""
+    return _unchanged(source.source) if isinstance(source, ChangedArray) else source
+
+
 def _one_line(error):
-    return " ".join((str(error) or type(error).__name__).split())
+    """Return the reason of a failure; the type of an error that was not worded for users too."""
+    text = " ".join(str(error).split())
+    is_worded = isinstance(error, (RuntimeError, ValueError, OSError)) and text
+    return text if is_worded else f"{type(error).__name__}: {text}".removesuffix(": ")

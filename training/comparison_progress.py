@@ -24,6 +24,7 @@ class ComparisonLines(Bars, Observer):
         seeds: The seeds of each.
         tasks: How many tasks a run has.
         follow: Returns what else follows a run, of its settings and its folder.
+        searches: Whether λ of each method that has one is searched for first.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class ComparisonLines(Bars, Observer):
         seeds: Sequence[int],
         tasks: int,
         follow: Callable[[Settings, Path], Sequence[Listener]] = lambda *_: (),
+        searches: bool = False,
     ):
         super().__init__(True)
         self.follow = follow
         self.tasks = tasks
         self.left = [settings.method for settings in contestants for _ in seeds]
+        self.to_search = {c.method for c in contestants if searches and c.has_strength}
         self.count = len(self.left)
         self.seconds: dict[str, list[float]] = {}
         self.started: float | None = None
@@ -61,6 +64,7 @@ class ComparisonLines(Bars, Observer):
     def run_ended(self, entry: Entry) -> None:
         """Print what a run found, or why it failed, and the time left."""
         self.left.remove(entry.settings.method)
+        self.to_search.discard(entry.settings.method)
         self.started = None
         self.bars.update(self.now, visible=False)
         outcome = entry.error
@@ -82,12 +86,12 @@ class ComparisonLines(Bars, Observer):
         self.console.print(f"search {settings.method}  {trial_line(trial)}", soft_wrap=True)
 
     def time_left(self) -> str:
-        """Return the time left as text; empty as long as no run has been finished.
+        """Return the time left as text; empty until a run is finished and every search is over.
 
         A run takes the mean of the finished ones of its method; those of a method without any take
         the mean over the methods.
         """
-        if not self.seconds:
+        if not self.seconds or self.to_search:
             return ""
         means = {method: statistics.mean(seconds) for method, seconds in self.seconds.items()}
         other = statistics.mean(means.values())

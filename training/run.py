@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import math
 import platform
@@ -17,8 +18,10 @@ import tensorflow as tf
 
 from keras_mas import metrics
 from keras_mas.files import UNFINISHED, atomic_folder
+from keras_mas.methods import is_own, load_method
 
 from .backbones import weights_digest
+from .backbones.weights import digest_of_file
 from .heads import unique_heads
 from .learner import Learner
 from .run_directory import (
@@ -41,6 +44,7 @@ from .run_directory import (
     write_json,
 )
 from .settings import Settings
+from .summary import title
 from .tasks import Split, Task, TaskStream, original_errors
 
 _PROGRESS = {
@@ -177,7 +181,7 @@ def train(
 def finished_result(
     stream: TaskStream, settings: Settings, directory: Path, evaluate_on: str = "test"
 ) -> dict | None:
-    """Return the result of a run of these settings if it is finished, without building anything.
+    """Return the result of a run of these settings if it is finished, without training anything.
 
     Args:
         stream: As for `train`.
@@ -258,12 +262,15 @@ def _on_trunk_of(later, network):
 def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
     """Return everything that decides a result, for JSON.
 
-    Fingerprints stand for the data, and for the file that the weights begin with.
+    Fingerprints stand for the data, for the file that the weights begin with, and for the module of
+    a method that is not ours. λ and penalty are None where they make no difference.
 
     Raises:
         UsageError: If there are no such weights.
     """
-    described = dataclasses.asdict(settings)
+    described = dataclasses.asdict(settings) | settings.of_method
+    if is_own(settings.method):
+        described["method_module"] = _digest_of_module(load_method(settings.method))
     recipe = settings.recipe
     described["recipe"]["weights"] = weights_digest(
         recipe.backbone, stream.input_shape, recipe.weights
@@ -278,6 +285,14 @@ def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
         "evaluate_on": evaluate_on,
         **described,
     }
+
+
+def _digest_of_module(method):
+    """Return a hash of the file that a method is written in; empty if it has none."""
+    try:
+        return digest_of_file(Path(inspect.getsourcefile(method) or ""))
+    except (OSError, TypeError):
+        return ""
 
 
 class _Run:
@@ -328,6 +343,7 @@ class _Run:
             "seed": settings.seed,
             "scenario": self.stream.scenario,
             "evaluated_on": self.evaluate_on,
+            "data": self.stream.data_fingerprint,
             "input_shape": list(self.stream.input_shape),
             "accuracy_matrix": self.rows,
             "baseline": self.baseline,
@@ -376,6 +392,7 @@ class _Run:
         self._check_finite(loss, task)
         with self._timed("importance"):
             self.learner.after_task(number, data, on_progress=self._importance_measured)
+        self._check_weights(task)
 
     def _training_data(self, task):
         """Return the training data, with the validation data unless that is evaluated on."""
@@ -407,11 +424,21 @@ class _Run:
 
     def _check_finite(self, loss, task):
         if not math.isfinite(loss):
+            cure = "`--learning-rate` or `--strength`"
             raise DivergedError(
                 f"Expected a finite loss. Received: {loss} while learning task '{task.name}' with "
-                f"method {self.settings.method} and strength {self.settings.strength:g}. Lower "
-                "`--learning-rate` or `--strength`."
+                f"{title(self.settings.of_method)}. Lower "
+                f"{cure if self.settings.has_strength else '`--learning-rate`'}."
             )
+
+    def _check_weights(self, task):
+        """Refuse weights that a method has spoiled: NaN would count as an answer."""
+        for weight in self.learner.network.trunk.weights:
+            if not np.all(np.isfinite(weight.numpy())):
+                raise DivergedError(
+                    f"Expected finite weights. Received: NaN or infinity in '{weight.path}' after "
+                    f"`after_task` of {title(self.settings.of_method)} for task '{task.name}'."
+                )
 
     def _accuracies(self):
         """Return a row of the accuracy matrix: the accuracy on every task now."""

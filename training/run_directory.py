@@ -44,6 +44,7 @@ RESULT = "result.json"
 MODEL, MEMORY, PROGRESS = "model.keras", "memory.npz", "progress.json"
 OPTIMIZER = "optimizer.npz"
 CSV_LOG, TENSORBOARD = "training.csv", "tensorboard"
+_MEMORY_PART = "memory:"
 _IMPORTANCE = "importance/"  # what precedes a weight's name in what `SynapticMemory.save` writes
 _LOCK, _HOLDER = ".lock", ".lock.json"
 
@@ -154,10 +155,11 @@ def saved_importance(folder: Path) -> dict[str, np.ndarray]:
         return {}
     with naming_damage(path, "Remove the folder of this task and those after it."):
         arrays = load_arrays(path, dict, "what a method remembers")
+    # A method that keeps more than a memory names each part before a colon.
     return {
-        name.removeprefix(_IMPORTANCE): array
+        name.removeprefix(_MEMORY_PART).removeprefix(_IMPORTANCE): array
         for name, array in arrays.items()
-        if name.startswith(_IMPORTANCE)
+        if name.removeprefix(_MEMORY_PART).startswith(_IMPORTANCE)
     }
 
 
@@ -299,6 +301,12 @@ def _holder(directory):
         return "another process"
 
 
+_REPLACE = (
+    "Choose another folder, or remove this one, as `--overwrite` of `keras-mas train` and "
+    "`keras-mas search` does"
+)
+
+
 def _check_content(directory, description, files, overwrite):
     """Refuse a folder that holds anything but the described run, or nothing."""
     if (directory / ARGUMENTS).exists() and not overwrite:
@@ -321,8 +329,7 @@ def _check_content(directory, description, files, overwrite):
     if holds_run and not overwrite:
         raise UsageError(
             f"'{directory}' holds a run whose {ARGUMENTS} is missing, so that it cannot be "
-            "continued. Replace the run with `--overwrite`, or choose another folder; nothing was "
-            "changed."
+            f"continued. {_REPLACE}; nothing was changed."
         )
 
 
@@ -349,13 +356,12 @@ _UNFINISHED = re.compile(re.escape(UNFINISHED) + "(.+)-[0-9a-f]{8}")
 
 
 def _check_same(directory, description):
-    cure = "Replace the run with `--overwrite`, or choose another folder."
-    found = read_json(directory / ARGUMENTS, cure=cure)
+    found = read_json(directory / ARGUMENTS, cure=f"{_REPLACE}.")
     differences = _differences(found, description)
     if differences:
         raise UsageError(
-            f"'{directory}' holds another run: {'; '.join(differences)}. Choose another folder, or "
-            "replace that run with `--overwrite`; nothing was changed."
+            f"'{directory}' holds another run: {'; '.join(differences)}. {_REPLACE}; nothing was "
+            "changed."
         )
 
 
@@ -363,14 +369,26 @@ def _differences(found, asked):
     """Describe what differs between two descriptions, in the terms of the command line."""
     # A folder that is older than an option holds what is now the option's default.
     found, asked = _defaults() | _flat(found), _flat(asked)
-    names = [name for name in asked if found.get(name) != asked[name]]
-    if names == ["data"]:
+    # λ or a penalty that makes no difference to a method is None; earlier versions wrote its value.
+    names = [
+        name
+        for name in asked
+        if found.get(name) != asked[name]
+        and not (name in ("strength", "penalty") and asked[name] is None)
+    ]
+    told = [name for name in names if name not in _OF_DATA]
+    if names and not told:
         return ["other data in its tasks"]
     return [
-        f"{_term(name)} {_shown(found.get(name))} instead of {_shown(asked[name])}"
-        for name in names
-        if name != "data"
+        "another version of the method's module"
+        if name == "method_module"
+        else f"{_term(name)} {_shown(found.get(name))} instead of {_shown(asked[name])}"
+        for name in told
     ]
+
+
+# What follows from the data alone, and says nothing to who chose them.
+_OF_DATA = ("data", "rescale")
 
 
 def _defaults():

@@ -210,6 +210,21 @@ def test_the_command_of_a_comparison_makes_it_again(here, capsys):
     assert len(lines) == 3 and lines[0].startswith("stream,")
 
 
+def test_the_command_of_a_comparison_names_its_folders(here, capsys):
+    folders = ["--runs", "my runs", "--output", "page", "--importance"]
+    quick = [*COMPARE, "--methods", "finetune", *folders, "--json"]
+    command = json.loads(answer(capsys, *quick))["command"]
+    assert command.endswith("--runs 'my runs' --output page --importance")
+
+
+def test_a_comparison_in_which_one_method_fails_says_so(here, capsys):
+    asked = [*COMPARE, "--seeds", "0", "--penalty", "in_loss", "--strength", "mas=1e30"]
+    assert main(asked) == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("keras-mas: 1 of 2 runs failed: mas λ=1e+30 seed 0. The")
+    assert "finetune" in out and (here / "comparisons/insects/report.html").exists()
+
+
 def test_a_comparison_in_which_everything_fails(here, capsys):
     failing = [*COMPARE, "--optimizer", "sgd", "--learning-rate", "1e8"]
     sentence = refusal(capsys, 1, *failing)

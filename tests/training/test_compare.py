@@ -109,6 +109,30 @@ def test_a_learner_refuses_a_stream_with_other_heads(stream, quick):
             learner.begin(quick, other)
 
 
+def test_a_seed_whose_data_cannot_be_loaded_is_an_entry_and_the_others_go_on(
+    stream, contestants, tmp_path
+):
+    def load(seed):
+        if seed == 1:
+            raise UsageError("Expected a photo. Received: none.")
+        return of_seed(stream, seed)
+
+    entries = compare(load, contestants[1:], (0, 1, 2), tmp_path)
+    assert [entry.error for entry in entries] == ["", "Expected a photo. Received: none.", ""]
+
+
+def test_a_search_measures_nothing_under_way(stream, quick, tmp_path, monkeypatch):
+    asked = dataclasses.replace(quick, evaluate_every=2)
+    seen = []
+    monkeypatch.setattr(
+        compare_module, "search", lambda stream, settings, *_, **__: seen.append(settings) or 1 / 0
+    )
+    entries, _ = run_all(stream, [asked], tmp_path, seeds=(0,), space=SearchSpace(trials=1))
+    assert [settings.evaluate_every for settings in seen] == [None]
+    assert entries[0].error == "ZeroDivisionError: division by zero"
+    assert entries[0].settings.evaluate_every == 2
+
+
 def test_a_run_that_diverges_is_an_entry_and_the_others_go_on(stream, contestants, tmp_path):
     recipe = dataclasses.replace(contestants[0].recipe, optimizer="sgd", learning_rate=1e30)
     wild = dataclasses.replace(contestants[0], recipe=recipe)
@@ -289,6 +313,16 @@ def ended(settings, seed, seconds, **fields):
     settings = dataclasses.replace(settings, seed=seed)
     result = {"average_accuracy": 0.75, "seconds": {"training": seconds}}
     return Entry(settings, None, result, **fields)
+
+
+def test_no_time_is_promised_while_a_search_is_to_come(contestants, console, clock):
+    two = [contestants[1], contestants[0]]  # fine-tuning has nothing to search for
+    lines = ComparisonLines(two, [0], 3, searches=True)
+    lines.run_ended(ended(two[0], 0, 4.0))
+    assert lines.time_left() == ""
+    without = ComparisonLines(two, [0], 3)
+    without.run_ended(ended(two[0], 0, 4.0))
+    assert without.time_left() == "0:00:04 left"
 
 
 def test_time_left_is_measured_from_finished_runs(contestants, console, clock):

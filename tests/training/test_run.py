@@ -1,6 +1,8 @@
 import dataclasses
+import importlib
 import json
 import shutil
+import sys
 
 import keras
 import numpy as np
@@ -42,6 +44,71 @@ def test_a_run_records_what_it_found(stream, settings, tmp_path):
     assert {key: result[key] for key in expected} == expected
     assert set(result["seconds"]) == {"training", "importance", "evaluation", "saving"}
     assert set(result["versions"]) == {"python", "tensorflow", "keras", "numpy"}
+
+
+def test_a_run_without_penalty_is_the_same_run_whatever_the_strength(stream, settings, tmp_path):
+    plain = dataclasses.replace(settings, method="finetune")
+    first = train(stream, plain, tmp_path)
+    stronger = dataclasses.replace(plain, strength=5.0, penalty="decoupled")
+    assert train(stream, stronger, tmp_path) == first
+    assert json.loads((tmp_path / "arguments.json").read_text())["strength"] is None
+
+
+OWN = """
+import numpy as np
+from keras_mas.methods.base import Method
+
+class Mine(Method):
+    def after_task(self, model, x, y=None, **options):
+        {body}
+"""
+
+
+@pytest.fixture
+def own_method(tmp_path, monkeypatch):
+    """A function that writes the body of `after_task` of a method of one's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(body):
+        (tmp_path / "own_method.py").write_text(OWN.format(body=body))
+        sys.modules.pop("own_method", None)
+        importlib.invalidate_caches()
+        return "own_method:Mine"
+
+    yield write
+    sys.modules.pop("own_method", None)
+
+
+def test_a_finished_run_of_another_version_of_a_method_is_not_taken_for_this_one(
+    stream, settings, tmp_path, own_method
+):
+    mine = dataclasses.replace(settings, method=own_method("pass"))
+    train(stream, mine, tmp_path / "run")
+    own_method("return None  # another version")
+    with pytest.raises(UsageError, match="another version of the method's module"):
+        train(stream, mine, tmp_path / "run")
+
+
+def test_weights_that_a_method_spoils_are_no_result(stream, settings, tmp_path, own_method):
+    name = own_method("model.set_weights([np.nan * w for w in model.get_weights()])")
+    spoiled = dataclasses.replace(settings, method=name)
+    with pytest.raises(DivergedError, match="NaN or infinity in '.*' after `after_task` of own_m"):
+        train(stream, spoiled, tmp_path / "run")
+
+
+def test_a_result_tells_its_data_but_not_its_seed(settings, tmp_path):
+    recipe = dataclasses.replace(settings.recipe, epochs=1, batch_size=256)
+    results = [
+        train(
+            load_tasks("split-digits", seed=seed, scenario=scenario),
+            dataclasses.replace(settings, method="finetune", seed=seed, recipe=recipe),
+            tmp_path / f"{seed}{scenario}",
+        )["data"]
+        for seed, scenario in [(0, "task"), (1, "task")]
+    ]
+    assert results[0] == results[1]
+    other = load_tasks("permuted-digits")
+    assert results[0] != other.data_fingerprint
 
 
 def test_the_matrix_is_the_accuracy_of_the_saved_models(stream, settings, tmp_path):
@@ -192,7 +259,7 @@ def test_a_training_that_diverges_is_named(stream, settings, tmp_path):
     recipe = dataclasses.replace(settings.recipe, optimizer="sgd", learning_rate=1e6)
     asked = dataclasses.replace(settings, recipe=recipe)
     with pytest.raises(
-        DivergedError, match="finite loss.*task '.*' with method mas and strength 1"
+        DivergedError, match="finite loss.*task '.*' with mas λ=1. Lower `--learning-rate` or"
     ):
         train(stream, asked, tmp_path / "run")
     assert not (tmp_path / "run/result.json").exists()

@@ -53,13 +53,20 @@ def test_a_folder_is_claimed_once_and_continued(tmp_path):
     assert json.loads((tmp_path / "new/run/arguments.json").read_text()) == DESCRIPTION
 
 
+def test_a_strength_that_makes_no_difference_is_not_compared(tmp_path):
+    claim(tmp_path / "run", DESCRIPTION | {"method": "finetune", "strength": 3.0})
+    claim(tmp_path / "run", DESCRIPTION | {"method": "finetune", "strength": None})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 3}, "another run: --seed 0 instead of 3. Choose another folder, or replace"),
+        ({"seed": 3}, "another run: --seed 0 instead of 3. Choose another folder, or remove"),
         ({"recipe": {"epochs": 5}}, "--epochs 20 instead of 5."),
         ({"tasks": ["a"], "data": "2e"}, "another run: tasks a, b instead of a. Choose"),
         ({"data": "2e"}, "another run: other data in its tasks. Choose"),
+        ({"data": "2e", "rescale": [2.0, 0.0]}, "another run: other data in its tasks. Choose"),
+        ({"method_module": "2f"}, "another run: another version of the method's module. Choose"),
         ({"stream": "birds"}, "stream insects instead of birds"),
     ],
 )
@@ -69,7 +76,7 @@ def test_the_difference_to_another_run_is_named(tmp_path, change, words):
     with pytest.raises(UsageError) as raised:
         claim(tmp_path / "run", DESCRIPTION | change)
     assert words in str(raised.value)
-    assert "`--overwrite`; nothing was changed" in str(raised.value)
+    assert "`--overwrite` of `keras-mas train` and `keras-mas search` does; " in str(raised.value)
     assert content(tmp_path / "run") == before
 
 
@@ -165,7 +172,7 @@ def test_a_run_without_a_readable_description_can_be_overwritten(tmp_path, broke
         path.mkdir()
     elif broken != "gone":
         path.write_bytes(broken)
-    with pytest.raises((UsageError, DamagedError), match="arguments.json.*eplace the run with"):
+    with pytest.raises((UsageError, DamagedError), match="arguments.json.*remove this one, as `--overw"):
         claim(tmp_path / "run")
     assert (tmp_path / "run/1/model.keras").exists()
     claim(tmp_path / "run", overwrite=True)  # as the message says

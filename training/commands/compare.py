@@ -1,10 +1,11 @@
 """`keras-mas compare`: methods × seeds beside each other, with differences and a report."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
-from ..options import add_options, given_options, option_fields
+from ..options import add_options, flag, given_options, option_fields
 from ..settings import ComparisonPlan, Following, Recipe, SearchSpace, Settings
 from ..tasks import LoadOptions
 from . import shared
@@ -13,6 +14,7 @@ SUMMARY = "train several methods with several seeds, and compare them"
 
 # What the plan decides for each run.
 _PLANNED = ("method", "strength", "seed")
+_FOLDERS = {"runs": Path("runs"), "searches": Path("search")}
 _COMMON = tuple(name for name in option_fields(Settings) if name not in _PLANNED)
 
 
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--runs",
         type=Path,
-        default=Path("runs"),
+        default=_FOLDERS["runs"],
         metavar="FOLDER",
         help="where each run has a folder; those that are finished are read, and others are "
         "continued (default: runs)",
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--searches",
         type=Path,
-        default=Path("search"),
+        default=_FOLDERS["searches"],
         metavar="FOLDER",
         help="where searches are kept, as for `keras-mas search` (default: search)",
     )
@@ -74,6 +76,12 @@ def run(args: argparse.Namespace) -> None:
         raise RuntimeError(f"None of {len(entries)} runs was finished. {entries[-1].error}")
     content = _written(args, plan, entries, output)
     _print(args, plan, entries, content, output)
+    failed = [entry.name for entry in entries if not entry.result]
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(entries)} runs failed: {', '.join(failed)}. The others are "
+            "compared; the same command tries again what failed."
+        )
 
 
 def _entries(args, plan, stream, contestants):
@@ -89,7 +97,10 @@ def _entries(args, plan, stream, contestants):
     def follow(settings, directory):
         return followers(following, settings, directory)
 
-    with ComparisonLines(contestants, plan.seed_numbers, len(stream.tasks), follow) as lines:
+    lines = ComparisonLines(
+        contestants, plan.seed_numbers, len(stream.tasks), follow, searches=plan.search
+    )
+    with lines:
 
         def stream_of(seed):
             if seed in loaded:
@@ -174,7 +185,15 @@ def _command(args):
         LoadOptions,
     ]
     arguments = vars(args) | {"method": None, "seed": None}
-    return shared.command_line("compare", arguments, *kinds, always=("methods", "seeds"))
+    command = shared.command_line("compare", arguments, *kinds, always=("methods", "seeds"))
+    folders = {name: getattr(args, name) for name in ("runs", "searches", "output")}
+    words = [
+        word
+        for name, folder in folders.items()
+        if folder not in (None, _FOLDERS.get(name))
+        for word in (flag(name), str(folder))
+    ]
+    return shlex.join([*shlex.split(command), *words, *["--importance"] * args.importance])
 
 
 def _arguments(args, settings):

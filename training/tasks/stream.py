@@ -282,8 +282,15 @@ class Task:
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes when an example of any split changes."""
+        """A hash that changes when an example of any split changes, or moves."""
         return digest(*(split.fingerprint for split in self.splits.values()))
+
+    @property
+    def data_fingerprint(self) -> str:
+        """A hash that changes with the examples, but not with the seed that divides them."""
+        learned = Split.joined(self.train, self.validation)
+        in_order = learned.take(np.argsort(learned.rows, kind="stable"))
+        return digest(in_order.fingerprint, self.test.fingerprint)
 
     def _check_split(self, role: str, split: Split) -> None:
         where = f"the {role} split of task '{self.name}'"
@@ -350,8 +357,13 @@ class TaskStream:
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes when an example of any task changes."""
+        """A hash that changes when an example of any task changes, or moves."""
         return digest(*(task.fingerprint for task in self.tasks))
+
+    @property
+    def data_fingerprint(self) -> str:
+        """A hash that changes with the examples, but not with the seed that divides them."""
+        return digest(*(task.data_fingerprint for task in self.tasks))
 
     def _check_inputs(self):
         first = self.tasks[0]
