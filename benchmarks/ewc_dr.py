@@ -93,8 +93,8 @@ def draw(rows, path):
     for panel, stream in zip(grid[0], streams, strict=True):
         for row in (row for row in rows if row["stream"] == stream):
             points = [(s, sum(a) / len(a)) for s, a in row["validation"] if None not in a]
-            strengths, accuracies = zip(*points, strict=True)
-            if len(points) > 1:
+            if points:
+                strengths, accuracies = zip(*points, strict=True)
                 panel.plot(strengths, accuracies, "o-", markersize=3, label=row["name"])
             else:
                 mean, _ = mean_and_deviation(row, "average_accuracy")

@@ -11,9 +11,6 @@ from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import Settings
 from keras_mas.training.tasks import TaskStream, load_tasks
 
-SEARCH_SEEDS = (0, 1)
-SEEDS = (0, 1, 2, 3, 4)
-
 
 class Grid:
     """Runs of one stream, each kept under runs/grids, and never repeated by any benchmark.
@@ -21,10 +18,19 @@ class Grid:
     Args:
         tasks: As for `load_tasks`.
         scenario: As for `load_tasks`.
+        search_seeds: Seeds of the runs on validation data, which λ is chosen by.
+        seeds: Seeds of the runs on test data.
     """
 
-    def __init__(self, tasks: str | Path, scenario: str):
+    def __init__(
+        self,
+        tasks: str | Path,
+        scenario: str,
+        search_seeds: Sequence[int] = (0, 1),
+        seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    ):
         self.tasks, self.scenario = tasks, scenario
+        self.search_seeds, self.seeds = search_seeds, seeds
         self.folder = Path("runs/grids") / f"{Path(tasks).stem}-{scenario}"
         self.streams: dict[int, TaskStream] = {}
         self.learner: Learner | None = None
@@ -43,27 +49,41 @@ class Grid:
             settings: How the tasks are learned; its λ and seed are not used.
             strengths: The grid.
         """
-        curve = [self._validation(name, settings, strength) for strength in strengths]
-        found = [
-            statistics.mean(accuracies) if None not in accuracies else -1.0 for accuracies in curve
-        ]
-        chosen = strengths[found.index(max(found))]
-        results = [self._result(name, settings, chosen, seed, "test") for seed in SEEDS]
+        chosen, curve = self.strength(name, settings, strengths)
+        results = self.results(name, settings, chosen)
         row = {
             "name": name,
             "strength": chosen,
             "at_edge": len(strengths) > 1 and chosen in (strengths[0], strengths[-1]),
-            "validation": [list(point) for point in zip(strengths, curve, strict=True)],
-            "seeds": list(SEEDS),
+            "validation": curve,
+            "seeds": list(self.seeds),
         }
         for key in ("average_accuracy", "forgetting"):
             row[key] = [None if result is None else round(result[key], 4) for result in results]
         print(line(row), flush=True)
         return row
 
+    def strength(
+        self, name: str, settings: Settings, strengths: Sequence[float]
+    ) -> tuple[float, list]:
+        """Return λ with the best mean accuracy on validation data, and every λ with its accuracies.
+
+        A single λ is not tried.
+        """
+        if len(strengths) == 1:
+            return strengths[0], []
+        curve = [self._validation(name, settings, strength) for strength in strengths]
+        found = [statistics.mean(each) if None not in each else -1.0 for each in curve]
+        points = [list(point) for point in zip(strengths, curve, strict=True)]
+        return strengths[found.index(max(found))], points
+
+    def results(self, name: str, settings: Settings, strength: float) -> list[dict | None]:
+        """Return the test results of all seeds with a λ; None for one that diverged."""
+        return [self._result(name, settings, strength, seed, "test") for seed in self.seeds]
+
     def _validation(self, name, settings, strength):
         results = [
-            self._result(name, settings, strength, seed, "validation") for seed in SEARCH_SEEDS
+            self._result(name, settings, strength, seed, "validation") for seed in self.search_seeds
         ]
         return [result and round(result["average_accuracy"], 4) for result in results]
 
