@@ -1,4 +1,4 @@
-"""The paper's pairs and its sequence of eight tasks in small images, with every method of the paper.
+"""The paper's pairs and sequence of eight tasks, in small images, with every method of the paper.
 
     python benchmarks/paper_tables.py --weights FILE [--streams flowers-scenes,eight,...]
 
