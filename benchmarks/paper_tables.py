@@ -14,6 +14,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from grid import Grid, replace_rows
+from variants import OnTestData
 
 from keras_mas.training.settings import Recipe, Settings
 
@@ -28,6 +29,7 @@ METHODS = {
     "EWC": ("ewc", [10.0, 100.0, 1000.0]),
     "SI": ("si", [1.0, 10.0, 100.0]),
     "MAS": ("mas", [0.01, 0.1, 1.0]),
+    "MAS, Ω on test data": ("variants:OnTestData", [0.01, 0.1, 1.0]),
     "l-MAS": ("local_mas", [0.01, 0.1, 1.0]),
 }
 
@@ -44,6 +46,7 @@ def main():
         grid = Grid(Path(f"benchmarks/paper/{stream}-64.toml"), "task", (), SEEDS)
         for name, strength in strengths.items():
             settings = settings_of(name, stream, args.weights)
+            OnTestData.test_inputs = [task.test.inputs for task in grid.stream(SEEDS[0]).tasks]
             [result] = grid.results(name, settings, strength)
             row = row_of(result) if result else {"diverged": True}
             row = {"stream": stream, "name": name, "strength": strength, **row}
@@ -57,6 +60,7 @@ def chosen(weights):
     found = {}
     for name, (_, strengths) in METHODS.items():
         settings = settings_of(name, "flowers-scenes", weights)
+        OnTestData.test_inputs = [task.validation.inputs for task in grid.stream(SEEDS[0]).tasks]
         found[name], curve = grid.strength(name, settings, strengths)
         print(f"{name}  λ={found[name]:g}  validation: {curve}", flush=True)
     return found

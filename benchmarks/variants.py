@@ -5,6 +5,8 @@ many examples, as the public codes do; `EWC_1` is the exact empirical Fisher. `A
 that of Benzing (AISTATS 2022).
 """
 
+from typing import ClassVar
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -65,6 +67,20 @@ def _batches(data, batch_size, max_examples):
     inputs, labels = (np.concatenate(arrays)[:max_examples] for arrays in zip(*parts, strict=True))
     for start in range(0, len(labels), batch_size):
         yield inputs[start : start + batch_size], labels[start : start + batch_size]
+
+
+class OnTestData(mas.Method):
+    """MAS whose Ω is measured on the test data of every task, without labels (the paper's Table 3).
+
+    Attributes:
+        test_inputs: Those of every task, in order; whoever starts a run sets them before.
+    """
+
+    test_inputs: ClassVar[list[np.ndarray]] = []
+
+    def importance(self, model: keras.Model, x, y=None, **options) -> dict[str, np.ndarray]:
+        """Return Ω of the test data of the task that was just learned."""
+        return super().importance(model, self.test_inputs[self.memory.tasks], **options)
 
 
 class AbsoluteFisher(quadratic.QuadraticMethod):

@@ -369,12 +369,14 @@ def _differences(found, asked):
     """Describe what differs between two descriptions, in the terms of the command line."""
     # A folder that is older than an option holds what is now the option's default.
     found, asked = _defaults() | _flat(found), _flat(asked)
-    # λ or a penalty that makes no difference to a method is None; earlier versions wrote its value.
+    # Earlier versions wrote the value of a λ or penalty that makes no difference to a method, which
+    # is None now, and nothing of the method's module.
     names = [
         name
         for name in asked
         if found.get(name) != asked[name]
         and not (name in ("strength", "penalty") and asked[name] is None)
+        and not (name == "method_module" and name not in found)
     ]
     told = [name for name in names if name not in _OF_DATA]
     if names and not told:

@@ -53,6 +53,14 @@ def test_a_folder_is_claimed_once_and_continued(tmp_path):
     assert json.loads((tmp_path / "new/run/arguments.json").read_text()) == DESCRIPTION
 
 
+def test_another_version_of_a_method_is_another_run(tmp_path):
+    claim(tmp_path / "old", DESCRIPTION)
+    claim(tmp_path / "old", DESCRIPTION | {"method_module": "2f"})  # nothing is known of it
+    run_in(tmp_path / "run", DESCRIPTION | {"method_module": "2e"})
+    with pytest.raises(UsageError, match="another run: another version of the method's module. Ch"):
+        claim(tmp_path / "run", DESCRIPTION | {"method_module": "2f"})
+
+
 def test_a_strength_that_makes_no_difference_is_not_compared(tmp_path):
     claim(tmp_path / "run", DESCRIPTION | {"method": "finetune", "strength": 3.0})
     claim(tmp_path / "run", DESCRIPTION | {"method": "finetune", "strength": None})
@@ -66,7 +74,6 @@ def test_a_strength_that_makes_no_difference_is_not_compared(tmp_path):
         ({"tasks": ["a"], "data": "2e"}, "another run: tasks a, b instead of a. Choose"),
         ({"data": "2e"}, "another run: other data in its tasks. Choose"),
         ({"data": "2e", "rescale": [2.0, 0.0]}, "another run: other data in its tasks. Choose"),
-        ({"method_module": "2f"}, "another run: another version of the method's module. Choose"),
         ({"stream": "birds"}, "stream insects instead of birds"),
     ],
 )
@@ -172,7 +179,9 @@ def test_a_run_without_a_readable_description_can_be_overwritten(tmp_path, broke
         path.mkdir()
     elif broken != "gone":
         path.write_bytes(broken)
-    with pytest.raises((UsageError, DamagedError), match="arguments.json.*remove this one, as `--overw"):
+    with pytest.raises(
+        (UsageError, DamagedError), match="arguments.json.*remove this one, as `--overw"
+    ):
         claim(tmp_path / "run")
     assert (tmp_path / "run/1/model.keras").exists()
     claim(tmp_path / "run", overwrite=True)  # as the message says
