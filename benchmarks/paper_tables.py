@@ -76,6 +76,7 @@ def settings_of(name, stream, weights):
         batch_size=32,
         epochs=4,
         first_epochs=12 if starts_small else None,
+        max_examples=200,  # the exact Fisher information of 200 classes takes as many passes
     )
     return Settings(METHODS[name][0], 0.0, recipe=recipe)
 
