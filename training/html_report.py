@@ -14,6 +14,7 @@ from . import pictures
 from .accuracy_picture import MOST_PANELS
 from .summary import (
     ABOUT_SECONDS,
+    NOT_RECORDED,
     Group,
     Result,
     Spread,
@@ -305,8 +306,8 @@ def _all(result) -> Mapping[str, Any]:
 
 
 def _value(group, name):
-    texts = dict.fromkeys(setting_text(name, _all(result).get(name)) for result in group.results)
-    return ", ".join(texts)
+    values = (_all(result).get(name, NOT_RECORDED) for result in group.results)
+    return ", ".join(dict.fromkeys(setting_text(name, value) for value in values))
 
 
 def _examples(results) -> dict[str, dict[str, str]]:

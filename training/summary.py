@@ -14,6 +14,9 @@ from .settings import Recipe
 
 Result = Mapping[str, Any]
 
+# What stands for a setting that an older result lacks, and that has no default.
+NOT_RECORDED = "not recorded"
+
 # What a result has if its run was measured while tasks were being learned, too.
 WORST_CASE = ("min_accuracy", "worst_case_accuracy")
 
@@ -44,20 +47,25 @@ def labels(results: Sequence[Result]) -> list[str]:
     """
     settings = [run_settings(result) for result in results]
     names = list(dict.fromkeys(name for one in settings for name in one))
-    differing = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
-    alike: dict[str, list[str]] = {}
-    found = []
+    settings = [{name: one.get(name, NOT_RECORDED) for name in names} for one in settings]
+    differing = [name for name in names if any(one[name] != settings[0][name] for one in settings)]
+    found: dict[str, list[dict[str, Any]]] = {}
+    texts = []
     for result, one in zip(results, settings, strict=True):
-        words = [f"{name}={setting_text(name, one.get(name))}" for name in differing]
-        label = "  ".join([title(result), *words])
-        key = json.dumps([method_settings(result), one], sort_keys=True)
-        keys = alike.setdefault(label, [])
-        if key not in keys:
-            keys.append(key)
-        number = keys.index(key) + 1
-        found.append(label if number == 1 else f"{label} ({number})")
-    _check_given_once(results, found)
-    return found
+        words = [f"{name}={setting_text(name, one[name])}" for name in differing]
+        text = "  ".join([title(result), *words])
+        texts.append(_numbered(text, method_settings(result) | one, found))
+    _check_given_once(results, texts)
+    return texts
+
+
+def _numbered(text, settings, found):
+    """Return a label, with a number from the second settings on that were found to have it."""
+    alike = found.setdefault(text, [])
+    if settings not in alike:
+        alike.append(settings)
+    number = alike.index(settings) + 1
+    return text if number == 1 else f"{text} ({number})"
 
 
 def _check_given_once(results, labels):
@@ -78,7 +86,7 @@ def setting_text(name: str, value: Any) -> str:
         return "none"
     if name == "weights":
         return Path(value).name
-    if name == "data":
+    if name == "data" and value != NOT_RECORDED:
         return value[:8]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -88,8 +96,9 @@ def run_settings(result: Result) -> dict[str, Any]:
 
     A result that is older than an option was made with what is now the option's default.
     """
-    names = ("stream", "scenario", "evaluated_on", "data", "evaluate_every")
+    names = ("stream", "scenario", "evaluated_on", "data")
     found = {name: result[name] for name in names if name in result}
+    found["evaluate_every"] = result.get("evaluate_every")
     return found | dataclasses.asdict(Recipe()) | result["recipe"]
 
 

@@ -92,6 +92,11 @@ def test_runs_with_other_data_are_neither_averaged_nor_paired():
     one, other, reference = found(*runs, *fine)
     assert (one.label, other.label) == ("mas λ=1  data=aaaaaaaa", "mas λ=1  data=bbbbbbbb")
     assert one.difference(reference, "average_accuracy").runs == 1
+    older = entry("mas", 0, 0.9)
+    assert [group.label for group in found(runs[1], older)] == [
+        "mas λ=1  data=bbbbbbbb",
+        "mas λ=1  data=not recorded",
+    ]
     assert other.difference(reference, "average_accuracy") is None
 
 
