@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from .report import print_table, report_rows
-from .summary import Group, Spread, best, groups
+from .summary import ABOUT_SECONDS, WORST_CASE, Group, Spread, best, groups, have_worst_case
 
 if TYPE_CHECKING:
     from .compare import Entry
 
-MEASURES = ("average_accuracy", "forgetting", "new_task_accuracy")
+_COMPARED = ("average_accuracy", "forgetting", "new_task_accuracy")
 _DIFFERENCES = ("average_accuracy", "forgetting")
 
 
@@ -33,7 +33,7 @@ def reference_group(candidates: Sequence[Group], against: str) -> Group:
 
 
 def print_entries(entries: Sequence["Entry"], against: str, console: Console) -> None:
-    """Print a line per method, differences of runs with the same seeds, and what failed.
+    """Print a line per method, what its runs took, differences with the same seeds, and failures.
 
     Args:
         entries: At least one with a result.
@@ -44,9 +44,11 @@ def print_entries(entries: Sequence["Entry"], against: str, console: Console) ->
     console.print("mean ± standard deviation over the seeds")
     rows = [["method", "runs", "average accuracy", "forgetting", "new tasks"]]
     for group in found:
-        cells = [group.spread(measure).with_deviation() for measure in MEASURES]
+        cells = [group.spread(measure).with_deviation() for measure in _COMPARED]
         rows.append([group.label, str(len(group.results)), *cells])
     print_table(rows, console)
+    console.print(Text())
+    _print_worst_case_and_seconds(found, console)
     if len(found) > 1:
         console.print(Text())
         _print_differences(found, reference_group(found, against), console)
@@ -55,15 +57,27 @@ def print_entries(entries: Sequence["Entry"], against: str, console: Console) ->
             console.print(f"{entry.name} failed: {entry.error}", soft_wrap=True)
 
 
+def _print_worst_case_and_seconds(found, console):
+    """Print what has no place beside the accuracies in 80 columns."""
+    measures = WORST_CASE if have_worst_case(found) else ()
+    headings = ["min-ACC", "WC-ACC"] if measures else []
+    rows = [["method", *headings, "seconds a run"]]
+    for group in found:
+        cells = [group.spread(measure).with_deviation() for measure in measures]
+        rows.append([group.label, *cells, f"{group.spread('seconds').mean:.1f}"])
+    print_table(rows, console)
+    console.print(ABOUT_SECONDS, soft_wrap=True)
+
+
 def _print_differences(found, reference, console):
     console.print(f"difference from {reference.label} with the same seed, ± standard error")
-    rows = [["method", "pairs", "average accuracy", "forgetting", "seconds a run"]]
+    rows = [["method", "pairs", "average accuracy", "forgetting"]]
     for group in found:
         differences = [group.difference(reference, measure) for measure in _DIFFERENCES]
         is_other = group != reference
         cells = [_difference(spread) if is_other else "" for spread in differences]
         pairs = str(differences[0].runs) if differences[0] and is_other else ""
-        rows.append([group.label, pairs, *cells, f"{group.spread('seconds').mean:.1f}"])
+        rows.append([group.label, pairs, *cells])
     print_table(rows, console)
 
 
@@ -80,8 +94,7 @@ def comparison_rows(entries: Sequence["Entry"]) -> list[dict[str, Any]]:
     rows = []
     for entry in entries:
         [row] = report_rows([entry.result]) if entry.result else [_settings_row(entry)]
-        folder = None if entry.directory is None else str(entry.directory)
-        rows.append({**row, "folder": folder, "error": entry.error or None})
+        rows.append({**row, "folder": str(entry.directory), "error": entry.error or None})
     return rows
 
 
@@ -112,7 +125,8 @@ def comparison_content(
 
 
 def _group_content(group, reference) -> Mapping[str, Any]:
-    measures = (*MEASURES, "backward_transfer", "seconds")
+    worst_case = WORST_CASE if have_worst_case([group]) else ()
+    measures = (*_COMPARED, "backward_transfer", "seconds", *worst_case)
     differences = {name: group.difference(reference, name) for name in _DIFFERENCES}
     return {
         "label": group.label,

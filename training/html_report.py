@@ -1,6 +1,5 @@
 """One HTML file on runs: tables, pictures and settings, readable without a network or scripts."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,24 @@ from keras_mas.files import atomic_file
 
 from . import pictures
 from .accuracy_picture import MOST_PANELS
-from .report import report_rows
-from .summary import Group, Result, Spread, groups, run_settings
+from .summary import (
+    ABOUT_SECONDS,
+    NOT_RECORDED,
+    Group,
+    Result,
+    Spread,
+    groups,
+    have_worst_case,
+    method_settings,
+    run_settings,
+    setting_text,
+)
 
 # The phases of a run, in the order in which they are shown.
 _PHASES = ("training", "importance", "evaluation", "saving")
+
+# A heading names every method if that takes so many characters at most.
+_LONGEST_LIST = 60
 
 _MEGABYTE = 10**6
 
@@ -42,21 +54,22 @@ def write_html(
         more: Further sections, as `section` returns them.
     """
     found = groups(results)
-    labels = [group.label for group in found]
     page = _environment().get_template("report.html.jinja")
     text = page.render(
-        title=f"{_listed(labels)} on {results[0]['stream']}",
-        scenario=results[0]["scenario"],
+        title=f"{_listed(found)} on {' and '.join(_all_of(results, 'stream'))}",
+        scenarios=_all_of(results, "scenario"),
         tasks=results[0]["tasks"],
-        evaluated_on=results[0].get("evaluated_on"),
+        evaluated_on=_all_of(results, "evaluated_on"),
         groups=found,
         summary=_summary(found, reference or found[0]),
         worst=_worst(found),
+        about_seconds=ABOUT_SECONDS,
         reference=(reference or found[0]).label,
         sections=[*_sections(found), *more],
         settings=_settings(found),
         versions=_versions(results),
-        examples=results[0].get("examples", {}),
+        examples=_examples(results),
+        held_out=_held_out(results),
         commands=list(dict.fromkeys(commands)),
         failed=failed,
         swatches=[Markup(pictures.swatch(number)) for number in range(len(found))],
@@ -66,8 +79,21 @@ def write_html(
         file.write(text)
 
 
-def _listed(labels, most=4):
-    return ", ".join(labels) if len(labels) <= most else f"{len(labels)} methods and settings"
+def _listed(found):
+    """Return the labels of the groups, or how many there are where they fill more than a line."""
+    labels = ", ".join(group.label for group in found)
+    if len(found) == 1 or len(labels) <= _LONGEST_LIST:
+        return labels
+    methods = {group.results[0]["method"] for group in found}
+    if len(methods) == len(found):
+        return f"{len(found)} methods"
+    of = methods.pop() if len(methods) == 1 else f"{len(methods)} methods"
+    return f"{len(found)} settings of {of}"
+
+
+def _all_of(results, name) -> list[str]:
+    """Return what the results have under a name, each value once."""
+    return list(dict.fromkeys(result[name] for result in results if name in result))
 
 
 def _environment():
@@ -101,7 +127,7 @@ def _summary(found, reference) -> list[dict[str, Any]]:
 
 def _worst(found) -> list[tuple[Group, Spread, Spread]]:
     """Return min-ACC and WC-ACC of every group, if all runs have measured them."""
-    if not all("worst_case_accuracy" in result for g in found for result in g.results):
+    if not have_worst_case(found):
         return []
     return [(g, g.spread("min_accuracy"), g.spread("worst_case_accuracy")) for g in found]
 
@@ -125,7 +151,9 @@ _OVER_TIME = (
 _GAPS = (
     "Old tasks measured while a new one is learned. What falls when a task begins and recovers "
     "until it ends is not seen above. min-ACC is the mean of the lowest points of the old tasks; "
-    "WC-ACC counts the last task as it was learned beside them (De Lange et al., ICLR 2023)."
+    "WC-ACC counts the last task as it was learned beside them (De Lange et al., ICLR 2023). "
+    "Joint training begins anew with every task, so that it knows nothing when one begins. IMM is "
+    "measured here with the weights that it is training, before it merges them."
 )
 _MATRIX = (
     "Row: how many tasks have been learned. Column: the task that is measured. A column that "
@@ -136,8 +164,8 @@ _STABILITY = (
     "corner is the lower right one. A small mark is a run, a large one the mean of its method."
 )
 _COSTS = (
-    "Mean over the runs. Times depend on the machine and on what else it was doing. What a method "
-    "keeps between tasks is the size of its file beside the network."
+    "Mean over the runs. Times depend on the machine and on what else it was doing. "
+    f"{ABOUT_SECONDS} What a method keeps between tasks is the size of its file beside the network."
 )
 
 
@@ -196,12 +224,14 @@ def _gaps(found):
 
 
 def _lowest(group, task):
-    return min(
-        each["accuracies"][task]
-        for result in group.results
-        for each in result["evaluations"]
-        if each["task"] > task + 1
-    )
+    """Return the lowest accuracy of a task since it was learned, as min-ACC takes it."""
+    return min(value for result in group.results for value in _since(result, task))
+
+
+def _since(result, task):
+    yield from (row[task] for row in result["accuracy_matrix"][task + 1 :])
+    later = (each for each in result["evaluations"] if each["task"] > task + 1)
+    yield from (each["accuracies"][task] for each in later)
 
 
 def _last(group, task):
@@ -244,15 +274,15 @@ def _costs(found):
         pictures.bars(labels, phases, "seconds"),
         wide=True,
     )
-    for key, caption in (
-        ("kept_by_method", "Megabytes kept by the method"),
-        ("process", "Megabytes of the process, at most, measured after each task"),
-    ):
-        if all("memory" in result for group in found for result in group.results):
-            sizes = [_mean_of(g, lambda r, k=key: r["memory"][k]) / _MEGABYTE for g in found]
-            words = ", ".join(f"{g.label} {size:.1f}" for g, size in zip(found, sizes, strict=True))
-            picture = pictures.bars(labels, {caption: sizes}, "megabytes")
-            yield figure(caption, f"Bar chart of {caption.lower()}: {words}.", picture, wide=True)
+    if all("memory" in result for group in found for result in group.results):
+        sizes = [_mean_of(g, lambda r: r["memory"]["kept_by_method"]) / _MEGABYTE for g in found]
+        words = ", ".join(f"{g.label} {size:.1f}" for g, size in zip(found, sizes, strict=True))
+        yield figure(
+            "Megabytes kept by the method",
+            f"Bar chart of the megabytes kept by the method: {words}.",
+            pictures.bars(labels, {"kept": sizes}, "megabytes"),
+            wide=True,
+        )
 
 
 def _mean_of(group, value):
@@ -272,20 +302,32 @@ def _settings(found) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def _all(result) -> Mapping[str, Any]:
     """Return everything that decides a result, flat."""
-    [row] = report_rows([result])
-    own = {name: row[name] for name in ("method", "strength", "penalty", "seed")}
-    return own | run_settings(result)
+    return {**method_settings(result), "seed": result["seed"], **run_settings(result)}
 
 
 def _value(group, name):
-    texts = dict.fromkeys(_shown(_all(result).get(name)) for result in group.results)
-    return ", ".join(texts)
+    values = (_all(result).get(name, NOT_RECORDED) for result in group.results)
+    return ", ".join(dict.fromkeys(setting_text(name, value) for value in values))
 
 
-def _shown(value):
-    if value is None or value == "":
-        return "none"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _examples(results) -> dict[str, dict[str, str]]:
+    """Return how many examples each task has by role; several numbers where runs differ."""
+    recorded = [result["examples"] for result in results if "examples" in result]
+    tasks = recorded[0] if recorded else {}
+    return {
+        task: {
+            role: ", ".join(dict.fromkeys(str(counts[task][role]) for counts in recorded))
+            for role in roles
+        }
+        for task, roles in tasks.items()
+    }
+
+
+def _held_out(results):
+    """Return what became of the examples that a run calls validation data."""
+    names = {"test": "held out, then trained on", "validation": "to validate"}
+    found = {names.get(result.get("evaluated_on"), "held out") for result in results}
+    return found.pop() if len(found) == 1 else "held out"
 
 
 def _versions(results):

@@ -31,7 +31,18 @@ def importance_sections(runs: Sequence[tuple[str, Path, Result]]) -> Iterator[di
         importance = saved_importance(task_folder(folder, len(result["tasks"])))
         if importance:
             figures = list(_figures(importance, folder, result))
-            yield section(f"What the network must keep: {name}", figures, _ABOUT)
+            about = f"{_ABOUT}{_left_out(importance)}"
+            yield section(f"What the network must keep: {name}", figures, about)
+
+
+def _left_out(importance):
+    zeros = sum(not np.any(values > 0) for values in importance.values())
+    if not zeros:
+        return ""
+    verb = "is" if zeros == 1 else "are"
+    return (
+        f" Of {len(importance)} kernels, biases and the like, {zeros} {verb} not drawn: all Ω is 0."
+    )
 
 
 def _figures(importance, folder, result):
@@ -39,12 +50,14 @@ def _figures(importance, folder, result):
         f"{name} {values.mean():.3g}, of which {np.mean(values == 0):.0%} are 0"
         for name, values in importance.items()
     )
-    yield figure(
-        "Importance of the weights by layer",
-        f"Box plot of the importance of each weight. Means: {means}.",
-        pictures.importance_by_weight(importance),
-        wide=True,
-    )
+    drawn = {name: values for name, values in importance.items() if np.any(values > 0)}
+    if drawn:
+        yield figure(
+            "Importance of the weights by layer",
+            f"Box plot of the importance of each weight. Means: {means}.",
+            pictures.importance_by_weight(drawn),
+            wide=True,
+        )
     filters = next((name for name, values in importance.items() if values.ndim == 4), None)
     if filters is not None:
         count = importance[filters].shape[-1]
@@ -59,7 +72,10 @@ def _figures(importance, folder, result):
 
 
 def _pixels(folder, result):
-    """Yield maps of the inputs that the first layer must keep reading: in all, and by task."""
+    """Yield maps of the inputs that the first layer must keep reading: in all, and by task.
+
+    Those by task are called a change where a method lets importance fall again.
+    """
     tasks = result["tasks"]
     shape = tuple(result.get("input_shape", ()))
     numbers = range(1, len(tasks) + 1) if len(tasks) <= _MOST_TASKS else [len(tasks)]
@@ -69,12 +85,13 @@ def _pixels(folder, result):
         return
     yield _pixel_figure("Pixels, all tasks", maps[-1])
     if len(maps) > 1:
-        added = [
+        changes = [
             maps[0],
             *(later - earlier for earlier, later in zip(maps, maps[1:], strict=False)),
         ]
-        for name, values in zip(tasks, added, strict=True):
-            yield _pixel_figure(f"Pixels, added by {name}", values)
+        word = "added" if all(values.min() >= 0 for values in changes) else "change"
+        for name, values in zip(tasks, changes, strict=True):
+            yield _pixel_figure(f"Pixels, {word} by {name}", values)
 
 
 def _pixel_figure(caption, values):

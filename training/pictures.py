@@ -3,6 +3,7 @@
 import io
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from .accuracy_picture import least_accuracy, whole_numbers
-from .report import shortened
 from .summary import Group, new_task_accuracy
 
 # What is drawn in these colours takes them from the page: that of its text, of its lines, and those
@@ -52,6 +52,10 @@ _STYLE: Any = {
 
 # A heat map of so many tasks at most has its numbers written in it.
 _MOST_NUMBERS = 8
+
+# Names beside a picture are wrapped at so many characters, and take so many inches a line.
+_NAME_WIDTH = 24
+_NAME_LINE = 0.16
 
 
 @contextmanager
@@ -126,9 +130,9 @@ def _curves(groups, points: Callable, ylabel: str, size) -> str:
     with _drawing(*size) as (figure, drawn):
         panel = figure.subplots()
         for number, group in enumerate(groups):
-            x, curves = _common_points([points(result) for result in group.results])
-            _mean_line(panel, x, curves, number)
-            lowest = min(lowest, float(curves.min()))
+            xs, curves = zip(*map(points, group.results), strict=True)
+            [x] = set(map(tuple, xs))  # runs that differ in their seed alone were measured together
+            lowest = min(lowest, _mean_line(panel, x, np.array(curves), number))
         tasks = len(groups[0].results[0]["tasks"])
         panel.set(xlabel="tasks learned", ylabel=ylabel, xlim=(0.7, tasks + 0.3))
         panel.set_ylim(min(_least(groups), max(0.0, lowest - 0.03)), 1.005)
@@ -136,20 +140,16 @@ def _curves(groups, points: Callable, ylabel: str, size) -> str:
     return drawn[0]
 
 
-def _common_points(curves):
-    """Return x `[n]` and y `[runs, n]`, of those runs that have the x of the first one."""
-    first, _ = curves[0]
-    agreeing = [y for x, y in curves if list(x) == list(first)]
-    return np.array(first), np.array(agreeing)
-
-
-def _mean_line(panel: Axes, x: np.ndarray, curves: np.ndarray, number: int) -> None:
+def _mean_line(panel: Axes, x: Sequence[float], curves: np.ndarray, number: int) -> float:
+    """Draw the mean of curves `[runs, n]` in its band, and return the lowest point of both."""
     mean = curves.mean(axis=0)
     panel.plot(x, mean, **_line(number), clip_on=False, markevery=max(1, len(x) // 10))
-    if len(curves) > 1:
-        deviation = curves.std(axis=0, ddof=1)
-        band = (mean - deviation, np.minimum(mean + deviation, 1))
-        panel.fill_between(x, *band, color=_colour(number), alpha=0.15, linewidth=0)
+    if len(curves) == 1:
+        return float(mean.min())
+    deviation = curves.std(axis=0, ddof=1)
+    low, high = np.clip((mean - deviation, mean + deviation), 0, 1)
+    panel.fill_between(x, low, high, color=_colour(number), alpha=0.15, linewidth=0)
+    return float(low.min())
 
 
 def matrix(group: Group, groups: Sequence[Group]) -> str:
@@ -210,18 +210,19 @@ def bars(labels: Sequence[str], parts: Mapping[str, Sequence[float]], unit: str)
     """Draw horizontal bars, one per label.
 
     Args:
-        labels: Name of each bar, from the top.
+        labels: Name of each bar, from the top; a long one takes several lines.
         parts: The lengths of a part of every bar, by the name of the part.
         unit: Of the lengths.
     """
-    with _drawing(4.4, 0.7 + 0.3 * len(labels) + 0.25 * (len(parts) > 1)) as (figure, drawn):
+    names, row = _wrapped(labels, least=0.3)
+    with _drawing(4.4, 0.7 + row * len(labels) + 0.25 * (len(parts) > 1)) as (figure, drawn):
         panel = figure.subplots()
         rows, left = np.arange(len(labels)), np.zeros(len(labels))
         for number, (name, lengths) in enumerate(parts.items()):
             look = {"color": _colour(number), "edgecolor": _PAGE, "linewidth": 0.8}
             panel.barh(rows, lengths, left=left, height=0.6, label=name, **look)
             left = left + np.asarray(lengths)
-        panel.set_yticks(rows, [shortened(label) for label in labels])
+        panel.set_yticks(rows, names)
         panel.tick_params(axis="y", length=0)
         panel.set(xlabel=unit, ylim=(len(labels) - 0.4, -0.6), xlim=(0, None))
         panel.grid(False, axis="y")
@@ -230,19 +231,29 @@ def bars(labels: Sequence[str], parts: Mapping[str, Sequence[float]], unit: str)
     return drawn[0]
 
 
+def _wrapped(names, least):
+    """Return names in lines, and the height in inches of a row that any of them fits into."""
+    wrapped = [textwrap.fill(name, _NAME_WIDTH, break_on_hyphens=False) for name in names]
+    lines = max(name.count("\n") + 1 for name in wrapped)
+    return wrapped, max(least, 0.1 + _NAME_LINE * lines)
+
+
 def importance_by_weight(importance: Mapping[str, np.ndarray]) -> str:
     """Draw where the importance of each weight lies, the zeros left out, on a logarithmic scale.
 
     A box holds the middle half of the values, its line is the median; the whiskers end at the 5th
     and the 95th percentile.
+
+    Args:
+        importance: Ω by weight; some of each is above 0.
     """
+    names, row = _wrapped(importance, least=0.26)
+    keys = ("whislo", "q1", "med", "q3", "whishi")
     boxes = []
-    for name, values in importance.items():
-        positive = values[values > 0]
-        ends = np.percentile(positive, (5, 25, 50, 75, 95)) if positive.size else [math.nan] * 5
-        keys = ("whislo", "q1", "med", "q3", "whishi")
-        boxes.append({"label": shortened(name), **dict(zip(keys, ends, strict=True))})
-    with _drawing(4.4, 0.7 + 0.26 * len(boxes)) as (figure, drawn):
+    for name, values in zip(names, importance.values(), strict=True):
+        ends = np.percentile(values[values > 0], (5, 25, 50, 75, 95))
+        boxes.append({"label": name, **dict(zip(keys, ends, strict=True))})
+    with _drawing(4.4, 0.7 + row * len(boxes)) as (figure, drawn):
         panel = figure.subplots()
         look: dict[str, Any] = {"boxprops": {"facecolor": SERIES[0], "edgecolor": _INK}}
         look |= {f"{part}props": {"color": _INK} for part in ("median", "whisker", "cap")}
@@ -260,10 +271,10 @@ def importance_by_weight(importance: Mapping[str, np.ndarray]) -> str:
 
 
 def importance_map(values: np.ndarray) -> str:
-    """Draw the importance `[H, W]` of each pixel of the inputs, on a scale from 0."""
+    """Draw the importance `[H, W]` of each pixel of the inputs, or its change, from 0 upwards."""
     with _drawing(1.7, 1.7, layout=None) as (figure, drawn):
         panel = figure.add_axes((0, 0, 1, 1))
-        panel.imshow(values, vmin=0, vmax=values.max() or 1, cmap="cividis", interpolation="none")
+        panel.imshow(values, **_from_zero(values), interpolation="none")
         panel.set_axis_off()
     return drawn[0]
 
@@ -278,8 +289,13 @@ def importance_of_filters(kernel: np.ndarray) -> str:
         for number, panel in enumerate(panels):
             panel.set_axis_off()
             if number < len(filters):
-                panel.imshow(filters[number], vmin=0, vmax=filters.max() or 1, cmap="cividis")
+                panel.imshow(filters[number], **_from_zero(filters))
     return drawn[0]
+
+
+def _from_zero(values) -> dict[str, Any]:
+    """Return a colour scale from 0 to the largest value; to 1 if none is above 0."""
+    return {"vmin": 0, "vmax": max(values.max(), 0) or 1, "cmap": "cividis"}
 
 
 def _line(number) -> dict[str, Any]:

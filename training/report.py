@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .summary import groups, method_settings, title
+from .summary import WORST_CASE, groups, method_settings, title, total_seconds
 
-_MEASURES = ("average_accuracy", "forgetting", "backward_transfer")
+_PRINTED = ("average_accuracy", "forgetting", "backward_transfer")
 
 # Layout of a printed accuracy matrix, in characters: "(0.123)" and a space before it.
 _CELL = 8
@@ -88,16 +88,16 @@ def print_comparison(results: Sequence[Mapping[str, Any]], console: Console) -> 
         results: As `read_result` returns them.
         console: Where to print.
     """
-    rows = [["run", "seed", *(name.replace("_", " ") for name in _MEASURES)]]
+    rows = [["run", "seed", *(name.replace("_", " ") for name in _PRINTED)]]
     found = sorted(groups(results), key=lambda group: group.label)
     for group in found:
         for result in group.results:
-            measures = (f"{result[name]:z.4f}" for name in _MEASURES)
+            measures = (f"{result[name]:z.4f}" for name in _PRINTED)
             rows.append([group.label, str(result["seed"]), *measures])
     for group in found:
         runs = len(group.results)
         if runs > 1:
-            spreads = (group.spread(name).with_deviation() for name in _MEASURES)
+            spreads = (group.spread(name).with_deviation() for name in _PRINTED)
             rows.append([group.label, f"{runs} runs", *spreads])
     print_table(rows, console)
 
@@ -128,13 +128,15 @@ def report_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         Per run: stream, scenario, method, strength and penalty (None where the method has none),
         seed, what it was evaluated on, the four measures, seconds in total, and every setting of
-        its recipe.
+        its recipe. If it was measured while tasks were being learned, also how often, min-ACC and
+        WC-ACC.
     """
     return [_row(result) for result in results]
 
 
 def _row(result):
-    measures = (*_MEASURES, "forward_transfer")
+    measures = (*_PRINTED, "forward_transfer")
+    under_way = ("evaluate_every", *WORST_CASE)
     return {
         "stream": result["stream"],
         "scenario": result["scenario"],
@@ -142,7 +144,8 @@ def _row(result):
         "seed": result["seed"],
         "evaluated_on": result.get("evaluated_on"),
         **{name: result[name] + 0.0 for name in measures},  # -0.0 + 0.0 is 0.0
-        "seconds": round(sum(result["seconds"].values()), 3),
+        **{name: result[name] for name in under_way if name in result},
+        "seconds": round(total_seconds(result), 3),
         **result["recipe"],
     }
 

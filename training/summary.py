@@ -5,11 +5,22 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from keras_mas.errors import UsageError
 
 from .settings import Recipe
 
 Result = Mapping[str, Any]
+
+# What stands for a setting that an older result lacks, and that has no default.
+NOT_RECORDED = "not recorded"
+
+# What a result has if its run was measured while tasks were being learned, too.
+WORST_CASE = ("min_accuracy", "worst_case_accuracy")
+
+ABOUT_SECONDS = "Runs of one comparison share a process: a method's first run includes tracing."
 
 
 def title(result: Result) -> str:
@@ -27,14 +38,57 @@ def method_settings(result: Result) -> dict[str, Any]:
 
 
 def labels(results: Sequence[Result]) -> list[str]:
-    """Return a label per run, equal for those runs that agree in everything but the seed."""
+    """Return a label per run, equal for those alone that agree in everything but the seed.
+
+    A number tells labels apart that would look alike, as those of two files of one name.
+
+    Raises:
+        UsageError: If two runs agree in the seed, too.
+    """
     settings = [run_settings(result) for result in results]
     names = list(dict.fromkeys(name for one in settings for name in one))
-    differing = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
-    return [
-        "  ".join([title(result), *(f"{name}={one.get(name)}" for name in differing)])
-        for result, one in zip(results, settings, strict=True)
-    ]
+    settings = [{name: one.get(name, NOT_RECORDED) for name in names} for one in settings]
+    differing = [name for name in names if any(one[name] != settings[0][name] for one in settings)]
+    found: dict[str, list[dict[str, Any]]] = {}
+    texts = []
+    for result, one in zip(results, settings, strict=True):
+        words = [f"{name}={setting_text(name, one[name])}" for name in differing]
+        text = "  ".join([title(result), *words])
+        texts.append(_numbered(text, method_settings(result) | one, found))
+    _check_given_once(results, texts)
+    return texts
+
+
+def _numbered(text, settings, found):
+    """Return a label, with a number from the second settings on that were found to have it."""
+    alike = found.setdefault(text, [])
+    if settings not in alike:
+        alike.append(settings)
+    number = alike.index(settings) + 1
+    return text if number == 1 else f"{text} ({number})"
+
+
+def _check_given_once(results, labels):
+    seen = set()
+    for result, label in zip(results, labels, strict=True):
+        run = (label, result["seed"])
+        if run in seen:
+            raise UsageError(
+                f"Expected each run once: another with the same settings and seed says nothing "
+                f"new. Received: {label} with seed {result['seed']} twice. Name one of them."
+            )
+        seen.add(run)
+
+
+def setting_text(name: str, value: Any) -> str:
+    """Return the value of a setting as it is shown: of a file its name, of a hash its beginning."""
+    if value is None or value == "":
+        return "none"
+    if name == "weights":
+        return Path(value).name
+    if name == "data" and value != NOT_RECORDED:
+        return value[:8]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def run_settings(result: Result) -> dict[str, Any]:
@@ -44,6 +98,7 @@ def run_settings(result: Result) -> dict[str, Any]:
     """
     names = ("stream", "scenario", "evaluated_on", "data")
     found = {name: result[name] for name in names if name in result}
+    found["evaluate_every"] = result.get("evaluate_every")
     return found | dataclasses.asdict(Recipe()) | result["recipe"]
 
 
@@ -96,20 +151,26 @@ class Group:
     results: tuple[Result, ...]
 
     def spread(self, measure: str) -> Spread:
-        """Return mean and spread of a measure of the results, or of one out of `MEASURES`."""
-        value = MEASURES.get(measure, lambda result: result[measure])
+        """Return mean and spread of a measure of the results, or of one out of `_COMPUTED`."""
+        value = _COMPUTED.get(measure, lambda result: result[measure])
         return Spread.of([value(result) for result in self.results])
 
     def difference(self, other: "Group", measure: str) -> Spread | None:
         """Return how a measure differs from that of another group, over the seeds of both.
 
         Differences are taken for each seed, so that what a seed does to both groups does not count.
-        None if no seed is in both.
+        None if no seed is in both with the same data.
         """
-        value = MEASURES.get(measure, lambda result: result[measure])
-        others = {result["seed"]: value(result) for result in other.results}
-        pairs = [(value(r), others[r["seed"]]) for r in self.results if r["seed"] in others]
-        return Spread.of([mine - theirs for mine, theirs in pairs]) if pairs else None
+        value = _COMPUTED.get(measure, lambda result: result[measure])
+        others = {_pair_key(result): value(result) for result in other.results}
+        mine = {_pair_key(result): value(result) for result in self.results}
+        differences = [mine[key] - others[key] for key in mine if key in others]
+        return Spread.of(differences) if differences else None
+
+
+def _pair_key(result):
+    """Return what two runs of a pair have in common."""
+    return result["seed"], result.get("data")
 
 
 def groups(results: Sequence[Result]) -> list[Group]:
@@ -117,15 +178,22 @@ def groups(results: Sequence[Result]) -> list[Group]:
 
     Args:
         results: As `read_result` returns them.
+
+    Raises:
+        UsageError: If two of them agree in the seed, too.
     """
-    found: dict[tuple[str, float | None], list[Result]] = {}
+    found: dict[str, list[Result]] = {}
     for label, result in zip(labels(results), results, strict=True):
-        key = (label, method_settings(result)["strength"])  # the label has six digits of λ only
-        found.setdefault(key, []).append(result)
+        found.setdefault(label, []).append(result)
     return [
         Group(label, tuple(sorted(runs, key=lambda run: run["seed"])))
-        for (label, _), runs in found.items()
+        for label, runs in found.items()
     ]
+
+
+def have_worst_case(candidates: Sequence[Group]) -> bool:
+    """Return whether all runs were measured while tasks were being learned, too."""
+    return all(name in result for g in candidates for result in g.results for name in WORST_CASE)
 
 
 def best(candidates: Sequence[Group]) -> Group:
@@ -145,4 +213,4 @@ def total_seconds(result: Result) -> float:
 
 
 # Measures that are not in a result as they stand.
-MEASURES = {"new_task_accuracy": new_task_accuracy, "seconds": total_seconds}
+_COMPUTED = {"new_task_accuracy": new_task_accuracy, "seconds": total_seconds}

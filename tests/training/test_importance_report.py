@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_mas import SynapticMemory
+from keras_mas.training import importance_report
 from keras_mas.training.html_report import write_html
 from keras_mas.training.importance_report import importance_sections, pixel_importance
 from keras_mas.training.run import train
@@ -85,6 +86,34 @@ def test_the_filters_of_the_first_convolution(images, settings, tmp_path):
     captions = [figure["caption"] for figure in section["figures"]]
     assert len(captions) == 2 and captions[1].startswith("The 3 filters of ")
     assert str(section["figures"][1]["svg"]).count("<image") == 3
+
+
+def memories(monkeypatch, *by_task):
+    """Have the folders of the tasks hold these importances."""
+    kept = {str(number): importance for number, importance in enumerate(by_task, 1)}
+    monkeypatch.setattr(importance_report, "saved_importance", lambda folder: kept[folder.name])
+    return {"tasks": [f"task-{n}" for n in kept], "input_shape": (2, 2, 2)}
+
+
+@pytest.mark.parametrize(("factor", "word"), [(1.0, "added"), (0.5, "change")])
+def test_importance_that_falls_is_drawn(monkeypatch, tmp_path, factor, word):
+    result = memories(monkeypatch, {"first": OMEGA}, {"first": OMEGA * factor})
+    [section] = shown(tmp_path, result)
+    assert section["figures"][-1]["caption"].startswith(f"Pixels, {word} by task-2: at most ")
+
+
+def test_weights_that_are_all_zero_are_left_out(monkeypatch, tmp_path):
+    names = {"first": OMEGA, "a-bias-of-a-layer-with-a-long-name/bias": np.ones(3)}
+    result = memories(monkeypatch, {**names, "free": np.zeros(3)})
+    [section] = shown(tmp_path, result)
+    assert section["about"].endswith(
+        "Of 3 kernels, biases and the like, 1 is not drawn: all Ω is 0."
+    )
+    drawn = str(section["figures"][0]["svg"])
+    assert "first" in drawn and "free" not in drawn and "…" not in drawn
+    [section] = shown(tmp_path, memories(monkeypatch, {"first": 0 * OMEGA, "free": np.zeros(3)}))
+    assert "2 are not drawn" in section["about"]
+    assert section["figures"][0]["caption"] == "Pixels, all tasks: at most 0"
 
 
 def test_a_method_without_importance_has_no_pictures(images, settings, tmp_path):

@@ -157,9 +157,9 @@ def test_settings_that_all_runs_share_are_not_named():
 
 
 def test_a_result_older_than_an_option_has_the_option_s_default():
-    runs = [result(recipe={"freeze": "none"}), result(), result(recipe={"freeze": "3"})]
+    runs = [result(recipe={"freeze": "none"}), result(seed=1), result(recipe={"freeze": "3"})]
     text = printed(print_comparison, runs, 100)
-    assert "freeze=none" in text and "freeze=3" in text and "None" not in text
+    assert "freeze=none" in text and "2 runs" in text and "freeze=3" in text and "None" not in text
 
 
 def test_strength_is_not_named_where_there_is_none():
@@ -175,6 +175,15 @@ def test_comparison_cuts_no_number(width):
     assert text.count("0.8750 ± 0.0000") == 2
     assert text.count("-0.1250 ± 0.0000") == 2
     assert "…" not in text
+
+
+def test_a_run_that_is_given_twice_is_refused(tmp_path):
+    runs, sentence = [result(), result()], "run once.*Received: mas λ=1 with seed 0 twice"
+    with pytest.raises(UsageError, match=sentence):
+        printed(print_comparison, runs)
+    with pytest.raises(UsageError, match=sentence):
+        draw(runs, tmp_path / "report.png")
+    assert not (tmp_path / "report.png").exists()
 
 
 # Rows.

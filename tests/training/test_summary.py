@@ -5,6 +5,7 @@ import pytest
 from pytest import approx
 from rich.console import Console
 
+from keras_mas.errors import UsageError
 from keras_mas.training.compare import Entry
 from keras_mas.training.comparison_table import (
     comparison_content,
@@ -17,7 +18,7 @@ from keras_mas.training.settings import Settings
 from keras_mas.training.summary import best, groups, new_task_accuracy
 
 
-def entry(method, seed, accuracy, forgetting=0.0, strength=1.0):
+def entry(method, seed, accuracy, forgetting=0.0, strength=1.0, **fields):
     settings = Settings(seed=seed, strength=strength)
     result = {
         "stream": "letters",
@@ -34,6 +35,7 @@ def entry(method, seed, accuracy, forgetting=0.0, strength=1.0):
         "backward_transfer": -forgetting,
         "forward_transfer": 0.0,
         "seconds": {"training": 2.0, "saving": 0.5 * (seed + 1)},
+        **fields,
     }
     return Entry(settings, Path(f"runs/{method}-{seed}"), result)
 
@@ -45,7 +47,10 @@ def found(*entries):
 def printed(entries, against="first", width=80):
     console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
     print_entries(entries, against, console)
-    return console.file.getvalue().splitlines()
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+FOLDER = Path("runs/failed")
 
 
 # mas is 0.2 better with seed 0 and 0.4 with seed 1, although seed 1 is worse for both.
@@ -81,6 +86,42 @@ def test_a_difference_takes_the_seeds_that_both_have():
     assert mas.difference(fine, "average_accuracy") is None
 
 
+def test_runs_with_other_data_are_neither_averaged_nor_paired():
+    runs = [entry("mas", 0, 0.9, data="a" * 32), entry("mas", 1, 0.7, data="b" * 32)]
+    fine = [entry("finetune", 0, 0.5, data="a" * 32), entry("finetune", 1, 0.5, data="a" * 32)]
+    one, other, reference = found(*runs, *fine)
+    assert (one.label, other.label) == ("mas λ=1  data=aaaaaaaa", "mas λ=1  data=bbbbbbbb")
+    assert one.difference(reference, "average_accuracy").runs == 1
+    older = entry("mas", 0, 0.9)
+    assert [group.label for group in found(runs[1], older)] == [
+        "mas λ=1  data=bbbbbbbb",
+        "mas λ=1  data=not recorded",
+    ]
+    assert other.difference(reference, "average_accuracy") is None
+
+
+def test_a_run_that_is_measured_under_way_is_another_one():
+    one, other = found(entry("mas", 0, 0.9), entry("mas", 0, 0.9, evaluate_every=300))
+    assert one.label == "mas λ=1  evaluate_every=none"
+    assert other.label == "mas λ=1  evaluate_every=300"
+    assert (len(one.results), len(other.results)) == (1, 1)
+
+
+def test_a_run_is_given_once():
+    sentence = "Expected each run once.*Received: mas λ=1 with seed 0 twice. Name one of them"
+    with pytest.raises(UsageError, match=sentence):
+        found(MAS[0], MAS[1], MAS[0])
+
+
+def test_settings_of_one_label_are_numbered():
+    recipes = [{"weights": f"{folder}/begin.h5"} for folder in ("a", "b", "a")]
+    runs = [entry("mas", seed, 0.5, recipe=recipe) for seed, recipe in enumerate(recipes)]
+    one, other = found(*runs)
+    assert one.label == "mas λ=1  weights=begin.h5"
+    assert other.label == "mas λ=1  weights=begin.h5 (2)"
+    assert [result["seed"] for result in one.results] == [0, 2]
+
+
 def test_plasticity_is_the_accuracy_of_tasks_when_they_were_learned():
     assert new_task_accuracy(MAS[0].result) == (1.0 + 0.5) / 2
     assert found(*MAS)[0].spread("new_task_accuracy").mean == 0.75
@@ -96,7 +137,7 @@ def test_the_reference_is_the_first_the_best_or_a_method():
 
 def test_the_table():
     failed = Entry(
-        Settings(method="mas", seed=2), None, None, error="Expected a finite loss. Received: nan."
+        Settings(method="mas", seed=2), FOLDER, None, error="Expected a finite loss. Received: nan."
     )
     assert printed([*MAS, failed, *FINE]) == [
         "mean ± standard deviation over the seeds",
@@ -104,18 +145,40 @@ def test_the_table():
         "mas λ=1      2   0.8000 ± 0.1414  0.2000 ± 0.1414  0.7500 ± 0.0000",
         "finetune     2   0.5000 ± 0.2828  0.4000 ± 0.2828  0.7500 ± 0.0000",
         "",
+        "method    seconds a run",
+        "mas λ=1             2.8",
+        "finetune            2.8",
+        "Runs of one comparison share a process: a method's first run includes tracing.",
+        "",
         "difference from mas λ=1 with the same seed, ± standard error",
-        "method    pairs  average accuracy        forgetting  seconds a run",
-        "mas λ=1                                                        2.8",
-        "finetune      2  -0.3000 ± 0.1000  +0.2000 ± 0.1000            2.8",
+        "method    pairs  average accuracy        forgetting",
+        "mas λ=1",
+        "finetune      2  -0.3000 ± 0.1000  +0.2000 ± 0.1000",
         "mas λ=1 seed 2 failed: Expected a finite loss. Received: nan.",
     ]
 
 
 def test_one_method_has_no_difference_and_one_seed_no_spread():
     lines = printed([MAS[0]])
-    assert lines[2:] == ["mas λ=1     1            0.9000      0.1000     0.7500"]
+    assert lines[2] == "mas λ=1     1            0.9000      0.1000     0.7500"
+    assert not any("difference" in line for line in lines)
     assert any("no pairs" in line for line in printed([MAS[0], FINE[0]]))
+
+
+def test_what_was_measured_under_way_is_shown_if_every_run_has_it(tmp_path):
+    measured = {"min_accuracy": 0.25, "worst_case_accuracy": 0.5, "evaluate_every": 5}
+    runs = [entry(method, 0, 0.9, **measured) for method in ("mas", "finetune")]
+    lines = printed(runs)
+    assert "method    min-ACC  WC-ACC  seconds a run" in lines
+    assert "mas λ=1    0.2500  0.5000            2.5" in lines
+    content = comparison_content(runs, "first", "", tmp_path)
+    assert content["methods"][0]["min_accuracy"]["mean"] == 0.25
+    assert content["methods"][0]["worst_case_accuracy"]["mean"] == 0.5
+    assert content["runs"][0].items() >= measured.items()
+    runs = [runs[0], entry("finetune", 0, 0.9)]
+    assert not any("min-ACC" in line for line in printed(runs))
+    methods = comparison_content(runs, "first", "", tmp_path)["methods"]
+    assert ["min_accuracy" in method for method in methods] == [True, False]
 
 
 @pytest.mark.parametrize("width", [30, 80])
@@ -129,12 +192,12 @@ def test_a_long_name_is_folded_and_no_number_cut(width):
 
 
 def test_rows_hold_every_run_and_csv_what_failed():
-    failed = Entry(Settings(method="mas", seed=2, strength=3.0), None, None, error="It diverged.")
+    failed = Entry(Settings(method="mas", seed=2, strength=3.0), FOLDER, None, error="It diverged.")
     rows = comparison_rows([MAS[0], failed, FINE[1]])
     assert [row["seed"] for row in rows] == [0, 2, 0]
     assert rows[0]["folder"] == "runs/mas-0" and rows[0]["error"] is None
     expected = {"method": "mas", "strength": 3.0, "penalty": "in_loss", "seed": 2}
-    assert rows[1] == expected | {"folder": None, "error": "It diverged."}
+    assert rows[1] == expected | {"folder": "runs/failed", "error": "It diverged."}
     file = io.StringIO()
     write_csv(rows, file)
     assert "mas,3.0,in_loss,2," in file.getvalue() and "It diverged." in file.getvalue()
