@@ -13,7 +13,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import psutil
 import tensorflow as tf
 
 from keras_mas import metrics
@@ -305,7 +304,7 @@ class _Run:
         self.rows = []
         self.baseline: list[float] = []
         self.evaluations: list[Evaluation] = []
-        self.memory = {"kept_by_method": 0, "process": 0}
+        self.memory = {"kept_by_method": 0}
         self.learner = learner or Learner(stream)
         with self._timed("training"):
             self.learner.begin(settings, stream)
@@ -482,11 +481,8 @@ class _Run:
             self.learner.load_optimizer(folder / OPTIMIZER)
 
     def _note_memory(self, saved):
-        """Record the size of what the method keeps, and the most that the process has taken."""
-        self.memory = {
-            "kept_by_method": saved.stat().st_size if saved.exists() else 0,
-            "process": max(self.memory["process"], psutil.Process().memory_info().rss),
-        }
+        """Record the size in bytes of what the method keeps between tasks."""
+        self.memory = {"kept_by_method": saved.stat().st_size if saved.exists() else 0}
 
     def _evaluations_of(self, number):
         return [each for each in self.evaluations if each.task == number + 1]

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         from ..importance_report import importance_sections
 
         commands = [shared.train_command(result.get("arguments", {})) for result in results]
-        runs = [(str(run), run, result) for run, result in zip(args.runs, results, strict=True)]
+        runs = [(run.name, run, result) for run, result in zip(args.runs, results, strict=True)]
         more = importance_sections(runs) if args.importance else ()
         write_html(args.html, results, commands=list(filter(None, commands)), more=more)
     if args.json:
