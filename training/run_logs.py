@@ -170,7 +170,7 @@ class TensorBoardLog(_EpochLog):
         self.writer.flush()
 
     def _write_settings(self):
-        """Write the settings where TensorBoard's HParams plugin, of the package, finds them."""
+        """Write the settings where TensorBoard's HParams plugin finds them."""
         from tensorboard.plugins.hparams import api
 
         recipe = vars(self.settings.recipe)
