@@ -16,7 +16,13 @@ from PIL import Image
 from keras_mas.methods import METHODS
 from keras_mas.serving.paths import list_versions
 from keras_mas.serving.standin import StandIn
-from keras_mas.training.cli import _show_ours, _write_any_character, build_parser, main
+from keras_mas.training.cli import (
+    _sentence,
+    _show_ours,
+    _write_any_character,
+    build_parser,
+    main,
+)
 from keras_mas.training.commands import COMMANDS
 from keras_mas.training.commands.shared import print_json
 from keras_mas.training.tasks import builtin_names
@@ -230,6 +236,13 @@ def test_a_comparison_that_searches(here, capsys):
     assert finetune["strength"] is None
     assert "--search" in content["command"] and "--trials 1" in content["command"]
     assert json.loads(answer(capsys, *searching))["runs"] == content["runs"]
+
+
+def test_a_callback_is_checked_although_all_runs_are_finished(here, capsys):
+    comparing = [*COMPARE, "--methods", "finetune", "--seeds", "0", "--epochs", "1"]
+    answer(capsys, *comparing)
+    sentence = refusal(capsys, 2, *comparing, "--callback", "keras:no_such_function")
+    assert "Received: a module without 'no_such_function'" in sentence
 
 
 def test_a_run_that_is_followed(here, capsys):
@@ -493,6 +506,26 @@ def test_a_full_standard_output_is_named(here, capsys, monkeypatch, form, unbuff
 def test_a_training_that_fails_is_one_sentence(here, capsys):
     command = ["train", "insects.toml", *QUICK, "--optimizer", "sgd", "--learning-rate", "1e8"]
     assert "Expected a finite loss" in refusal(capsys, 1, *command)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (KeyError("foo"), "KeyError: 'foo'. See where it comes from with `--debug`."),
+        (NotImplementedError(), "NotImplementedError. See where it comes from with `--debug`."),
+        (TypeError("No."), "TypeError: No. See where it comes from with `--debug`."),
+        (ValueError("Expected one."), "Expected one."),
+        (
+            OSError(28, "No space left on device"),
+            "Cannot write: no space left on the device. Make room, and run the same command again.",
+        ),
+        (OSError(122, "Disk quota exceeded"), "Cannot write: the quota of the disk is used up."),
+        (OSError(28, "No space left on device", "a/b"), "Cannot read or write 'a/b': No space"),
+    ],
+    ids=repr,
+)
+def test_an_error_that_nobody_worded_is_named(error, sentence):
+    assert _sentence(error).startswith(sentence)
 
 
 def test_a_package_that_is_not_installed_is_named(here, capsys, monkeypatch):
