@@ -75,10 +75,13 @@ def test_names_of_the_form():
             r"'Yours' in 'my_method' \(.*my_method.py\) for the method. Received: a",
         ),
         ("my_method:Mine.Inner", "without 'Inner'. Write the name"),
-        ("my_method:function", "'my_method:function' to be a class. Received: a function. Name"),
-        ("my_method:importlib", "Received: a module. Name the class"),
+        ("my_method:function", "'my_method:function' to be a class. Received: function. Name"),
+        ("my_method:importlib", "Received: module. Name the class"),
         ("my_method:Bare", "has_strength, .*Received: a class without after_task, load. Derive"),
-        ("my_method:", "a method out of mas, .* or MODULE:CLASS. Received: 'my_method:'"),
+        (
+            "my_method:",
+            "a method out of mas, .* or MODULE:CLASS. Received: 'my_method:'. Choose one of them.$",
+        ),
     ],
 )
 def test_what_is_missing_is_named(folder, name, words):

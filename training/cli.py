@@ -3,6 +3,7 @@
 import argparse
 import codecs
 import contextlib
+import errno
 import os
 import sys
 import textwrap
@@ -17,6 +18,11 @@ from .commands import COMMANDS, WITHOUT_TENSORFLOW
 
 # How characters are written where the encoding of standard output lacks them.
 _IN_ASCII = {"λ": "lambda", "θ": "theta", "Ω": "Omega", "≥": ">=", "±": "+/-", "…": "...", "–": "-"}
+
+_FULL = {
+    errno.ENOSPC: "no space left on the device",
+    errno.EDQUOT: "the quota of the disk is used up",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,7 +80,8 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": _Help} | options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}. See '{self.prog} --help'.\n")
+        sentence = message if message.endswith((".", "?")) else f"{message}."
+        self.exit(2, f"{self.prog}: {sentence} See '{self.prog} --help'.\n")
 
 
 class _Version(argparse.Action):
@@ -220,7 +227,13 @@ def _sentence(error: Exception) -> str:
             f"Cannot read or write '{error.filename}': {error.strerror}. Check whether the file "
             "exists, may be written, and has room on its disk."
         )
-    return str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"Cannot write: {_FULL[error.errno]}. Make room, and run the same command again."
+    if isinstance(error, ValueError | RuntimeError | OSError) and str(error):
+        return str(error)
+    # Nobody has worded this one for the command line: a KeyError is its key.
+    said = f"{type(error).__name__}: {error}".removesuffix(": ").removesuffix(".")
+    return f"{said}. See where it comes from with `--debug`."
 
 
 def _show_all(message, category, filename, lineno, file=None, line=None) -> None:

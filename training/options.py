@@ -58,6 +58,7 @@ class _Option:
     help: str
     bounds: Bounds | None
     choices: tuple[str, ...]
+    besides: str | None
     metavar: str | None
     label: str | None
     several: bool
@@ -70,6 +71,7 @@ def option(
     *,
     bounds: Bounds | None = None,
     choices: tuple[str, ...] = (),
+    besides: str | None = None,
     metavar: str | None = None,
     label: str | None = None,
     several: bool = False,
@@ -82,6 +84,7 @@ def option(
         help: Help text, without the default.
         bounds: Range of a number.
         choices: Allowed values of a string; any by default.
+        besides: What is allowed besides the choices that are listed, in words.
         metavar: How the help names the value; made of the field's name by default.
         label: What precedes the value in the name of a run's folder; the field's name by default.
         several: Whether the string may be several of the choices, separated by commas.
@@ -91,7 +94,7 @@ def option(
     Returns:
         A `dataclasses.field`.
     """
-    about = _Option(help, bounds, choices, metavar, label, several, parse)
+    about = _Option(help, bounds, choices, besides, metavar, label, several, parse)
     return dataclasses.field(default=default, metadata={"option": about})
 
 
@@ -151,6 +154,8 @@ def _parser(field):
         return about.parse
     if about.several:
         return several(about.choices)
+    if about.choices:
+        return _choice(about)
     return kind if kind is str else number(kind, about.bounds)
 
 
@@ -174,7 +179,8 @@ def check_options(settings: Any) -> None:
             check_names(name, listed(value), about.choices)
         elif about.choices and value not in about.choices:
             raise UsageError(
-                f"Expected `{name}` to be one of {', '.join(about.choices)}. Received: {value!r}."
+                f"Expected `{name}` to be one of {_choices(about)}. Received: {value!r}."
+                f"{did_you_mean(str(value), about.choices)}"
             )
         if about.bounds is not None and value not in about.bounds:
             raise UsageError(
@@ -219,6 +225,25 @@ def size(text: str) -> int:
     return count
 
 
+def _choice(about: _Option) -> Callable[[str], str]:
+    """Return an argparse type for one of the choices."""
+
+    def parse(text: str) -> str:
+        if text in about.choices:
+            return text
+        raise argparse.ArgumentTypeError(
+            f"expected one of {_choices(about)}, received {text!r}."
+            f"{did_you_mean(text, about.choices)}"
+        )
+
+    return parse
+
+
+def _choices(about: _Option) -> str:
+    """Return the choices in words."""
+    return ", ".join(about.choices) + (f", or {about.besides}" if about.besides else "")
+
+
 def several(choices: tuple[str, ...]) -> Callable[[str], str]:
     """Return an argparse type for some of the choices, which it puts into their own order."""
 
@@ -228,7 +253,7 @@ def several(choices: tuple[str, ...]) -> Callable[[str], str]:
             if name not in choices:
                 raise argparse.ArgumentTypeError(
                     f"expected names out of {','.join(choices)}, received {name!r}."
-                    f"{did_you_mean(name, choices)}".rstrip(".")
+                    f"{did_you_mean(name, choices)}"
                 )
         return ",".join(name for name in choices if name in names)
 
@@ -243,13 +268,19 @@ def listed(text: str) -> tuple[str, ...]:
 def check_names(option: str, names: tuple[str, ...], choices: tuple[str, ...]) -> None:
     """Refuse a name that is none of the choices.
 
+    Args:
+        option: What the names were given for, as an error names it.
+        names: The names.
+        choices: Those that are allowed.
+
     Raises:
         UsageError: If there is one.
     """
     for name in names:
         if name not in choices:
             raise UsageError(
-                f"Expected `{option}` to be of {', '.join(choices)}. Received: {name!r}."
+                f"Expected each name in `{option}` to be one of {', '.join(choices)}. Received: "
+                f"{name!r}."
                 f"{did_you_mean(name, choices)}"
             )
 
@@ -266,4 +297,4 @@ def _noun(kind: object) -> str:
 
 
 def _written(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"

@@ -10,11 +10,10 @@ import keras
 import tensorflow as tf
 
 from keras_mas.errors import UsageError
-from keras_mas.plugins import load_named
 
 from .run import Evaluation, Listener, TaskResult
 from .run_directory import CSV_LOG, TENSORBOARD, saved_importance
-from .settings import Following, Settings
+from .settings import Following, Settings, load_callback
 from .tasks import Task
 
 
@@ -27,8 +26,7 @@ def followers(following: Following, settings: Settings, directory: Path) -> list
         directory: Its folder.
 
     Raises:
-        UsageError: If the function that makes callbacks cannot be loaded, or returns something
-            else.
+        UsageError: If the function that makes callbacks returns something else.
     """
     kinds = {"csv": CsvLog, "tensorboard": TensorBoardLog}
     listeners: list[Listener] = [kinds[name](directory, settings) for name in following.logs]
@@ -41,13 +39,7 @@ class _Callbacks(Listener):
     """Keras callbacks made by a function of the user's."""
 
     def __init__(self, name: str, settings: Settings, directory: Path):
-        make = load_named(name, "callback")
-        if not callable(make):
-            raise UsageError(
-                f"Expected `--callback {name}` to name a function. Received: "
-                f"{type(make).__name__}. Write the name of what makes callbacks after the colon."
-            )
-        made = make(settings, directory)
+        made = load_callback(name)(settings, directory)
         self.callbacks = tuple(made) if isinstance(made, list | tuple) else (made,)
         for callback in self.callbacks:
             if not isinstance(callback, keras.callbacks.Callback):
@@ -170,7 +162,7 @@ class TensorBoardLog(_EpochLog):
         self.writer.flush()
 
     def _write_settings(self):
-        """Write the settings where TensorBoard's HParams plugin, of the package, finds them."""
+        """Write the settings where TensorBoard's HParams plugin finds them."""
         from tensorboard.plugins.hparams import api
 
         recipe = vars(self.settings.recipe)

@@ -1,19 +1,23 @@
-"""Everything, beside the data, that decides the result of a run or a search."""
+"""Everything, apart from the data, that decides the result of a run or a search."""
 
 import argparse
 import dataclasses
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from keras_mas.choices import PENALTIES
 from keras_mas.errors import UsageError
 from keras_mas.methods import METHODS, is_own, load_method
+from keras_mas.plugins import load_named
 
 from .augmentation import AUGMENTATIONS
 from .options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
     POSITIVE,
+    Bounds,
     check_names,
     check_options,
     label,
@@ -37,6 +41,12 @@ TUNERS = ("bayesian", "random")
 LOGS = ("csv", "tensorboard")
 # What becomes of batch normalization, whose moving statistics no penalty holds.
 BATCH_NORMS = ("frozen", "per-task", "shared")
+
+# NumPy's generators, which Keras seeds too, take no larger ones.
+_SEEDS = Bounds(at_least=0, at_most=2**32 - 1)
+# More are a slip of the pen, and a comparison that would never end.
+_MOST_SEEDS = 1000
+_OWN_METHOD = "MODULE:CLASS for a method of your own"
 
 
 def frozen_layers(text: str) -> str:
@@ -218,7 +228,9 @@ class Settings:
         seed: Seed of the initial weights, the order of the examples and the held-out ones.
         recipe: How each task is trained.
         evaluate_every: Steps after which the tasks so far are measured while another one is being
-            learned; None for at the end of each task alone. It does not change what is learned.
+            learned; None for at the end of each task alone. It changes nothing that is learned,
+            except with `online_mas`: that consolidates where a call of several steps ends, and
+            every measurement ends one.
 
     Raises:
         UsageError: If a number is out of range, a name is unknown, or the method cannot have batch
@@ -227,8 +239,9 @@ class Settings:
 
     method: str = option(
         "mas",
-        f"{', '.join(METHODS)}; or MODULE:CLASS for a method of your own",
+        f"{', '.join(METHODS)}; or {_OWN_METHOD}",
         choices=_MethodNames(METHODS),
+        besides=_OWN_METHOD,
         metavar="NAME",
     )
     strength: float = option(
@@ -245,12 +258,12 @@ class Settings:
     seed: int = option(
         0,
         "seed of the initial weights, the order of the examples and the held-out ones",
-        bounds=NOT_NEGATIVE,
+        bounds=_SEEDS,
     )
     recipe: Recipe = Recipe()
     evaluate_every: int | None = option(
         None,
-        "measure the tasks so far after every so many training steps of a task, too",
+        "also measure the tasks so far after every STEPS training steps",
         bounds=AT_LEAST_ONE,
         metavar="STEPS",
     )
@@ -358,13 +371,17 @@ class SearchSpace:
 
 @dataclasses.dataclass(frozen=True)
 class Following:
-    """What follows a run while it goes on; it does not change the result.
+    """What follows a run while it goes on, and is not to change the result.
 
     Attributes:
         log: Names out of `LOGS`, separated by commas: what is written into the run's folder.
         callback: `MODULE:FUNCTION`; the function is called with the `Settings` and the folder of a
             run, and returns a `keras.callbacks.Callback` or a list of them, such as those of
-            Weights & Biases or MLflow. They follow the `fit` of every task. None for none.
+            Weights & Biases or MLflow. They follow the `fit` of every task, and are to leave it as
+            it is: a run that is finished is read without them. None for none.
+
+    Raises:
+        UsageError: If there is no such log, or no such function that takes two arguments.
     """
 
     log: str = option(
@@ -376,17 +393,45 @@ class Following:
     )
     callback: str | None = option(
         None,
-        "what makes Keras callbacks of the settings and the folder of a run (default: none)",
+        "function that returns Keras callbacks, called with (settings, folder) of a run; they are "
+        "to observe and not to change the training, and a finished run is read without them "
+        "(default: none)",
         metavar="MODULE:FUNCTION",
     )
 
     def __post_init__(self):
         check_options(self)
+        if self.callback is not None:
+            load_callback(self.callback)  # refuses what is none before anything is trained
 
     @property
     def logs(self) -> tuple[str, ...]:
         """The names in `log`."""
         return listed(self.log)
+
+
+def load_callback(name: str) -> Callable[[Settings, Path], Any]:
+    """Return the function that makes callbacks, as `Following` names it.
+
+    Raises:
+        UsageError: If there is no such function, or it does not take two arguments.
+    """
+    function = load_named(name, "callback")
+    if not callable(function):
+        raise UsageError(
+            f"Expected `--callback {name}` to name a function. Received: "
+            f"{type(function).__name__}. Write the name of what makes callbacks after the colon."
+        )
+    try:
+        inspect.signature(function).bind("settings", "folder")
+    except TypeError as error:
+        raise UsageError(
+            f"Expected `{name}` to take the settings and the folder of a run. Received: a function "
+            f"that cannot be called so ({error}). Give it these two arguments."
+        ) from None
+    except ValueError:
+        pass  # a function of C, which does not tell its arguments
+    return function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,7 +440,7 @@ class ComparisonPlan:
 
     Attributes:
         methods: Names of methods, separated by commas, each once.
-        seeds: Seeds, separated by commas, each once; `0-9` stands for 0 to 9.
+        seeds: Seeds, separated by commas, each once, 1,000 at most; `0-9` stands for 0 to 9.
         strength: λ of all methods, as in `3`; or of some, as in `mas=1,ewc=100`; None for the
             default of each method.
         search: Whether λ of each method that has one is searched for instead.
@@ -407,7 +452,10 @@ class ComparisonPlan:
     """
 
     methods: str = option(
-        "mas,finetune", "methods of continual learning, as in mas,finetune", metavar="NAMES"
+        "mas,finetune",
+        f"methods of continual learning, as in mas,finetune: those that `keras-mas train --help` "
+        f"lists, or {_OWN_METHOD}",
+        metavar="NAMES",
     )
     seeds: str = option("0,1,2", "seeds, as in 0,1,2 or 0-9", metavar="SEEDS")
     strength: str | None = option(
@@ -426,9 +474,9 @@ class ComparisonPlan:
 
     def __post_init__(self):
         names, strengths = self.method_names, self.strengths
-        check_names("strength", tuple(name for name in strengths if name), names)
+        check_names("--strength", tuple(name for name in strengths if name), names)
         if self.against not in ("first", "best"):
-            check_names("against", (self.against,), names)
+            check_names("--against", (self.against,), names)
         if self.search and strengths:
             raise UsageError(
                 f"Expected either --search or --strength. Received: both, '{self.strength}' for "
@@ -439,25 +487,32 @@ class ComparisonPlan:
     @property
     def method_names(self) -> tuple[str, ...]:
         """The names in `methods`."""
-        return _different("methods", listed(self.methods))
+        return _different("--methods", "method", listed(self.methods))
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
         """The seeds in `seeds`."""
-        return _different("seeds", [seed for text in listed(self.seeds) for seed in _range(text)])
+        ranges = [_range(text) for text in listed(self.seeds)]
+        count = sum(map(len, ranges))
+        if count > _MOST_SEEDS:
+            raise UsageError(
+                f"Expected at most {_MOST_SEEDS:,} seeds in `--seeds`, each of which is a run of "
+                f"every method. Received: {count:,} in '{self.seeds}'. Name fewer."
+            )
+        return _different("--seeds", "seed", [seed for numbers in ranges for seed in numbers])
 
     @property
     def strengths(self) -> dict[str | None, float]:
         """λ by the name of the method; by None for all methods."""
         if self.strength is None:
             return {}
-        pairs = [text.rpartition("=") for text in listed(self.strength)]
+        pairs = [text.rpartition("=") for text in listed(self.strength) or ("",)]
         if len(pairs) > 1 and not all(equals for _, equals, _ in pairs):
             raise UsageError(
                 "Expected one --strength for all methods, as in 3, or one for each, as in "
                 f"mas=1,ewc=100. Received: '{self.strength}'."
             )
-        _different("strength", [name for name, *_ in pairs])
+        _different("--strength", "method", [name for name, *_ in pairs])
         return {name or None: _strength(text) for name, _, text in pairs}
 
     def contestants(self, recipe: Recipe, **common: Any) -> list[Settings]:
@@ -479,13 +534,14 @@ class ComparisonPlan:
         return chosen
 
 
-def _different(name, values):
+def _different(option, what, values):
     """Return values as a tuple; refuse none at all, and one that occurs twice."""
+    if not values:
+        raise UsageError(f"Expected at least one {what} in `{option}`. Received: none.")
     twice = [value for value in values if list(values).count(value) > 1]
-    if twice or not values:
-        received = f"'{twice[0]}' twice" if twice else "none"
+    if twice:
         raise UsageError(
-            f"Expected --{name} to name at least one, and each once. Received: {received}."
+            f"Expected each {what} once in `{option}`. Received: '{twice[0]}' more than once."
         )
     return tuple(values)
 
@@ -496,10 +552,10 @@ def _range(text):
         numbers = range(int(first), int(last if dash else first) + 1)
     except ValueError:
         numbers = range(0)
-    if not numbers:
+    if not numbers or numbers[-1] not in _SEEDS:
         raise UsageError(
-            "Expected --seeds to be whole numbers ≥ 0 and ranges of them, as in 0,1,2 or 0-9. "
-            f"Received: {text!r}."
+            f"Expected --seeds to be whole numbers {_SEEDS} and ranges of them, as in 0,1,2 or "
+            f"0-9. Received: {text!r}."
         )
     return numbers
 

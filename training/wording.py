@@ -11,9 +11,13 @@ def one_of(choices: Iterable[object], limit: int = 20) -> str:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the choice most similar to `word`; empty if none is."""
-    nearest = difflib.get_close_matches(word, list(choices), n=1)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
+    """Return ` Did you mean 'x'?` for the choice most similar to `word`; empty if none is.
+
+    Capitals are as similar as small letters.
+    """
+    by_small_letters = {choice.lower(): choice for choice in choices}
+    nearest = difflib.get_close_matches(word.lower(), by_small_letters, n=1)
+    return f" Did you mean '{by_small_letters[nearest[0]]}'?" if nearest else ""
 
 
 def amount(nbytes: int) -> str:

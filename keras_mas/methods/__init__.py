@@ -63,7 +63,7 @@ def load_method(name: str) -> type[Any]:
     if not is_own(name):
         raise UsageError(
             f"Expected a method out of {', '.join(METHODS)}, or MODULE:CLASS. Received: '{name}'. "
-            "Choose one of them with `--method`."
+            "Choose one of them."
         )
     return _checked(load_named(name, "method"), name)
 
@@ -73,7 +73,7 @@ def _checked(found, name):
 
     if not inspect.isclass(found):
         raise UsageError(
-            f"Expected '{name}' to be a class. Received: a {type(found).__name__}. Name the class "
+            f"Expected '{name}' to be a class. Received: {type(found).__name__}. Name the class "
             "itself, which is called with λ and the kind of penalty."
         )
     parts = [part for part in vars(Method) if not part.startswith("_")]

@@ -16,7 +16,13 @@ from PIL import Image
 from keras_mas.methods import METHODS
 from keras_mas.serving.paths import list_versions
 from keras_mas.serving.standin import StandIn
-from keras_mas.training.cli import _show_ours, _write_any_character, build_parser, main
+from keras_mas.training.cli import (
+    _sentence,
+    _show_ours,
+    _write_any_character,
+    build_parser,
+    main,
+)
 from keras_mas.training.commands import COMMANDS
 from keras_mas.training.commands.shared import print_json
 from keras_mas.training.tasks import builtin_names
@@ -247,6 +253,13 @@ def test_a_comparison_that_searches(here, capsys):
     assert json.loads(answer(capsys, *searching))["runs"] == content["runs"]
 
 
+def test_a_callback_is_checked_although_all_runs_are_finished(here, capsys):
+    comparing = [*COMPARE, "--methods", "finetune", "--seeds", "0", "--epochs", "1"]
+    answer(capsys, *comparing)
+    sentence = refusal(capsys, 2, *comparing, "--callback", "keras:no_such_function")
+    assert "Received: a module without 'no_such_function'" in sentence
+
+
 def test_a_run_that_is_followed(here, capsys):
     options = ["--log", "tensorboard,csv", "--evaluate-every", "5", "--output", "run"]
     result = json.loads(answer(capsys, "train", "insects.toml", *QUICK, *options, "--json"))
@@ -362,13 +375,21 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["train", "split-digit"], "'split-digits', 'permuted-digits', "),
         (["train", "split-digit"], "Received: 'split-digit'. Did you mean 'split-digits'?"),
         (["train", "none.toml"], "none.toml"),
-        (["train", "insects.toml", "--method", "masss"], "invalid choice: 'masss' (choose from"),
+        (
+            ["train", "insects.toml", "--method", "masss"],
+            "received 'masss'. Did you mean 'mas'? See",
+        ),
+        (["train", "insects.toml", "--method", "evil:"], "joint, or MODULE:CLASS for a method of"),
+        (["train", "insects.toml", "--seed", "4294967296"], "whole number from 0 to 4294967295"),
         (["train", "insects.toml", "--backbone", "vgg"], "Received: 'vgg'"),
         (["train", "insects.toml", "--backbone", "cnn-4"], "Expected images"),
         (["train", "insects.toml", "--freeze", "some"], "layers ≥ 0, all or none, received 'some'"),
         (["train", "insects.toml", "--freeze", "9"], "Received: 9. Correct `--freeze`"),
         (["train", "none.toml", "--backbone", "mlp-8", "--weights", "none.h5"], "none.h5', which"),
-        (["train", "insects.toml", "--batch-norm", "own"], "invalid choice: 'own'"),
+        (
+            ["train", "insects.toml", "--batch-norm", "own"],
+            "one of frozen, per-task, shared, received",
+        ),
         (["train", "insects.toml", "--strength", "-1"], "expected a number ≥ 0, received '-1'"),
         (["train", "insects.toml", "--strength", "nan"], "received 'nan'"),
         (["train", "insects.toml", "--epochs", "2.5"], "expected a whole number ≥ 1"),
@@ -500,6 +521,26 @@ def test_a_full_standard_output_is_named(here, capsys, monkeypatch, form, unbuff
 def test_a_training_that_fails_is_one_sentence(here, capsys):
     command = ["train", "insects.toml", *QUICK, "--optimizer", "sgd", "--learning-rate", "1e8"]
     assert "Expected a finite loss" in refusal(capsys, 1, *command)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (KeyError("foo"), "KeyError: 'foo'. See where it comes from with `--debug`."),
+        (NotImplementedError(), "NotImplementedError. See where it comes from with `--debug`."),
+        (TypeError("No."), "TypeError: No. See where it comes from with `--debug`."),
+        (ValueError("Expected one."), "Expected one."),
+        (
+            OSError(28, "No space left on device"),
+            "Cannot write: no space left on the device. Make room, and run the same command again.",
+        ),
+        (OSError(122, "Disk quota exceeded"), "Cannot write: the quota of the disk is used up."),
+        (OSError(28, "No space left on device", "a/b"), "Cannot read or write 'a/b': No space"),
+    ],
+    ids=repr,
+)
+def test_an_error_that_nobody_worded_is_named(error, sentence):
+    assert _sentence(error).startswith(sentence)
 
 
 def test_a_package_that_is_not_installed_is_named(here, capsys, monkeypatch):

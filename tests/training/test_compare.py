@@ -253,6 +253,7 @@ def test_the_search_reads_no_test_data(stream, contestants, tmp_path):
 def test_a_plan():
     plan = ComparisonPlan("mas,finetune", "3,0-2", "mas=4")
     assert plan.seed_numbers == (3, 0, 1, 2)
+    assert len(ComparisonPlan(seeds="0-999").seed_numbers) == 1000
     mas, finetune = plan.contestants(Recipe(epochs=7), penalty="decoupled")
     assert mas == Settings("mas", 4.0, "decoupled", 3, Recipe(epochs=7))
     assert (finetune.method, finetune.strength) == ("finetune", Settings("finetune").strength)
@@ -262,21 +263,31 @@ def test_a_plan():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"methods": ""}, "--methods to name at least one, and each once. Received: none"),
-        ({"methods": "mas,mas"}, "Received: 'mas' twice"),
+        ({"methods": ""}, "Expected at least one method in `--methods`. Received: none"),
+        ({"methods": "mas,mas"}, "each method once in `--methods`. Received: 'mas' more than"),
         ({"methods": "mas,masss"}, "Received: 'masss'"),
-        ({"seeds": "0,x"}, "whole numbers ≥ 0 and ranges of them.*Received: 'x'"),
+        ({"methods": "MAS"}, "or MODULE:CLASS .* Received: 'MAS'. Did you mean 'mas'?"),
+        ({"methods": "evil:"}, "or MODULE:CLASS .* Received: 'evil:'"),
+        ({"seeds": "0,x"}, "whole numbers from 0 to 4294967295 and ranges.*Received: 'x'"),
+        ({"seeds": ""}, "Expected at least one seed in `--seeds`. Received: none"),
+        ({"seeds": "0,4294967296"}, "from 0 to 4294967295 .*Received: '4294967296'"),
+        ({"seeds": "0-100000000"}, "at most 1,000 seeds .*Received: 100,000,001 in '0-100000000'"),
+        ({"seeds": "0-500,501-1000"}, "Received: 1,001 in '0-500,501-1000'"),
         ({"seeds": "-1"}, "Received: '-1'"),
         ({"seeds": "3-1"}, "Received: '3-1'"),
-        ({"seeds": "0-2,1"}, "Received: '1' twice"),
+        ({"seeds": "0-2,1"}, "each seed once in `--seeds`. Received: '1' more than once"),
+        ({"strength": ""}, "Expected --strength to be a number.*Received: ''"),
         ({"strength": "strong"}, "Expected --strength to be a number.*Received: 'strong'"),
         ({"strength": "-3"}, "Received: -3"),
         ({"strength": "nan"}, "Received: nan"),
         ({"strength": "mas=1,3"}, "one --strength for all methods.*Received: 'mas=1,3'"),
-        ({"strength": "mas=1,mas=2"}, "Received: 'mas' twice"),
-        ({"strength": "ewc=1"}, "`strength` to be of mas, finetune. Received: 'ewc'"),
+        ({"strength": "mas=1,mas=2"}, "each method once in `--strength`. Received: 'mas' more"),
+        (
+            {"strength": "ewc=1"},
+            "each name in `--strength` to be one of mas, finetune. Received: 'ewc'",
+        ),
         ({"strength": "1", "search": True}, "either --search or --strength"),
-        ({"against": "worst"}, "`against` to be of mas, finetune. Received: 'worst'"),
+        ({"against": "worst"}, "`--against` to be one of mas, finetune. Received: 'worst'"),
     ],
 )
 def test_a_plan_that_cannot_be_read(given, sentence):

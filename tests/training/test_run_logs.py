@@ -252,6 +252,8 @@ def make_callback(settings, directory):
     return [keras.callbacks.CSVLogger(directory.with_suffix(".log"), append=True)]
 def nothing(settings, directory):
     return None
+def one_argument(settings):
+    return []
 value = 3
 """
 
@@ -281,6 +283,10 @@ def test_a_callback_of_the_user_follows_every_task(module, stream, quick, tmp_pa
         ("no_such_module:f", "no module 'no_such_module'. Change to the folder"),
         ("my_followers:other", "Received: a module without 'other'"),
         ("my_followers:value", "to name a function. Received: int."),
+        (
+            "my_followers:one_argument",
+            "`my_followers:one_argument` to take the settings and the folder of a run.*too many",
+        ),
         ("my_followers:nothing", "to return a `keras.callbacks.Callback`.*Received: NoneType"),
     ],
 )

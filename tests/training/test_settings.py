@@ -17,6 +17,7 @@ from keras_mas.training.options import (
 )
 from keras_mas.training.settings import (
     DEFAULT_FOR_VECTORS,
+    Following,
     Recipe,
     SearchSpace,
     Settings,
@@ -77,8 +78,10 @@ def test_a_run_is_named_after_a_scenario_that_is_not_the_streams_own(stream, usu
         (lambda: Settings(strength=math.nan), "Received: nan"),
         (
             lambda: Settings(method="masss"),
-            f"`method` to be one of {', '.join(METHODS)}. Received: 'masss'",
+            f"`method` to be one of {', '.join(METHODS)}, or MODULE:CLASS for a method of your "
+            "own. Received: 'masss'. Did you mean 'mas'?",
         ),
+        (lambda: Settings(seed=2**32), "`seed` to be a whole number from 0 to 4294967295. Rec"),
         (lambda: Recipe(epochs=0), "`epochs` to be a whole number ≥ 1. Received: 0"),
         (lambda: Recipe(learning_rate=0.0), "`learning_rate` to be a number > 0"),
         (lambda: Recipe(first_epochs=0), "`first_epochs`"),
@@ -108,6 +111,21 @@ def test_fields_become_options_with_their_defaults():
     assert "temperature in °C (default: 180)" in parser.format_help()
     args = parser.parse_args(["--minutes", "5"])
     assert Oven(**given_options(Oven, args)) == Oven(180.0, 5, "gas")
+
+
+def test_an_empty_default_is_none():
+    parser = argparse.ArgumentParser()
+    add_options(parser, Following, "log")
+    assert "as in csv,tensorboard (default: none)" in " ".join(parser.format_help().split())
+
+
+def test_a_choice_that_is_none_is_refused_with_the_nearest(capsys):
+    parser = argparse.ArgumentParser()
+    add_options(parser, Oven)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--fuel", "Good"])
+    err = capsys.readouterr().err
+    assert "expected one of gas, wood, received 'Good'. Did you mean 'wood'?" in err
 
 
 def test_without_defaults_only_what_is_given_counts():
@@ -157,7 +175,9 @@ def test_augmentations_are_named_in_one_order():
     assert parser.parse_args(["--augment", "crop, flip"]).augment == "flip,crop"
     assert Recipe(augment="flip,crop").augmentations == ("flip", "crop")
     assert Recipe().augmentations == ()
-    with pytest.raises(UsageError, match="`augment` to be of flip, crop. Received: 'flop'. Did"):
+    with pytest.raises(
+        UsageError, match="each name in `augment` to be one of flip, crop. Received: 'flop'. Did"
+    ):
         Recipe(augment="flip,flop")
 
 

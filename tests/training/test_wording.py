@@ -11,6 +11,7 @@ def test_values_are_quoted_and_long_lists_cut():
 
 def test_only_what_is_near_is_suggested():
     assert did_you_mean("clases", ["name", "classes"]) == " Did you mean 'classes'?"
+    assert did_you_mean("MAS", ["Mas", "ewc"]) == " Did you mean 'Mas'?"
     assert did_you_mean("colour", ["name", "classes"]) == ""
 
 

@@ -53,8 +53,10 @@ def run(args: argparse.Namespace) -> None:
     from ..run_logs import followers
     from ..summary import title
 
+    # What is refused before any data is loaded.
     load_method(args.method)
-    shared.check_network(args)  # before any data is loaded
+    following = Following(**given_options(Following, args))
+    shared.check_network(args)
     stream = shared.load_stream(args, args.seed)
     settings = shared.settings_of(args, stream)
     directory = args.output or Path("runs") / run_name(stream, settings)
@@ -64,7 +66,6 @@ def run(args: argparse.Namespace) -> None:
         verbose=args.verbose,
         epochs=[settings.recipe.for_task(number)[1] for number in range(len(stream.tasks))],
     )
-    following = Following(**given_options(Following, args))
     listeners: list[Listener] = [lines, *followers(following, settings, directory)]
     if args.export:
         check_export(stream, args.export, None if args.overwrite else directory)

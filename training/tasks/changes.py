@@ -16,7 +16,7 @@ class Change:
     """
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of a changed input, of that of an input."""
+        """Return the shape of a changed input, given an input's."""
         return shape
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:

@@ -42,8 +42,8 @@ class Encoded:
             the same wherever the examples lie.
         examples: Returns an iterator over the examples from a row on.
         row: Type and shape of a decoded input; None if one must be decoded to know.
-        identity: A text that tells these examples from all others on this machine, beside the
-            fingerprint.
+        identity: A text that, with the fingerprint, tells these examples from all others on this
+            machine.
     """
 
     where: str

@@ -1,6 +1,7 @@
 """Tables: CSV and Parquet files of which columns are features and one is the label."""
 
 import csv
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from .stream import Rescale, Split
 
 # A text column with more values is a name or a number of its row, which says nothing of others.
 MOST_CATEGORIES = 1000
+
+# A column of more values, most of them in one row only, is likely to be such a one.
+_FEW_CATEGORIES = 20
 
 # Float32 holds seven digits: of a mean so many times the deviation, too few are left for what
 # differs from row to row.
@@ -39,6 +43,9 @@ class TableFile:
         test: A second file of the same columns.
         test_fraction: Share of each class that becomes test data, between 0 and 1.
         split: Column that says "train", "test" or "validation" ("val") of every row.
+
+    Raises:
+        UsageError: If `features` names the label or the split, or a column twice.
     """
 
     path: Path
@@ -49,6 +56,21 @@ class TableFile:
     test: Path | None = None
     test_fraction: float | None = None
     split: str | None = None
+
+    def __post_init__(self):
+        features = self.features or ()
+        for name in features:
+            if name in (self.label, self.split):
+                what = "the label" if name == self.label else "the split"
+                raise UsageError(
+                    f"Expected `features` without {what}, which no input may tell. Received: "
+                    f"'{name}' for '{self.path}'. Remove it from the key `features`."
+                )
+            if features.count(name) > 1:
+                raise UsageError(
+                    f"Expected each column once in `features`. Received: '{name}' more than once "
+                    f"for '{self.path}'. Name it once."
+                )
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,8 @@ def read_tables(files: Sequence[TableFile]) -> Encoded:
     Raises:
         UsageError: If a column does not exist, or tables have different features.
         DataError: If a file cannot be read, has no rows, has two columns of one name, a cell is
-            empty or no finite number in a column of numbers, or a label occurs in no training row.
+            empty or no finite number in a column of numbers, labels are numbers that are not whole,
+            or a label occurs in no training row.
     """
     tables = [_read(file) for file in files]
     features = _common_features(files, tables)
@@ -140,6 +163,7 @@ def _read(file: TableFile) -> dict[str, _Rows]:
     """Return the rows of each split, by its name."""
     rows = _all_rows(file.path, file)
     labels = _labels(rows, file)
+    _check_classes(labels, rows, file.label)
     if file.test is not None:
         return {"train": rows, "test": _all_rows(file.test, file)}
     if file.test_fraction is not None:
@@ -252,6 +276,20 @@ def _labels(rows, file) -> np.ndarray:
     return cells.astype(str)
 
 
+def _check_classes(labels, rows, column):
+    """Refuse a column of measurements, each of which would be a class."""
+    names, positions = np.unique(labels, return_index=True)
+    values = np.array([_number(name) for name in names])
+    broken = np.flatnonzero(values != np.rint(values))
+    if np.isfinite(values).all() and broken.size:
+        position = positions[broken].min()
+        raise DataError(
+            "Expected classes as labels, text or whole numbers. Received: "
+            f"{labels[position]} in {rows.place(position, column)}. Name another column with the "
+            "key `label`, or write the class into this one, such as 'low' and 'high'."
+        )
+
+
 def _by_column(rows, column) -> dict[str, np.ndarray]:
     names = {"train": "train", "test": "test", **dict.fromkeys(VALIDATION_NAMES, "validation")}
     cells = rows.cells(column)
@@ -294,7 +332,7 @@ def _common_features(files, tables) -> list[str]:
             )
     if not first:
         raise UsageError(
-            f"Expected columns beside the label. Received: none in '{first_path}'. Add features."
+            f"Expected columns besides the label. Received: none in '{first_path}'. Add features."
         )
     return list(first)
 
@@ -348,12 +386,20 @@ class _Categories:
 
     def __init__(self, name: str, training: Sequence[_Rows]):
         self.name = name
-        self.values = np.unique(np.concatenate([self._texts(rows) for rows in training]))
+        texts = np.concatenate([self._texts(rows) for rows in training])
+        self.values, counts = np.unique(texts, return_counts=True)
         if len(self.values) > MOST_CATEGORIES:
             raise DataError(
                 f"Expected at most {MOST_CATEGORIES} different values in a column of categories. "
                 f"Received: {len(self.values)} in column '{name}' of '{training[0].path}'. Leave "
                 "it out with the key `features`."
+            )
+        if len(counts) > _FEW_CATEGORIES and 2 * np.sum(counts == 1) > len(texts):
+            warnings.warn(
+                f"column '{name}' of '{training[0].path}' becomes {len(self.values)} inputs, and "
+                "more than half of its training rows have a value of their own. If it is a name or "
+                "a number of the row, leave it out with the key `features`.",
+                stacklevel=1,
             )
         self.names = [f"{name}={value}" for value in self.values]
         self.scale, self.offset = np.ones(len(self.values)), np.zeros(len(self.values))

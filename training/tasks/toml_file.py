@@ -70,7 +70,7 @@ _TABLE_KEYS = {
     "features": list,
     "categories": list,
 }
-# The keys beside those of each kind of source.
+# What may stand beside the key of each kind of source.
 _KEYS_OF_KIND: dict[str, dict[str, type]] = {
     "tfds": {"test_fraction": float},
     "npz": {},
@@ -225,9 +225,11 @@ def _checked_entries(table, path) -> list[_Entry]:
     check_task_names(entry.name for entry in entries)
     kinds = {isinstance(entry.source, TableFile) for entry in entries}
     if common and True not in kinds:
+        needs_fraction = "test_fraction" in common and any("tfds" in task for task in table["task"])
+        cure = "Move `test_fraction` into the [[task]] that needs it." if needs_fraction else ""
         raise UsageError(
             f"Expected {one_of(common)} beside a table. Received: no `csv` and no `parquet` in "
-            f"{where}. Remove the key."
+            f"{where}. {cure or 'Remove the key.'}"
         )
     if len(kinds) > 1:
         raise UsageError(

@@ -197,10 +197,16 @@ def test_the_line_counts_lines_within_cells_and_empty_ones(table):
         ({"split": "splt"}, ["'splt'", "Did you mean 'split'?"]),
         ({"split": "split", "features": ("agee",)}, ["'agee'", "Did you mean 'age'?"]),
         ({"split": "split", "categories": ("x",)}, ["'x'", "a.csv"]),
-        ({"split": "split", "features": ()}, ["columns beside the label"]),
+        ({"split": "split", "features": ()}, ["columns besides the label"]),
+        (
+            {"split": "split", "features": ("age", "y")},
+            ["`features` without the label", "'y' for", "a.csv'. Remove it"],
+        ),
+        ({"split": "split", "features": ("split",)}, ["without the split", "'split' for"]),
+        ({"split": "split", "features": ("age", "city", "age")}, ["once", "'age' more than once"]),
     ],
 )
-def test_columns_that_do_not_exist(table, options, facts):
+def test_columns_that_cannot_be_used(table, options, facts):
     with pytest.raises(UsageError) as error:
         read_tables([table(SHOP, **{"label": "y", **options})])
     for fact in facts:
@@ -220,6 +226,49 @@ def test_a_column_of_names_is_refused(table, monkeypatch):
     monkeypatch.setattr(tables, "MOST_CATEGORIES", 1)
     with pytest.raises(DataError, match="at most 1 different values .* 2 in column 'city' of"):
         read_tables([table(SHOP)])
+
+
+MEASURED = ["0.5", "2", "1e-3", "-3.25"]
+
+
+def test_a_label_that_is_a_measurement_is_refused(write, tmp_path):
+    from pyarrow import parquet
+
+    rows = "".join(f"{n},{label}\n" for n, label in enumerate(MEASURED[1:2] + MEASURED))
+    with pytest.raises(DataError, match="whole numbers. Received: 0.5 in column 'y' of line 3 of"):
+        read_tables([TableFile(write("x,y\n" + rows), "y", test_fraction=0.5)])
+    parquet.write_table(pyarrow.table({"x": [1, 2], "y": [1.0, 0.125]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="Received: 0.125 in column 'y' of row 2 of"):
+        read_tables([TableFile(tmp_path / "a.parquet", "y", True, test_fraction=0.5)])
+
+
+@pytest.mark.parametrize("labels", [["1.0", "2.0"], ["1.5", "1.5.1"], ["0.5", "nan"]])
+def test_labels_that_are_numbers_in_part_or_whole_are_classes(table, labels):
+    rows = "".join(
+        f"{n},{label},{role}\n" for role in ("train", "test") for n, label in enumerate(labels)
+    )
+    (source,) = read_tables([table("x,y,split\n" + rows)]).sources
+    assert source.classes == tuple(labels)
+
+
+def customers(count, rows):
+    """Rows of which the first `count` have a customer of their own, and the others one customer."""
+    names = [f"c{n}" if n < count else "c" for n in range(rows)]
+    test = "c,a,test\nc,b,test\n"
+    return (
+        "id,y,split\n" + "".join(f"{c},{'ab'[n % 2]},train\n" for n, c in enumerate(names)) + test
+    )
+
+
+def test_a_column_of_rows_of_their_own_is_warned_of(table):
+    words = "column 'id' of '.*a.csv' becomes 22 inputs, and more than half .* the key `features`"
+    with pytest.warns(UserWarning, match=words):
+        read_tables([table(customers(21, 41))])
+
+
+@pytest.mark.parametrize(("count", "rows"), [(21, 42), (19, 20)], ids=["half", "few inputs"])
+def test_a_column_of_categories_is_not_warned_of(table, count, rows):
+    read_tables([table(customers(count, rows))])  # a warning is an error
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b'a,"b\n1,2'])

@@ -234,6 +234,18 @@ def test_scenario_asked_for_takes_the_place_of_the_files(load, write_npz):
     assert (stream.scenario, stream.usual_scenario) == ("class", "task")
 
 
+@pytest.mark.parametrize(
+    ("kind", "cure"),
+    [("tfds", "Move `test_fraction` into the [[task]] that needs it."), ("npz", "Remove the key.")],
+)
+def test_a_test_fraction_above_tasks_that_are_no_tables(load, write_npz, kind, cure):
+    write_npz()
+    with pytest.raises(UsageError) as error:
+        load(f"test_fraction = 0.5\n{HEAD}{TASK}".replace("npz =", f"{kind} ="))
+    assert "'test_fraction' beside a table" in str(error.value)
+    assert str(error.value).endswith(cure)
+
+
 BAD_DATA = '[[task]]\nname = "bad"\nnpz = "bad.npz"\n'
 
 

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 Actions: persons in photographs, and what they do."""
+"""PASCAL VOC 2012 Actions: people in photographs, and what they do."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,7 +22,7 @@ ACTIONS = (
 
 
 class Voc2012Actions(ImageArchive):
-    """Persons, cut out of their photograph, who do exactly one of ten actions.
+    """People, cut out of their photograph, who do exactly one of ten actions.
 
     The labels of the test images are not published: the authors' validation images are test data.
     """
