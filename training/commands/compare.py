@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.files import check_writable
 
     plan = ComparisonPlan(**given_options(ComparisonPlan, args))
-    plan.contestants(Recipe())  # refuses an unknown method before any data is loaded
+    # What is refused before any data is loaded.
+    plan.contestants(Recipe())
+    following = Following(**given_options(Following, args))
     shared.check_network(args)
     if args.output is not None:
         check_writable(args.output)
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     shared.warn_of_scenario(stream, *contestants)
     output = args.output or Path("comparisons") / stream.name
     check_writable(output)
-    entries = _entries(args, plan, stream, contestants)
+    entries = _entries(args, plan, following, stream, contestants)
     if not any(entry.result for entry in entries):
         raise RuntimeError(f"None of {len(entries)} runs was finished. {entries[-1].error}")
     content = _written(args, plan, entries, output)
@@ -84,14 +86,13 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def _entries(args, plan, stream, contestants):
+def _entries(args, plan, following, stream, contestants):
     """Train what is not finished; return an entry for each run. `stream` is of the first seed."""
     from ..compare import compare
     from ..comparison_progress import ComparisonLines
     from ..run_logs import followers
 
     space = SearchSpace(**given_options(SearchSpace, args)) if plan.search else None
-    following = Following(**given_options(Following, args))
     loaded = {plan.seed_numbers[0]: stream}
 
     def follow(settings, directory):
