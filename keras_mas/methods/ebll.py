@@ -87,7 +87,7 @@ class EncoderModel(DistillingModel):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return the logits, and keep the features that they were made from for the loss."""
-        logits, self._features = self._before.model(inputs, training=training)
+        logits, self._features = self._logits_and_features(inputs, training)
         return logits
 
     def hold(self, strength: float) -> None:
@@ -113,11 +113,15 @@ class EncoderModel(DistillingModel):
         """
         features, labels = [], []
         for inputs, numbers in batches(x, 256, max_examples, "given" if y is None else y):
-            features.append(self._before.model(inputs, training=False)[1])
+            features.append(self._logits_and_features(inputs, training=False)[1])
             labels.append(tf.reshape(tf.cast(numbers, tf.int64), [-1]))
         all_features = tf.cast(tf.concat(features, 0), tf.float32)
         learned = self.autoencoder.learn(all_features, tf.concat(labels, 0), seed)
         self._encoders.add(*learned)
+
+    def _logits_and_features(self, inputs, training):
+        """Return both from the network as it is now, of whose weights `_before` holds copies."""
+        return self._before.model(inputs, training=training)
 
 
 class Autoencoder:
