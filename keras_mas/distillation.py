@@ -2,9 +2,6 @@
 
 import tensorflow as tf
 
-# The logit of what is no choice. Finite, so that 0 times it is 0; its softmax is 0 in float32.
-_NO_CHOICE = -1e9
-
 
 def within_head(logits: tf.Tensor, labels: tf.Tensor, head_of_logit: tf.Tensor) -> tf.Tensor:
     """Leave every example the logits of one head, that of its label: no other can be chosen.
@@ -22,7 +19,7 @@ def within_head(logits: tf.Tensor, labels: tf.Tensor, head_of_logit: tf.Tensor) 
     """
     own = tf.gather(head_of_logit, tf.reshape(tf.cast(labels, tf.int32), [-1]))
     is_own = head_of_logit[None, :] == own[:, None]
-    return tf.where(is_own, logits, tf.constant(logits.dtype.min, logits.dtype))
+    return _only(is_own, logits)
 
 
 def distillation_loss(
@@ -39,7 +36,7 @@ def distillation_loss(
         1/N Σ_n Σ_h KL(p*_h(x_n) ‖ p_h(x_n))
 
     is the distillation loss of Li and Hoiem, "Learning without Forgetting", ECCV 2016,
-    arXiv:1606.09282 (Eq. 2 and 3), less the entropy of p*, which is constant: it is 0 where nothing
+    arXiv:1606.09282 (Eq. 2 to 4), less the entropy of p*, which is constant: it is 0 where nothing
     has changed. As there, it is not multiplied by T², by which Hinton et al. (arXiv:1503.02531)
     make gradients as large as at T = 1: a factor of 4 in its weight at T = 2.
 
@@ -56,7 +53,7 @@ def distillation_loss(
 
     def log_p(z):
         softened = tf.cast(z, tf.float32) / temperature
-        return _log_softmax_of_heads(tf.where(learned, softened, _NO_CHOICE), head_of_logit)
+        return _log_softmax_of_heads(_only(learned, softened), head_of_logit)
 
     log_before = log_p(tf.stop_gradient(targets))
     gaps = tf.exp(log_before) * (log_before - log_p(logits))
@@ -70,7 +67,7 @@ def code_loss(
 
     1/N Σ_n ½ ‖σ(W f(x_n) + b) − σ(W f*(x_n) + b)‖², summed over the encoders (W, b) of earlier
     tasks, which stand side by side: Rannen Triki, Aljundi, Blaschko and Tuytelaars, "Encoder Based
-    Lifelong Learning", ICCV 2017, arXiv:1704.01920 (Eq. 8, without its weight α).
+    Lifelong Learning", ICCV 2017, arXiv:1704.01920, without the weight α.
 
     Args:
         features: f, `[N, F]`.
@@ -87,6 +84,12 @@ def code_loss(
 
     change = code(features) - code(tf.stop_gradient(features_before))
     return tf.reduce_mean(tf.reduce_sum(change**2, axis=-1)) / 2
+
+
+def _only(choices, logits):
+    """Return the logits of choices, and for others one of which the softmax is 0."""
+    # It is finite, so that 0 times it is 0.
+    return tf.where(choices, logits, tf.constant(logits.dtype.min, logits.dtype))
 
 
 def _log_softmax_of_heads(logits, head_of_logit):

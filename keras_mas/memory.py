@@ -15,7 +15,7 @@ from .binding import Binding, listed, moving_batch_norms, refuse_missing
 from .choices import BATCH_NORM
 from .importance import ImportanceSums, compute_importance
 from .penalty import drift_penalty, penalty_gradient, proximal_step, warn_if_unstable
-from .states import WeightState, checked_strength, from_arrays, to_arrays
+from .states import SAVED_BY, WeightState, checked_strength, from_arrays, to_arrays
 from .weights import (
     checked_layer,
     find_by_place,
@@ -85,12 +85,12 @@ class SynapticMemory:
 
     @property
     def importance(self) -> dict[str, np.ndarray]:
-        """Ω so far, summed over tasks: dict from weight name to array."""
+        """Ω so far: dict from weight name to array."""
         return {state.name: state.importance.numpy() for state in self._states}
 
     @property
     def anchor(self) -> dict[str, np.ndarray]:
-        """θ*, the weights when the last task ended: dict from weight name to array."""
+        """θ*, which the weights are held to: dict from weight name to array."""
         return {state.name: state.anchor.numpy() for state in self._states}
 
     def __reduce__(self):
@@ -201,7 +201,7 @@ class SynapticMemory:
     def remember(
         self, model: keras.Model, importance: Mapping[str, np.ndarray], merge: Merge = _add
     ) -> None:
-        """Protect what the model knows now by an importance that a method of its own has computed.
+        """Protect what the model knows now by an importance that was computed elsewhere.
 
         Args:
             model: The model that was just fitted.
@@ -212,7 +212,8 @@ class SynapticMemory:
 
         Raises:
             ValueError: If nothing of the model is protected, the importance names what is no weight
-                of the model, or a new Ω is negative or not finite; then the memory is left as it
+                of the model, or a new Ω or θ* is not of the weight's shape, not real or not finite
+                in the dtype that holds it, or a new Ω is negative; then the memory is left as it
                 was.
         """
         self.check(checked_layer(model))
@@ -225,15 +226,16 @@ class SynapticMemory:
             before = state.importance.numpy(), state.anchor.numpy()
             weight = keras.ops.convert_to_numpy(state.weight).astype(before[1].dtype)
             now = np.asarray(importance.get(names[id(state.weight)], np.zeros_like(weight)))
-            _check_shape(state, now)
-            updated[state] = merge(*before, now, weight)
-            _check_importance(state, updated[state][0])
+            _check_array(state, now)
+            omega, anchor = merge(*before, now, weight)
+            updated[state] = _checked_importance(state, omega), _checked_anchor(state, anchor)
         if _has_penalty_in_loss(model):
             self._warn_if_unstable(model, {s.name: new for s, (new, _) in updated.items()})
         self._replace(updated)
         self._tasks += 1
         self._binding.freeze_batch_norms(model)
         self._binding.watch_fits(model)
+        _warn_if_zero(model, [omega for omega, _ in updated.values()])
 
     def check(self, model: keras.Model) -> None:
         """Check that this memory protects weights of a model, as every `fit` of it does first.
@@ -310,7 +312,7 @@ class SynapticMemory:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
-        """Read a memory that `save` wrote; then `protect` the model that has the weights.
+        """Read a memory that `save` or a method with a memory wrote; then `protect` its model.
 
         Args:
             path: File to read.
@@ -323,7 +325,11 @@ class SynapticMemory:
             FileNotFoundError: If there is no such file.
         """
         memory = cls()
-        load_arrays(path, memory.restore, "a memory written by `SynapticMemory.save`")
+
+        def restore(arrays):
+            memory.restore({key: array for key, array in arrays.items() if key != SAVED_BY})
+
+        load_arrays(path, restore, "a memory written by `SynapticMemory.save`")
         return memory
 
     def state(self, model: keras.Layer | None = None) -> dict[str, np.ndarray]:
@@ -467,11 +473,16 @@ def _restored(arrays):
     return memory
 
 
-def _check_shape(state, importance):
+def _check_array(state, importance):
     if importance.shape != tuple(state.importance.shape):
         raise ValueError(
             f"Expected an importance of shape {tuple(state.importance.shape)} for '{state.name}'. "
             f"Received: shape {importance.shape}. Compute a number for every weight of the model."
+        )
+    if np.iscomplexobj(importance):
+        raise ValueError(
+            f"Expected real numbers as importance of '{state.name}'. Received: "
+            f"{importance.dtype}. Take their absolute values, or the squares of these."
         )
 
 
@@ -486,8 +497,42 @@ def _refuse_unknown(importance, names, model):
         )
 
 
-def _check_importance(state, importance):
-    _check_shape(state, importance)
+def _warn_if_zero(model, importance):
+    if not any(omega.any() for omega in importance):
+        _log.warning(
+            "The importance of every protected weight of '%s' is 0: nothing holds what it has "
+            "learned. Look whether its outputs depend on these weights for the given inputs.",
+            model.name,
+        )
+
+
+def _held(state, values):
+    """Return values in the dtype that the state holds them in."""
+    with np.errstate(over="ignore"):
+        return values.astype(state.importance.dtype)
+
+
+def _checked_anchor(state, anchor):
+    """Return a new θ* in the dtype that holds it."""
+    anchor = np.asarray(anchor)
+    if anchor.shape != tuple(state.anchor.shape):
+        raise ValueError(
+            f"Expected an anchor θ* of shape {tuple(state.anchor.shape)} for '{state.name}'. "
+            f"Received: shape {anchor.shape}. Have `merge` return Ω and θ*, in this order."
+        )
+    if np.iscomplexobj(anchor) or not np.all(np.isfinite(_held(state, anchor))):
+        raise ValueError(
+            f"Expected finite real numbers as θ* of '{state.name}'. Received: others. Look whether "
+            "the training of the model diverged, for then its weights are NaN."
+        )
+    return _held(state, anchor)
+
+
+def _checked_importance(state, importance):
+    """Return a new Ω in the dtype that holds it."""
+    importance = np.asarray(importance)
+    _check_array(state, importance)
+    importance = _held(state, importance)
     if np.any(np.isnan(importance)):
         raise ValueError(
             f"Expected finite numbers as importance of '{state.name}'. Received: NaN. Look for NaN "
@@ -496,13 +541,14 @@ def _check_importance(state, importance):
     if not np.all(np.isfinite(importance)):
         raise ValueError(
             f"The importance of '{state.name}' is too large for {state.importance.dtype}: "
-            "the sum over tasks is infinite. Scale the outputs or the loss of the model."
+            "it is infinite. Scale the outputs or the loss of the model."
         )
     if np.any(importance < 0):
         raise ValueError(
             f"Expected an importance ≥ 0 for '{state.name}'. Received: {np.min(importance):g}. "
             "Clip what may be negative at 0."
         )
+    return importance
 
 
 def _assign(state, importance, anchor):

@@ -9,7 +9,8 @@ class PlateauDetector:
     Over a window of the last losses, with mean μ and variance v, there is a plateau where μ and v
     are below a threshold each. After one, the next is not looked for before a peak: a window with
     μ > μ* + √v*, the mean and the variance of the last plateau (Aljundi, Kelchtermans and
-    Tuytelaars, "Task-Free Continual Learning", CVPR 2019, arXiv:1812.03596, Sec. 3.2).
+    Tuytelaars, "Task-Free Continual Learning", CVPR 2019, arXiv:1812.03596). As in the authors'
+    code, the window is not emptied at a plateau.
 
     It works in a traced function as it does outside of one.
 
@@ -19,7 +20,7 @@ class PlateauDetector:
         variance_threshold: Largest variance of a plateau, in squared units of the loss.
 
     Attributes:
-        is_on_plateau: Scalar bool variable: whether a plateau was met since this was last set to
+        has_met_plateau: Scalar bool variable: whether a plateau was met since this was last set to
             false.
     """
 
@@ -30,7 +31,7 @@ class PlateauDetector:
         self.losses = tf.Variable(tf.fill([window], float("inf")), trainable=False)
         self.limit = tf.Variable(float("-inf"), trainable=False)
         self.is_armed = tf.Variable(True, trainable=False)
-        self.is_on_plateau = tf.Variable(False, trainable=False)
+        self.has_met_plateau = tf.Variable(False, trainable=False)
 
     def add(self, loss: tf.Tensor) -> None:
         """Take note of the next loss, a scalar."""
@@ -43,17 +44,21 @@ class PlateauDetector:
         is_plateau = is_armed & (mean < self.mean_threshold) & (variance < self.variance_threshold)
         self.is_armed.assign(is_armed & ~is_plateau)
         self.limit.assign(tf.where(is_plateau, mean + tf.sqrt(variance), self.limit))
-        self.is_on_plateau.assign(self.is_on_plateau | is_plateau)
+        self.has_met_plateau.assign(self.has_met_plateau | is_plateau)
 
     def restart(self) -> None:
         """Begin anew, as if no loss had been seen."""
         self.losses.assign(tf.fill(self.losses.shape, float("inf")))
         self.limit.assign(float("-inf"))
         self.is_armed.assign(True)
-        self.is_on_plateau.assign(False)
+        self.has_met_plateau.assign(False)
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """The state, by name, to save or to assign."""
-        names = ("losses", "limit", "is_armed", "is_on_plateau")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "losses": self.losses,
+            "limit": self.limit,
+            "is_armed": self.is_armed,
+            "is_on_plateau": self.has_met_plateau,  # its name in files of earlier versions, too
+        }

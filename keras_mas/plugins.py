@@ -1,8 +1,7 @@
 """What users name as MODULE:NAME: classes and functions of their own modules."""
 
-import contextlib
+import os
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -38,9 +37,9 @@ def load_named(name: str, what: str) -> Any:
 
 
 def _imported(module_name, what):
+    _put_current_folder_first()
     try:
-        with _current_folder_first():
-            return import_module(module_name)
+        return import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # a package that the module itself imports
@@ -50,11 +49,8 @@ def _imported(module_name, what):
         ) from error
 
 
-@contextlib.contextmanager
-def _current_folder_first() -> Iterator[None]:
-    """Import from the current folder as `python script.py` does, and not the command alone."""
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        sys.path.remove("")
+def _put_current_folder_first():
+    """Import from the current folder as a script in it does, now and in functions called later."""
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)

@@ -16,6 +16,9 @@ from .weights import WeightIdentity
 _STRENGTH, _TASKS, _WEIGHTS = "strength", "tasks", "weights"
 _IMPORTANCE, _ANCHOR = "importance/", "anchor/"
 
+# The key of the name of the method that saved a memory; a memory itself knows of none.
+SAVED_BY = "method"
+
 
 @dataclasses.dataclass(eq=False)
 class WeightState:

@@ -51,6 +51,26 @@ def test_fisher_of_a_coin_by_hand():
         np.testing.assert_allclose(compute_fisher(model, x, labels)["coin/kernel"], [[1.25, 1.25]])
 
 
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_fisher_of_one_sigmoid_is_that_of_a_bernoulli_variable(activation):
+    # z = wx with w = ln 3: p(1) = ¾ for x = 1, and ∂z/∂w = x: F = p (1 − p) x² = 3/16. Of x = 2 the
+    # odds are 9 : 1, so that F = 9/100 · 4.
+    inputs = keras.Input([1])
+    model = keras.Model(inputs, layers.Dense(1, activation, use_bias=False, name="coin")(inputs))
+    model.set_weights([np.array([[np.log(3)]])])
+    for x, expected in [([[1.0]], 3 / 16), ([[1.0], [2.0]], (3 / 16 + 9 / 25) / 2)]:
+        found = compute_fisher(model, np.array(x, "float32"))["coin/kernel"]
+        np.testing.assert_allclose(found, [[expected]], rtol=1e-5)
+    for label, share in [(1, 1 / 4), (0, 3 / 4)]:
+        found = compute_fisher(model, np.array([[1.0]], "float32"), np.array([label]))
+        np.testing.assert_allclose(found["coin/kernel"], [[share**2]], rtol=1e-5)
+
+
+def test_several_sigmoids_are_refused():
+    with pytest.raises(ValueError, match="Received: a model that ends in 3 sigmoids"):
+        compute_fisher(classifier("sigmoid"), X)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 def test_all_kinds_of_labels_agree_with_their_definition(batch_size):
     model = classifier()
@@ -97,8 +117,14 @@ def test_wrong_arguments_are_refused():
     model = classifier()
     with pytest.raises(ValueError, match="labels out of exact, sampled, given, or an array"):
         compute_fisher(model, X, "empirical")
-    with pytest.raises(ValueError, match="Expected batches \\(x, y\\)"):
-        compute_fisher(model, iter([X]), "given")
+    with pytest.raises(ValueError, match="or an array. Received: None"):
+        compute_fisher(model, X, None)
+    for inputs in (X, [X], iter([X])):
+        with pytest.raises(ValueError, match="Expected labels. Received: inputs alone. Pass the"):
+            compute_fisher(model, inputs, "given")
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    with pytest.raises(ValueError, match="no labels beside a dataset.*Received: a ndarray of"):
+        compute_fisher(model, dataset, np.full(7, 2))
     with pytest.raises(ValueError, match="same number of examples"):
         compute_fisher(model, X, Y[:3])
     with pytest.raises(ValueError, match="one output of logits"):

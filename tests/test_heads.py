@@ -4,6 +4,7 @@ import pytest
 from keras import layers
 
 from keras_mas import MultiHead, SynapticMemory
+from keras_mas.heads import AllHeadsModel
 
 
 def trunk():
@@ -128,3 +129,12 @@ def test_a_task_may_have_any_name():
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         model.fit(x, y, verbose=0)
     assert set(heads.joint()(x)) == {"cats & dogs", "cats | dogs", "Ω"}
+
+
+def test_a_head_of_one_logit_is_refused():
+    inputs = keras.Input([4])
+    heads = [layers.Dense(2)(inputs), layers.Dense(1)(inputs)]
+    with pytest.raises(ValueError, match="heads of two logits or more.*Received: a head with one"):
+        AllHeadsModel(inputs, heads)
+    with pytest.raises(ValueError, match="Received: a head with one"):
+        AllHeadsModel(inputs, heads[1])

@@ -117,7 +117,9 @@ def test_an_importance_of_ones_own_is_added_or_merged():
         ([[2.0], [-4.0]], "an importance ≥ 0 for 'one/dense/kernel'. Received: -4"),
         ([2.0, 4.0], r"of shape \(2, 1\) for 'one/dense/kernel'. Received: shape \(2,\)"),
         ([[np.nan], [4.0]], "finite numbers as importance of 'one/dense/kernel'. Received: NaN"),
-        ([[np.inf], [4.0]], "the sum over tasks is infinite"),
+        ([[np.inf], [4.0]], "'one/dense/kernel' is too large for float32: it is infinite"),
+        ([[1e39], [4.0]], "'one/dense/kernel' is too large for float32: it is infinite"),
+        ([[2j], [4.0]], "real numbers as importance of 'one/dense/kernel'. Received: complex128"),
     ],
 )
 def test_an_importance_that_cannot_be_changes_nothing(own, complaint):
@@ -128,6 +130,46 @@ def test_an_importance_that_cannot_be_changes_nothing(own, complaint):
         memory.remember(model, {"one/dense/kernel": np.array(own)})
     assert memory.tasks == 0
     assert memory.anchor["one/dense/kernel"].tolist() == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("anchor", "complaint"),
+    [
+        ([[np.nan], [0.0]], "finite real numbers as θ\\* of 'one/dense/kernel'. Received: others"),
+        ([[1e39], [0.0]], "finite real numbers as θ\\*"),
+        ([[1j], [0.0]], "finite real numbers as θ\\*"),
+        ([0.0, 0.0], r"θ\* of shape \(2, 1\) for 'one/dense/kernel'. Received: shape \(2,\)"),
+    ],
+)
+def test_an_anchor_that_cannot_be_changes_nothing(anchor, complaint):
+    model, _ = one_weight([1.0, 0.0])
+    memory = SynapticMemory().protect(model)
+    own = {"one/dense/kernel": np.ones([2, 1])}
+    with pytest.raises(ValueError, match=complaint):
+        memory.remember(model, own, lambda omega, _, now, theta: (now, np.array(anchor)))
+    assert memory.tasks == 0
+    assert memory.anchor["one/dense/kernel"].tolist() == [[1.0], [0.0]]
+
+
+def test_weights_that_are_nan_are_no_anchor():
+    model, weight = one_weight([1.0, 0.0])
+    memory = SynapticMemory().protect(model)
+    weight.assign([[np.nan], [0.0]])
+    with pytest.raises(ValueError, match="Look whether the training of the model diverged"):
+        memory.remember(model, {})
+    assert memory.tasks == 0
+
+
+def test_the_log_says_that_nothing_matters(caplog):
+    model, _ = one_weight([1.0, 0.0])
+    memory = SynapticMemory().protect(model)
+    own = {"one/dense/kernel": np.zeros([2, 1])}
+    memory.remember(model, own)
+    (message,) = caplog.messages
+    assert message.startswith("The importance of every protected weight of 'one' is 0: nothing")
+    own["one/dense/kernel"][0] = 1.0
+    memory.remember(model, own)
+    assert len(caplog.messages) == 1
 
 
 def test_importance_of_a_weight_that_the_model_does_not_have_is_refused():

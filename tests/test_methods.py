@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_mas import MASModel
+from keras_mas import MASModel, SynapticMemory
 from keras_mas.errors import UsageError
-from keras_mas.methods import load_method
+from keras_mas.methods import METHODS, load_method
 
 
 def model_of(method, name="task-0"):
@@ -62,8 +62,69 @@ def test_mas_does_not_go_on_from_another_run(tmp_path):
         (2.0, "two.npz", 1, "it is a memory of 2 tasks, not of 1"),
         (0.5, "two.npz", 2, "it is a memory with λ = 2, not 0.5"),
     ]:
-        with pytest.raises(ValueError, match=f"^{complaint}$"):
+        words = rf"what the method keras_mas.methods.mas:Method remembers of {tasks} tasks?. .*"
+        with pytest.raises(ValueError, match=rf"{words}{file}'.*\({complaint}\)\.$"):
             load_method("mas")(strength, "in_loss").load(tmp_path / file, tasks)
+
+
+@pytest.mark.parametrize(
+    ("saved_by", "read_by"),
+    [("mas", "ewc"), ("l2", "si"), ("imm_mean", "imm_mode"), ("ebll", "lwf")],
+)
+def test_what_another_method_saved_is_refused(saved_by, read_by, tmp_path):
+    load_method(saved_by)(1.0).save(tmp_path / "memory.npz")
+    method = load_method(read_by)(1.0)
+    words = f"methods.{read_by}:Method.*saved by the method keras_mas.methods.{saved_by}:Method"
+    with pytest.raises(ValueError, match=words):
+        method.load(tmp_path / "memory.npz", tasks=0)
+
+
+def test_a_memory_is_read_with_and_without_the_name_of_a_method(tmp_path):
+    method = load_method("mas")(2.0)
+    method.after_task(model_of(method), column(1, 2))
+    method.save(tmp_path / "method.npz")
+    method.memory.save(tmp_path / "memory.npz")
+    for file in ("method.npz", "memory.npz"):
+        again = load_method("mas")(2.0)
+        model_of(again)
+        again.load(tmp_path / file, tasks=1)
+        (omega,) = SynapticMemory.load(tmp_path / file).importance.values()
+        (same,) = again.memory.importance.values()
+        assert omega.tolist() == same.tolist() == [[15.0]]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_strength_or_penalty_that_there_is_not_is_refused(name):
+    method = load_method(name)
+    with pytest.raises(ValueError, match="a strength λ ≥ 0 .* Received: -1"):
+        method(-1.0)
+    with pytest.raises(ValueError, match="Received: 'bogus'"):
+        method(1.0, "bogus")
+    made = method(2.0)
+    with pytest.raises(ValueError, match="a strength λ ≥ 0 .* Received: -1"):
+        made.restart(-1.0)
+    assert made.strength == 2.0
+
+
+def test_there_is_one_strength():
+    method = load_method("mas")(1.0)
+    method.strength = 5.0
+    assert method.memory.strength == 5.0
+    method.memory.strength = 3.0
+    assert method.strength == 3.0
+    with pytest.raises(ValueError, match="a strength λ ≥ 0"):
+        method.strength = -1.0
+
+
+def test_decoupled_needs_a_model_of_the_method():
+    method = load_method("mas")(1.0, "decoupled")
+    inputs = keras.Input([1])
+    model = keras.Model(inputs, layers.Dense(1)(inputs))
+    method.protect(model)
+    for call in (method.before_task, method.after_task):
+        with pytest.raises(ValueError, match=r"`method.model\(.*in which the penalty would be in"):
+            call(model, column(1))
+    assert method.memory.tasks == 0
 
 
 def test_fine_tuning_learns_in_a_plain_model():

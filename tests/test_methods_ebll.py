@@ -117,6 +117,37 @@ def test_it_goes_on_from_what_it_saved(tmp_path, few_steps):
     assert again.encoders.kernels.shape == (4, 0)
 
 
+def test_a_file_without_encoders_changes_nothing():
+    method, _ = learner()
+    with pytest.raises(KeyError):
+        method.restore({"tasks": np.array(1), "learned": np.ones(2, bool)}, 1)
+    assert method.learned.tasks == 0
+
+
+def test_an_encoder_is_learned_in_float32_whatever_the_policy(few_steps):
+    x, y = 300 * np.eye(4, dtype="float32"), np.array([0, 1, 0, 1])
+    kernels = []
+    for policy in ("float32", "mixed_float16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            method, model = learner()
+        finally:
+            keras.config.set_dtype_policy("float32")
+        for _ in range(2):  # the optimizer begins anew
+            method.after_task(model, x, y)
+        kernels.append(method.encoders.kernels)
+    # A gap of 300² is more than float16 holds.
+    np.testing.assert_allclose(*kernels, rtol=1e-3)
+
+
+def test_heads_that_share_no_features_are_refused():
+    inputs = keras.Input([4])
+    feature = layers.Dense(4)(inputs)
+    deep = layers.Dense(2)(layers.Dense(4, "relu")(feature))
+    with pytest.raises(ValueError, match="heads of one layer each, on features that they share"):
+        Method(1.0).model(inputs, [layers.Dense(2)(feature), deep])
+
+
 def test_more_encoders_trace_nothing_again(few_steps):
     method, model = learner()
     x, y = np.eye(4, dtype="float32"), np.array([0, 1, 0, 1])

@@ -94,6 +94,23 @@ def test_a_new_run_merges_nothing_of_the_old_one():
     assert evaluated(method, model) == [[7.0, 5.0]]
 
 
+@pytest.mark.parametrize("name", ["imm_mean", "imm_mode"])
+def test_a_weight_that_is_frozen_later_keeps_its_mean(name):
+    method = load_method(name)(0.5)
+    inputs = keras.Input([1])
+    first, second = (layers.Dense(2, use_bias=False) for _ in range(2))
+    model = method.model(inputs, second(first(inputs)))
+    method.protect(model)
+    x = np.ones([1, 1], "float32")
+    method.after_task(model, x)
+    learned = first.kernel.numpy()
+    first.trainable = False
+    method.after_task(model, x)
+    with method.evaluated():
+        np.testing.assert_allclose(first.kernel, learned, rtol=1e-6)
+    np.testing.assert_array_equal(first.kernel, learned)
+
+
 def test_a_head_of_its_own_is_not_merged():
     method = load_method("imm_mean")()
     inputs = keras.Input([1])

@@ -139,8 +139,19 @@ def test_a_model_without_the_earlier_heads_is_refused():
     method = Method(1.0)
     inputs, heads = network(2, 2)
     method.after_task(method.model(inputs, heads[:1]), column(1.0))
-    with pytest.raises(ValueError, match="first the 1 of the earlier tasks. Received: 1 outputs"):
-        method.model(inputs, heads[1:])
+    for _ in range(2):  # a refused call changes nothing
+        with pytest.raises(ValueError, match=r"of the last model \(1\). Received: 1 output, not"):
+            method.model(inputs, heads[1:])
+    # Nor does one whose model cannot be made, for its new head has one logit.
+    with pytest.raises(ValueError, match="a head with one"):
+        method.model(inputs, [heads[0], layers.Dense(1)(inputs)])
+    method.model(inputs, heads)
+
+
+def test_a_plain_model_is_refused():
+    inputs, heads = network(2)
+    with pytest.raises(ValueError, match=r"Expected a model of `method.model\(inputs, heads\)`"):
+        Method(1.0).before_task(keras.Model(inputs, heads[0]), column(1.0))
 
 
 def test_a_task_that_would_hold_nothing_is_refused():
@@ -173,7 +184,7 @@ def test_it_goes_on_from_what_it_saved(tmp_path):
         step(of, (1.0, 2))
     for weight, same in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, same)
-    with pytest.raises(ValueError, match="the memory of 2 tasks. Received: .*it is of 1"):
+    with pytest.raises(ValueError, match=r"of 2 tasks. Received: .*\(it is of 1 task, not of 2\)"):
         again.load(tmp_path / "memory.npz", tasks=2)
 
 

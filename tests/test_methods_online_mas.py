@@ -63,7 +63,7 @@ def at_plateau(method, model, x, w):
     model.weights[0].assign(w)
     x = np.array(x, "float32")
     model.hard.keep_hardest(x, np.zeros(len(x), "int64"), np.ones(len(x), "float32"))
-    method.plateaus.is_on_plateau.assign(True)
+    method.plateaus.has_met_plateau.assign(True)
     for callback in method.callbacks():
         callback.set_model(model)
         callback.on_train_batch_end(0)
@@ -107,7 +107,7 @@ def test_a_fit_without_boundaries_consolidates_once_for_each_thing_learned():
 
 def test_a_fit_without_its_callback_is_refused():
     method, model = learner()
-    method.plateaus.is_on_plateau.assign(True)
+    method.plateaus.has_met_plateau.assign(True)
     with pytest.raises(ValueError, match=r"Expected `callbacks=method.callbacks\(\)` in every"):
         model.fit(np.ones([1, 2]), np.zeros([1]), verbose=0)
 
@@ -130,17 +130,34 @@ def test_it_goes_on_from_what_it_saved(tmp_path):
     model.labels_met.assign([True, True, False, False])
     at_plateau(method, model, [[1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]])
     step(model, [[1.0, 0.0]], [0])
+    for _ in range(4):  # tasks, whose number says nothing of plateaus
+        method.after_task(model, None)
     method.save(tmp_path / "memory.npz")
     again, other = learner()
     other.set_weights(model.get_weights())
-    again.load(tmp_path / "memory.npz", tasks=4)  # which says nothing of plateaus
+    with pytest.raises(ValueError, match="it is of 4 tasks, not of 3"):
+        again.load(tmp_path / "memory.npz", tasks=3)
+    assert again.memory.tasks == 0
+    again.load(tmp_path / "memory.npz", tasks=4)
     for of in (model, other):
         step(of, [[0.0, 1.0]], [2])
     for weight, same in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, same)
-    for here, there in zip(method._state(), again._state(), strict=True):
-        for name, variable in here.items():
-            np.testing.assert_array_equal(variable, there[name], err_msg=name)
+    theirs = again.state()
+    for name, values in method.state().items():
+        if not name.startswith("memory:"):  # of which the weights have other names
+            np.testing.assert_array_equal(values, theirs[name], err_msg=name)
+
+
+def test_what_another_network_remembers_changes_nothing(tmp_path):
+    method, model = learner()
+    at_plateau(method, model, [[1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]])
+    arrays = method.state()
+    arrays["hard:inputs"] = arrays["hard:inputs"][:, :1]
+    again, _ = learner()
+    with pytest.raises(ValueError, match=r"its 'inputs' are \(30, 1\), not \(30, 2\)"):
+        again.restore(arrays, 0)
+    assert again.memory.tasks == 0
 
 
 def test_a_new_run_remembers_nothing():
@@ -158,4 +175,5 @@ def test_the_log_says_that_nothing_was_protected(caplog):
     method, model = learner()
     with caplog.at_level(logging.WARNING, "keras_mas"):
         method.after_task(model, None)
-    assert "not been on a plateau yet, below 0.2 for 5 steps: nothing is protected" in caplog.text
+    expected = "no 5 steps had a mean loss below 0.2 and a variance below 0.1. Nothing is protected"
+    assert expected in caplog.text

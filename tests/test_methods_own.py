@@ -38,19 +38,33 @@ def function(): ...
 def folder(tmp_path, monkeypatch):
     """The current folder, with a module in it that no other test has imported."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_method.py").write_text(MODULE)
     (tmp_path / "needs_more.py").write_text("import something_that_is_not_installed")
     yield tmp_path
-    for name in ("my_method", "needs_more"):
+    for name in ("my_method", "needs_more", "my_helper"):
         sys.modules.pop(name, None)
 
 
 def test_a_class_is_found_in_the_current_folder(folder):
-    before = list(sys.path)
     mine = load_method("my_method:Mine")
     assert mine.__name__ == "Mine"
     assert load_method("my_method:Namespace.Inner").__name__ == "Inner"
-    assert sys.path == before
+
+
+def test_what_lies_beside_it_is_imported_later_too(folder):
+    lazy = "class Lazy(Method):\n    def callbacks(self):\n        import my_helper\n"
+    (folder / "my_method.py").write_text(f"{MODULE}\n{lazy}        return my_helper.FOUND\n")
+    (folder / "my_helper.py").write_text("FOUND = ['it']")
+    assert load_method("my_method:Lazy")().callbacks() == ["it"]
+
+
+@pytest.mark.parametrize("parameters", ["self", "self, strength", "self, *, strength, penalty"])
+def test_a_constructor_that_takes_no_strength_and_penalty_is_named(folder, parameters):
+    own = f"class Odd(Method):\n    def __init__({parameters}): ...\n"
+    (folder / "my_method.py").write_text(f"{MODULE}\n{own}")
+    with pytest.raises(UsageError, match="constructor of the method 'my_method:Odd' .*too many"):
+        load_method("my_method:Odd")
 
 
 def test_an_installed_class_is_found():

@@ -110,8 +110,9 @@ def test_ewc_dr_takes_well_learned_examples_for_important(as_dataset):
 def test_ewc_dr_asks_for_labels():
     method = load_method("ewc_dr")()
     model = coin(method)
-    with pytest.raises(ValueError, match="Expected batches"):
-        method.after_task(model, iter([column(1)]))
+    for x in (column(1), iter([column(1)])):
+        with pytest.raises(ValueError, match="Expected labels. Received: inputs alone"):
+            method.after_task(model, x)
     assert method.memory.tasks == 0
 
 

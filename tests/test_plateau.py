@@ -12,9 +12,9 @@ def plateaus(losses, detector=None):
     found = []
     for number, loss in enumerate(losses):
         detector.add(tf.constant(loss))
-        if bool(detector.is_on_plateau):
+        if bool(detector.has_met_plateau):
             found.append(number)
-            detector.is_on_plateau.assign(False)
+            detector.has_met_plateau.assign(False)
     return found
 
 
@@ -53,9 +53,9 @@ def test_it_works_in_a_traced_function():
     detector = PlateauDetector(window=2)
     add = tf.function(detector.add)
     for loss in (0.1, 0.1):
-        assert not bool(detector.is_on_plateau)
+        assert not bool(detector.has_met_plateau)
         add(tf.constant(loss))
-    assert bool(detector.is_on_plateau)
+    assert bool(detector.has_met_plateau)
 
 
 @pytest.mark.parametrize("stop", range(6))

@@ -45,8 +45,9 @@ def batches(
         labels, a pair of these and the labels.
 
     Raises:
-        ValueError: If there is no example, if arrays differ in length, if a number is not a
-            positive integer, if TensorFlow fails to read a batch, or if the data are endless and
+        ValueError: If there is no example, if arrays differ in length, if labels are asked for and
+            there are none, or an array of them beside a dataset, if a number is not a positive
+            integer, if TensorFlow fails to read a batch, or if the data are endless and
             `max_examples` is None.
     """
     batch_size = positive_integer("batch_size", batch_size)
@@ -151,6 +152,8 @@ def _batches(inputs, batch_size, labels):
         numbers = itertools.count() if count is None else range(count)
         return _parts((inputs[i] for i in numbers), labels)
     if _is_arrays(inputs):
+        if _is_given(labels):
+            raise _no_labels()
         return _slices(inputs if labels is None else (inputs, labels), batch_size)
     if isinstance(inputs, _NO_DATA) or not hasattr(inputs, "__iter__"):
         cure = (
@@ -211,14 +214,28 @@ def _slices(arrays, batch_size):
 
 def _parts(dataset, labels):
     """Yield x, or x and y, of a dataset's batches."""
+    if labels is not None and not _is_given(labels):
+        raise ValueError(
+            "Expected no labels beside a dataset, whose batches (x, y) have their own. Received: "
+            f"a {type(labels).__name__} of labels. Pass the inputs as an array, too, or a dataset "
+            'of (x, y) with "given" as its labels.'
+        )
     for batch in dataset:
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         if labels is None:
             yield x
         elif y is None:
-            raise ValueError(
-                'Expected batches (x, y). Received: batches without labels. Pass labels="exact" or '
-                '"sampled", which need none.'
-            )
+            raise _no_labels()
         else:
             yield x, y
+
+
+def _is_given(labels):
+    return isinstance(labels, str) and labels == "given"
+
+
+def _no_labels():
+    return ValueError(
+        "Expected labels. Received: inputs alone. Pass the labels `y` beside an array of inputs, "
+        "or batches (x, y)."
+    )

@@ -65,9 +65,9 @@ def compute_fisher(
         ValueError: As `compute_importance`, or if `labels` is none of these, or the model ends in
             several sigmoids, which choose none out of C classes.
     """
-    if isinstance(labels, str) and labels not in _TARGETS:
+    if labels is None or (isinstance(labels, str) and labels not in _TARGETS):
         raise ValueError(
-            f"Expected labels out of {', '.join(_TARGETS)}, or an array. Received: '{labels}'."
+            f"Expected labels out of {', '.join(_TARGETS)}, or an array. Received: {labels!r}."
         )
     kind = labels if isinstance(labels, str) else "given"
     progress = Progress(verbose, total_examples(inputs, max_examples), on_progress)

@@ -83,9 +83,22 @@ def _checked(found, name):
             f"Expected the method '{name}' to have {', '.join(parts)}. Received: a class without "
             f"{', '.join(missing)}. Derive it from `keras_mas.methods.base.Method`, which has them."
         )
+    _check_constructor(found, name)
     for part in parts:
         _check_signature(found, part, getattr(Method, part), name)
     return found
+
+
+def _check_constructor(found, name):
+    """Refuse a class that cannot be called with λ and a penalty."""
+    try:
+        inspect.signature(found).bind("strength", "penalty")
+    except TypeError as error:
+        raise UsageError(
+            f"Expected the constructor of the method '{name}' to take what that of "
+            "`keras_mas.methods.base.Method` takes: (strength=None, penalty='in_loss'). Received: "
+            f"one that cannot be called so ({error})."
+        ) from None
 
 
 def _check_signature(found, part, ours, name):

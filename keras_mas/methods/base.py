@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 
+from ..arrays import load_arrays, save_arrays
 from ..choices import checked_penalty
-from ..states import checked_strength
+from ..states import SAVED_BY, checked_strength
 
 
 class Method:
@@ -131,3 +133,50 @@ class Method:
             ValueError: If the file is of another number of tasks or another λ, or holds something
                 else than this kind of method writes.
         """
+
+
+class RememberingMethod(Method):
+    """A method that remembers something of the tasks, which it saves with its own name."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return what `save` writes, as a flat dict of arrays."""
+        raise NotImplementedError
+
+    def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
+        """Take over a `state`, or leave everything as it is.
+
+        Args:
+            arrays: Dict as `state` returns it.
+            tasks: How many tasks had been learned then.
+
+        Raises:
+            Exception: Of any class, if it is of another number of tasks, or no such state.
+        """
+        raise NotImplementedError
+
+    def save(self, path: Path) -> None:
+        """Write what the method remembers, and which method it is."""
+        save_arrays(path, self.state() | {SAVED_BY: np.array(_name_of(self))})
+
+    def load(self, path: Path, tasks: int) -> None:
+        """Take over what `save` wrote; arguments and errors as in `Method`."""
+
+        def restore(arrays):
+            # There is none in the files of earlier versions and of `SynapticMemory.save`.
+            saved_by = str(arrays.pop(SAVED_BY, _name_of(self)))
+            if saved_by != _name_of(self):
+                raise ValueError(f"it was saved by the method {saved_by}")
+            self.restore(arrays, tasks)
+
+        what = f"what the method {_name_of(self)} remembers of {counted(tasks, 'task')}"
+        load_arrays(path, restore, what)
+
+
+def _name_of(method):
+    """Return by what `load_method` finds the class of a method."""
+    return f"{type(method).__module__}:{type(method).__qualname__}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and what it counts: "1 task", "2 tasks"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -12,16 +12,15 @@ from ..distillation import code_loss
 from ..heads import list_of_heads
 from ..importance.batches import batches
 from . import lwf
-from .lwf import AsItWas, DistillingModel, Learned
+from .lwf import DistillingModel, Learned
 
-# α / 2 of the paper's Eq. 8 is half of this; the authors' demonstration takes 0.1.
+# α, the weight of the codes; the authors' demonstration takes 0.1.
 CODE_WEIGHT = 0.1
 
 # The authors' codes have 100 or 300 numbers, for features of 9216; here at most half the features.
 LARGEST_CODE = 100
 
-# λ of the paper's Eq. 5, the weight of the reconstruction beside the task's loss, as in the
-# authors' code.
+# The weight λ of the reconstruction beside the task's loss, as in the authors' code.
 RECONSTRUCTION_WEIGHT = 1e-6
 
 # How an autoencoder is trained; these are ours.
@@ -71,8 +70,7 @@ class EncoderModel(DistillingModel):
         encoders: Encoders,
     ):
         super().__init__(inputs, outputs, name, learned=learned)
-        features = keras.Model(inputs, list_of_heads(outputs)[0]).layers[-1].input
-        self._before = AsItWas(keras.Model(inputs, [self.outputs[0], features]))
+        features = _features_of(inputs, outputs)
         self._features: Any = None
         self._encoders = encoders
         # Their number grows, and nothing is traced again.
@@ -83,9 +81,13 @@ class EncoderModel(DistillingModel):
         self._biases = tf.Variable(tf.zeros([0]), shape=[None], trainable=False)
         self.autoencoder = Autoencoder(features, self)
 
+    def held_tensors(self, outputs: Any) -> Any:
+        """Return the logits, and the features that they are made from."""
+        return [self.outputs[0], _features_of(self.inputs, outputs)]
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return the logits, and keep the features that they were made from for the loss."""
-        logits, self._features = self._before.model(inputs, training=training)
+        logits, self._features = self._logits_and_features(inputs, training)
         return logits
 
     def hold(self, strength: float) -> None:
@@ -111,17 +113,23 @@ class EncoderModel(DistillingModel):
         """
         features, labels = [], []
         for inputs, numbers in batches(x, 256, max_examples, "given" if y is None else y):
-            features.append(self._before.model(inputs, training=False)[1])
+            features.append(self._logits_and_features(inputs, training=False)[1])
             labels.append(tf.reshape(tf.cast(numbers, tf.int64), [-1]))
-        learned = self.autoencoder.learn(tf.concat(features, 0), tf.concat(labels, 0), seed)
+        all_features = tf.cast(tf.concat(features, 0), tf.float32)
+        learned = self.autoencoder.learn(all_features, tf.concat(labels, 0), seed)
         self._encoders.add(*learned)
+
+    def _logits_and_features(self, inputs, training):
+        """Return both from the network as it is now, of whose weights `_before` holds copies."""
+        return self._before.model(inputs, training=training)
 
 
 class Autoencoder:
     """Compresses features to what the heads need: minimizes ℓ(T(r(f)), y) + λ ‖r(f) − f‖².
 
     r(f) = W' σ(W f + b) + b' is an autoencoder with fewer codes than features, T are the heads and
-    ℓ is the task's cross-entropy: Eq. 5 of the paper.
+    ℓ is the task's cross-entropy. The autoencoder computes in float32 whatever the dtype policy of
+    the heads, for the small λ and a sum over many features fit no float16.
 
     Args:
         features: The features, the model's tensor `[N, F]`.
@@ -131,12 +139,17 @@ class Autoencoder:
     def __init__(self, features: keras.KerasTensor, model: DistillingModel):
         size = features.shape[-1]
         heads = keras.Model(features, model.outputs[0])
-        inputs = keras.Input([size])
-        code = keras.layers.Dense(max(1, min(LARGEST_CODE, size // 2)), "sigmoid")(inputs)
+        inputs = keras.Input([size], dtype="float32")
+        codes = max(1, min(LARGEST_CODE, size // 2))
+        code = keras.layers.Dense(codes, "sigmoid", dtype="float32")(inputs)
+        reconstructed = keras.layers.Dense(size, dtype="float32")(code)
         # The heads are no part of the autoencoder, and are not trained with it.
-        self._model = _Reconstruction(inputs, keras.layers.Dense(size)(code), name="autoencoder")
-        self._model.answer = lambda r, labels: model.own_logits(heads(r), labels)
-        self._model.compile(keras.optimizers.Adam(_RATE))
+        self._model = _Reconstruction(inputs, reconstructed, name="autoencoder")
+        self._model.answer = lambda r, labels: model.own_logits(
+            tf.cast(heads(tf.cast(r, features.dtype)), tf.float32), labels
+        )
+        # With "mixed_float16", Keras would put Adam into an optimizer that scales the loss.
+        self._model.compile(keras.optimizers.Adam(_RATE), auto_scale_loss=False)
         self._model.optimizer.build(self._model.trainable_variables)
 
     def learn(
@@ -145,7 +158,7 @@ class Autoencoder:
         """Return W `[F, k]` and b `[k]` of the encoder that is learned for a task.
 
         Args:
-            features: `[n, F]`.
+            features: `[n, F]`, float32.
             labels: `[n]`, numbers of logits.
             seed: Of the initial weights and of the order of the examples.
         """
@@ -179,14 +192,28 @@ class _Reconstruction(keras.Model):
     ) -> tf.Tensor:
         logits = self.answer(y_pred, y)
         task = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-        gap = tf.reduce_sum((y_pred - tf.cast(x, y_pred.dtype)) ** 2, axis=-1)
+        gap = tf.reduce_sum((y_pred - x) ** 2, axis=-1)
         return tf.reduce_mean(task + RECONSTRUCTION_WEIGHT * gap)
+
+
+def _features_of(inputs, outputs):
+    """Return the tensor from which every head makes its logits, by one layer."""
+    features, *others = [
+        keras.Model(inputs, head).layers[-1].input for head in list_of_heads(outputs)
+    ]
+    if any(other is not features for other in others):
+        raise ValueError(
+            "Expected heads of one layer each, on features that they share, of which EBLL holds "
+            "the codes. Received: heads whose last layers have inputs of their own. Put the layers "
+            "between into what tasks share, or choose the method `lwf`."
+        )
+    return features
 
 
 class Method(lwf.Method):
     """Encoder Based Lifelong Learning (Rannen Triki et al., ICCV 2017, arXiv:1704.01920).
 
-    A task is learned with the loss (Eq. 8)
+    A task is learned with the loss
 
         L_new + λ (Σ_old heads KL(p* ‖ p) + α/2 Σ_old tasks ‖σ(W_t f + b_t) − σ(W_t f* + b_t)‖²)
 
@@ -222,9 +249,7 @@ class Method(lwf.Method):
         super().__init__(strength, penalty)
         self.encoders = Encoders(np.zeros([0, 0], "float32"), np.zeros([0], "float32"))
 
-    def model(self, inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
-        """Return an `EncoderModel` of the logits of all heads; arguments and errors as in `lwf`."""
-        self._refuse_other_heads(outputs)
+    def _made_model(self, inputs, outputs, name):
         return EncoderModel(inputs, outputs, name, learned=self.learned, encoders=self.encoders)
 
     def restart(self, strength: float) -> None:
@@ -252,5 +277,6 @@ class Method(lwf.Method):
 
     def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
         """Take over a `state`; arguments and errors as in `lwf`."""
+        kernels, biases = arrays["kernels"], arrays["biases"]
         super().restore(arrays, tasks)
-        self.encoders.kernels, self.encoders.biases = arrays["kernels"], arrays["biases"]
+        self.encoders.kernels, self.encoders.biases = kernels, biases

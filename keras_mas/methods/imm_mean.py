@@ -2,14 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
-from ..arrays import joined, load_arrays, save_arrays, split
-from ..memory import SynapticMemory
+from ..arrays import joined, split
 from ..weights import identities, trainable_weights, weight_names
 from . import l2
 
@@ -18,11 +16,12 @@ _GROUPS = ("memory", "sum", "scaled")
 
 
 class Method(l2.Method):
-    """Mean-IMM (Lee, Kim, Jun, Ha and Zhang, NeurIPS 2017, arXiv:1703.08475, Eq. 1).
+    """Mean-IMM (Lee, Kim, Jun, Ha and Zhang, NeurIPS 2017, arXiv:1703.08475).
 
     Every task goes on from the weights θ_k that the one before it ended with (weight-transfer), and
-    is held to them by λ ‖θ − θ_k‖² (L2-transfer; λ = 0 leaves it out). After task K the weights
-    that tasks share are, for evaluation, saving and export,
+    is held to them by λ ‖θ − θ_k‖² (L2-transfer; λ = 0 leaves it out). The paper's
+    drop-transfer, a dropout towards θ_k, is left out. After task K the weights that tasks share
+    are, for evaluation, saving and export,
 
         θ = 1/K Σ_k θ_k
 
@@ -50,7 +49,7 @@ class Method(l2.Method):
         penalty: Where that penalty acts.
     """
 
-    default_strength = 0.01
+    default_strength: ClassVar[float] = 0.01
 
     def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
@@ -94,9 +93,11 @@ class Method(l2.Method):
         now = self.precision(model, x, y, max_examples=max_examples, on_progress=on_progress)
         names = weight_names(model)
         super().after_task(model, x, y, max_examples=max_examples)
-        for place, weight in self._merged_weights().items():
-            if id(weight) not in names:
-                continue  # batch normalization of the trunk, in whose place the task has its own
+        for place, weight in self._shared_weights().items():
+            # Not those that are frozen now, nor batch normalization of the trunk, in whose place
+            # the task has its own.
+            if names.get(id(weight)) not in now:
+                continue
             precision = now[names[id(weight)]].astype("float64")
             self._sums[place] = self._sums.get(place, 0) + precision
             self._scaled_sums[place] = self._scaled_sums.get(place, 0) + precision * weight.numpy()
@@ -104,7 +105,7 @@ class Method(l2.Method):
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[None]:
         """Put the merged weights in place, within the block."""
-        weights = self._merged_weights()
+        weights = self._shared_weights()
         own = {place: weights[place].numpy() for place in self._sums}
         try:
             for place, total in self._sums.items():
@@ -114,26 +115,21 @@ class Method(l2.Method):
             for place, value in own.items():
                 weights[place].assign(value)
 
-    def save(self, path: Path) -> None:
-        """Write the sums over tasks, and the memory of the penalty with the weights as they are."""
-        groups = [self.memory.state(), self._sums, self._scaled_sums]
-        save_arrays(path, joined(dict(zip(_GROUPS, groups, strict=True))))
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the sums over tasks, and the memory of the penalty with the last weights."""
+        groups = [super().state(), self._sums, self._scaled_sums]
+        return joined(dict(zip(_GROUPS, groups, strict=True)))
 
-    def load(self, path: Path, tasks: int) -> None:
-        """Take over what `save` wrote, and put the weights in place that training goes on from."""
-        arrays = load_arrays(path, lambda saved: split(saved, _GROUPS), "what IMM remembers")
-        saved = SynapticMemory()
-        saved.restore(arrays["memory"])
-        self.take_over(saved, tasks)
-        self._sums, self._scaled_sums = arrays["sum"], arrays["scaled"]
-        for weight in self._merged_weights().values():
+    def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
+        """Take over a `state`, and put the weights in place that training goes on from."""
+        saved = split(arrays, _GROUPS)
+        super().restore(saved["memory"], tasks)
+        self._sums, self._scaled_sums = saved["sum"], saved["scaled"]
+        for weight in self._shared_weights().values():
             state = self.memory.state_for(weight)
             if state is not None:
                 weight.assign(state.anchor)
 
-    def _merged_weights(self):
-        """Return the weights that are merged, by their places in what tasks share."""
-        trainable = {id(weight) for weight in self._shared.trainable_weights}
-        return {
-            i.place: weight for i, weight in identities(self._shared) if id(weight) in trainable
-        }
+    def _shared_weights(self):
+        """Return the weights that tasks share, frozen ones too, by their places."""
+        return {identity.place: weight for identity, weight in identities(self._shared)}

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..importance.fisher import compute_fisher
+from ..importance import compute_fisher
 from . import imm_mean
 
 # The authors' code adds it to F: a weight that matters to no task gets the mean of its values.
@@ -13,7 +13,7 @@ _LEAST = 1e-8
 
 
 class Method(imm_mean.Method):
-    """Mode-IMM (Lee, Kim, Jun, Ha and Zhang, NeurIPS 2017, arXiv:1703.08475, Eq. 3 and 4).
+    """Mode-IMM (Lee, Kim, Jun, Ha and Zhang, NeurIPS 2017, arXiv:1703.08475).
 
     As `imm_mean`, but the weights that tasks share are, for evaluation, saving and export,
 

@@ -1,6 +1,6 @@
 """Joint training: learn every task together with all earlier ones. The upper bound."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -14,10 +14,10 @@ class Method(base.Method):
     Since it keeps all data, it does not learn continually; the others are measured against it
     ("offline" in Hsu et al., arXiv:1810.12488). The command line begins every task with the initial
     weights of the run, and adds the data of all earlier tasks, so that row n of the accuracy matrix
-    is that of a network which learned the tasks 0 … n at once; T tasks take T / 2 times as long as
-    with other methods. Around `model.fit` you do both, as below: `fit` of one task after the other
-    would be plain fine-tuning. Labels are the numbers of logits, of all heads side by side, as
-    for `AllHeadsModel`.
+    is that of a network which learned the tasks 0 … n at once; T tasks of one size take (T + 1) / 2
+    times as long as with other methods. Around `model.fit` you do both, as below: `fit` of one task
+    after the other would be plain fine-tuning. Labels are the numbers of logits, of all heads side
+    by side, as for `AllHeadsModel`.
 
         >>> import keras, numpy as np
         >>> from keras_mas.methods import load_method
@@ -36,8 +36,8 @@ class Method(base.Method):
         penalty: Unused.
     """
 
-    trains_all_heads = True
-    learns_all_tasks = True
+    trains_all_heads: ClassVar[bool] = True
+    learns_all_tasks: ClassVar[bool] = True
 
     def model(self, inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
         """Return a model of the logits of all heads, or of one that tasks share."""

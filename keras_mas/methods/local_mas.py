@@ -10,7 +10,7 @@ from .quadratic import QuadraticMethod
 
 
 class Method(QuadraticMethod):
-    """MAS by layers, a Hebbian rule: for a ReLU layer y = relu(aW), Ω_ij = 2/N Σ_k a_ki y_kj.
+    """MAS by layers, a Hebbian rule: for a ReLU layer y = relu(aW), Ω_ij = 2/N Σ_k |a_ki| y_kj.
 
     Aljundi et al., "Memory Aware Synapses", ECCV 2018, arXiv:1711.09601, Sec. 4.3. Ω needs no
     labels, and is summed over the tasks.

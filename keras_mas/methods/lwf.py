@@ -2,17 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ..arrays import load_arrays, save_arrays
 from ..distillation import distillation_loss
 from ..heads import AllHeadsModel, list_of_heads
 from . import base
+from .base import counted
 
 # T, the paper's choice.
 TEMPERATURE = 2.0
@@ -76,9 +75,13 @@ class DistillingModel(AllHeadsModel):
         super().__init__(inputs, outputs, name)
         self._learned = learned
         self._holds_tasks = 0
-        self._before = AsItWas(keras.Model(inputs, self.outputs[0]))
+        self._before = AsItWas(keras.Model(inputs, self.held_tensors(outputs)))
         self._strength = tf.Variable(0.0, trainable=False)
         self._held = tf.Variable(tf.zeros_like(self.labels_met), trainable=False)
+
+    def held_tensors(self, outputs: Any) -> Any:
+        """Return the tensors of the model that are held, of its outputs as it was made with."""
+        return self.outputs[0]
 
     def hold(self, strength: float) -> None:
         """Hold what the model answers now, with λ = `strength`, in all later steps."""
@@ -96,8 +99,8 @@ class DistillingModel(AllHeadsModel):
         if self._holds_tasks != self._learned.tasks:
             raise ValueError(
                 f"Expected `method.before_task(model, x)` before the `fit` of '{self.name}', since "
-                f"{self._learned.tasks} tasks have been learned. Received: a model that holds "
-                f"{self._holds_tasks}."
+                f"the method has learned {counted(self._learned.tasks, 'task')}. Received: a model "
+                f"that holds {self._holds_tasks}."
             )
         return super().make_train_function(force=force)
 
@@ -128,7 +131,7 @@ class DistillingModel(AllHeadsModel):
         return distillation_loss(logits, before, self._held, heads, TEMPERATURE)
 
 
-class Method(base.Method):
+class Method(base.RememberingMethod):
     """Learning without Forgetting (Li and Hoiem, ECCV 2016, arXiv:1606.09282).
 
     A task is learned with the loss
@@ -168,8 +171,8 @@ class Method(base.Method):
         penalty: Unused.
     """
 
-    has_strength = True
-    trains_all_heads = True
+    has_strength: ClassVar[bool] = True
+    trains_all_heads: ClassVar[bool] = True
 
     def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
@@ -183,12 +186,14 @@ class Method(base.Method):
             ValueError: If the heads of the last model are not the first ones of this one.
         """
         self._refuse_other_heads(outputs)
-        return DistillingModel(inputs, outputs, name, learned=self.learned)
+        model = self._made_model(inputs, outputs, name)
+        self._heads = list_of_heads(outputs)
+        return model
 
     def restart(self, strength: float) -> None:
         """Forget every task and take another λ."""
         super().restart(strength)
-        self._replace(Learned())
+        self._note(0, Learned().logits)
 
     def before_task(self, model: keras.Model, x: Any, y: Any = None) -> None:
         """Have the model hold what it answers now.
@@ -216,39 +221,32 @@ class Method(base.Method):
         logits = model.labels_met.numpy()
         known = self.learned.logits
         logits[: len(known)] |= known[: len(logits)]
-        self._replace(Learned(self.learned.tasks + 1, logits))
-
-    def save(self, path: Path) -> None:
-        """Write what has been learned; the answers before are those of the saved network."""
-        save_arrays(path, self.state())
-
-    def load(self, path: Path, tasks: int) -> None:
-        """Take over what `save` wrote."""
-        load_arrays(
-            path, lambda arrays: self.restore(arrays, tasks), f"the memory of {tasks} tasks"
-        )
+        self._note(self.learned.tasks + 1, logits)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return what `save` writes."""
+        """Return what has been learned; the answers before are those of the saved network."""
         return {"tasks": np.array(self.learned.tasks), "learned": self.learned.logits}
 
     def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
         """Take over a `state` after a number of tasks; ValueError if it is of another."""
         if arrays["tasks"] != tasks:
-            raise ValueError(f"it is of {arrays['tasks']}")
-        self._replace(Learned(tasks, arrays["learned"]))
+            raise ValueError(f"it is of {counted(int(arrays['tasks']), 'task')}, not of {tasks}")
+        self._note(tasks, arrays["learned"])
+
+    def _made_model(self, inputs, outputs, name):
+        return DistillingModel(inputs, outputs, name, learned=self.learned)
 
     def _refuse_other_heads(self, outputs):
         """Refuse a model that lacks the heads which have been learned."""
-        earlier, self._heads = self._heads, list_of_heads(outputs)
-        same = [old is new for old, new in zip(earlier, self._heads, strict=False)]
-        if self.learned.tasks and not (all(same) and len(same) == len(earlier)):
+        heads = list_of_heads(outputs)
+        same = [old is new for old, new in zip(self._heads, heads, strict=False)]
+        if self.learned.tasks and not (all(same) and len(same) == len(self._heads)):
             raise ValueError(
-                f"Expected the logits of all heads, first the {len(earlier)} of the earlier tasks. "
-                f"Received: {len(self._heads)} outputs, which are not these and new ones. Pass "
-                "`[head_of_task_0, head_of_task_1, …]`."
+                "Expected the logits of all heads, first those of the last model "
+                f"({len(self._heads)}). Received: {counted(len(heads), 'output')}, not these and "
+                "new ones. Pass `[head_of_task_0, head_of_task_1, …]`."
             )
 
-    def _replace(self, learned):
+    def _note(self, tasks, logits):
         """Have all models know what has been learned."""
-        self.learned.tasks, self.learned.logits = learned.tasks, learned.logits
+        self.learned.tasks, self.learned.logits = tasks, logits

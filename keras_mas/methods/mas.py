@@ -1,4 +1,4 @@
-"""MAS, the global version: Ω is the mean sensitivity of the squared output norm (Eq. 2 and 3)."""
+"""MAS, the global version: Ω is the mean sensitivity of the squared output norm (Eq. 2)."""
 
 from typing import Any
 

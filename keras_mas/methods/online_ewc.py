@@ -10,7 +10,9 @@ from . import ewc
 class Method(ewc.Method):
     """The penalty is λ Ω (θ − θ*)² with Ω ← γΩ + F_t and θ* ← θ after every task t.
 
-    Schwarz et al., "Progress & Compress", ICML 2018, arXiv:1805.06370, without their ½.
+    Eq. 8 and 9 of Schwarz et al., "Progress & Compress", ICML 2018, arXiv:1805.06370, without the
+    factor γ/2 of their penalty, and without normalizing the Fisher information of every task, so
+    that a task counts by its size.
 
     Attributes:
         decay: γ, from 0 to 1: what is left of the importance of earlier tasks after each new one.

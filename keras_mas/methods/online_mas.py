@@ -2,19 +2,18 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ..arrays import joined, load_arrays, save_arrays, split
+from ..arrays import joined, split
 from ..heads import AllHeads
 from ..importance import compute_importance
-from ..memory import SynapticMemory
 from ..model import MASModel
 from ..plateau import PlateauDetector
+from .base import counted
 from .quadratic import QuadraticMethod
 
 _log = logging.getLogger(__name__)
@@ -22,8 +21,9 @@ _log = logging.getLogger(__name__)
 # Examples that are kept; the authors' code keeps 30.
 HARD_EXAMPLES = 30
 
-# What a saved file holds.
-_GROUPS = ("memory", "plateaus", "hard")
+# What a saved file holds: beside the memory, the window of losses, the hard examples with what they
+# are measured on, and how many tasks there have been, as far as who calls `fit` knows of any.
+_GROUPS = ("memory", "plateaus", "hard", "stream")
 
 
 class HardExamples:
@@ -103,7 +103,7 @@ class OnlineMASModel(AllHeads, MASModel):
 
     def make_train_function(self, force: bool = False) -> Callable:
         """Refuse, when a `fit` begins, to go on after a plateau at which nothing was protected."""
-        if bool(self._plateaus.is_on_plateau):
+        if bool(self._plateaus.has_met_plateau):
             raise ValueError(
                 f"Expected `callbacks=method.callbacks()` in every `fit` of '{self.name}'. "
                 "Received: a plateau of the loss after which nothing was consolidated."
@@ -185,12 +185,13 @@ class Method(QuadraticMethod):
         penalty: Where the penalty acts.
     """
 
-    trains_all_heads = True
+    trains_all_heads: ClassVar[bool] = True
 
     def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
         self.plateaus = PlateauDetector()
         self._model: Any = None
+        self._tasks = 0
 
     def model(self, inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
         """Return the one `OnlineMASModel` of the whole stream."""
@@ -208,6 +209,7 @@ class Method(QuadraticMethod):
         """Forget everything, and take another λ."""
         super().restart(strength)
         self.plateaus.restart()
+        self._tasks = 0
         if self._model is not None:
             self._model.hard.count.assign(0)
             self._model.labels_met.assign(tf.zeros_like(self._model.labels_met))
@@ -227,12 +229,12 @@ class Method(QuadraticMethod):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the running average of Ω over plateaus, and θ."""
         n = self.memory.tasks + 1
-        return (now / n + (1 - 1 / n) * importance).astype(importance.dtype), weight
+        return now / n + (1 - 1 / n) * importance, weight
 
     def consolidate(self, model: keras.Model) -> None:
         """Protect what the model knows of its hard examples."""
         super().after_task(model, model.hard.inputs.numpy())
-        self.plateaus.is_on_plateau.assign(False)
+        self.plateaus.has_met_plateau.assign(False)
 
     def after_task(
         self,
@@ -244,33 +246,52 @@ class Method(QuadraticMethod):
         on_progress: Callable | None = None,
     ) -> None:
         """Do nothing with the end of a task, but say if nothing is protected so far."""
+        self._tasks += 1
         if self.memory.tasks == 0:
             _log.warning(
-                "The loss has not been on a plateau yet, below %g for %d steps: nothing is "
-                "protected. Learn longer, or with another learning rate.",
-                self.plateaus.mean_threshold,
+                "The loss has not been on a plateau yet: no %d steps had a mean loss below %g and "
+                "a variance below %g. Nothing is protected. Learn longer, or with another learning "
+                "rate.",
                 self.plateaus.losses.shape[0],
+                self.plateaus.mean_threshold,
+                self.plateaus.variance_threshold,
             )
 
-    def save(self, path: Path) -> None:
-        """Write Ω, θ* and λ, the window of losses and the hard examples."""
-        state = self._state()
-        groups = [self.memory.state(), *({n: v.numpy() for n, v in part.items()} for part in state)]
-        save_arrays(path, joined(dict(zip(_GROUPS, groups, strict=True))))
+    def state(self) -> dict[str, np.ndarray]:
+        """Return Ω, θ* and λ, the window of losses and the hard examples."""
+        values = {
+            group: {name: variable.numpy() for name, variable in part.items()}
+            for group, part in self._variables().items()
+        }
+        stream = {"tasks": np.array(self._tasks)}
+        return joined({"memory": super().state(), **values, "stream": stream})
 
-    def load(self, path: Path, tasks: int) -> None:
-        """Take over what `save` wrote."""
-        arrays = load_arrays(path, lambda saved: split(saved, _GROUPS), "what online MAS remembers")
-        saved = SynapticMemory()
-        saved.restore(arrays["memory"])
-        self.take_over(saved, saved.tasks)  # plateaus, whose number is not that of tasks
-        for part, values in zip(self._state(), list(arrays.values())[1:], strict=True):
-            for name, variable in part.items():
-                variable.assign(values[name])
+    def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
+        """Take over a `state`; ValueError if it is of other tasks or another λ."""
+        saved = split(arrays, _GROUPS)
+        ended = saved["stream"].get("tasks", tasks)  # earlier versions did not save it
+        if ended != tasks:
+            raise ValueError(f"it is of {counted(int(ended), 'task')}, not of {tasks}")
+        found = [
+            (variable, _of_shape(variable, name, saved[group][name]))
+            for group, part in self._variables().items()
+            for name, variable in part.items()
+        ]
+        plateaus = int(saved["memory"]["tasks"])  # whose number is not that of tasks
+        super().restore(saved["memory"], plateaus)
+        for variable, values in found:
+            variable.assign(values)
+        self._tasks = tasks
 
-    def _state(self):
+    def _variables(self):
         met = {"labels_met": self._model.labels_met}
-        return self.plateaus.variables, self._model.hard.variables | met
+        return {"plateaus": self.plateaus.variables, "hard": self._model.hard.variables | met}
+
+
+def _of_shape(variable, name, values):
+    if values.shape != tuple(variable.shape):
+        raise ValueError(f"its '{name}' are {values.shape}, not {tuple(variable.shape)}")
+    return values
 
 
 class _ConsolidateAtPlateau(keras.callbacks.Callback):
@@ -282,5 +303,5 @@ class _ConsolidateAtPlateau(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Consolidate, if there was a plateau."""
-        if bool(self.method.plateaus.is_on_plateau):
+        if bool(self.method.plateaus.has_met_plateau):
             self.method.consolidate(self.model)

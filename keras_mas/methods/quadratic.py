@@ -1,7 +1,6 @@
 """What all methods with a quadratic penalty λ Σ Ω (θ − θ*)² share; they differ in Ω and θ*."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import keras
@@ -10,9 +9,10 @@ import numpy as np
 from ..memory import SynapticMemory
 from ..model import MASModel
 from . import base
+from .base import counted
 
 
-class QuadraticMethod(base.Method):
+class QuadraticMethod(base.RememberingMethod):
     """A method that holds what tasks share by λ Σ Ω (θ − θ*)², in the loss or decoupled from it.
 
     A method of this kind says what Ω of one task is (`importance`), and where it is not plainly
@@ -26,8 +26,17 @@ class QuadraticMethod(base.Method):
     has_penalty: ClassVar[bool] = True
 
     def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
+        self.memory = SynapticMemory()
         super().__init__(strength, penalty)
-        self.memory = SynapticMemory(self.strength)
+
+    @property
+    def strength(self) -> float:
+        """λ of the memory. Setting it acts in the next training step."""
+        return self.memory.strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self.memory.strength = value
 
     def importance(
         self, model: keras.Model, x: Any, y: Any = None, **options: Any
@@ -64,10 +73,12 @@ class QuadraticMethod(base.Method):
         self.memory.protect(shared, batch_norm=batch_norm)
 
     def restart(self, strength: float) -> None:
-        """Forget every task: Ω = 0, and θ* are the weights as they are."""
+        """Forget every task: Ω = 0, and θ* are the weights as they are.
+
+        Statistics of batch normalization that were frozen stay frozen, as after `memory.forget`.
+        """
         super().restart(strength)
         self.memory.forget()
-        self.memory.strength = strength
 
     def before_task(self, model: keras.Model, x: Any, y: Any = None) -> None:
         """Refuse a model in which the penalty would act in another way than was asked for."""
@@ -96,24 +107,16 @@ class QuadraticMethod(base.Method):
                 f"{type(model).__name__}, in which the penalty would be in the loss."
             )
 
-    def save(self, path: Path) -> None:
-        """Write Ω, θ* and λ."""
-        self.memory.save(path)
+    def state(self) -> dict[str, np.ndarray]:
+        """Return Ω, θ* and λ."""
+        return self.memory.state()
 
-    def load(self, path: Path, tasks: int) -> None:
-        """Read Ω, θ* and λ back; ValueError if they are of other tasks or another λ."""
-        self.take_over(SynapticMemory.load(path), tasks)
-
-    def take_over(self, saved: SynapticMemory, tasks: int) -> None:
-        """Go on from a saved memory; arguments and errors as for `load`."""
+    def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
+        """Take over Ω and θ*; ValueError if they are of other tasks or another λ."""
+        saved = SynapticMemory()
+        saved.restore(arrays)
         if saved.tasks != tasks:
-            raise ValueError(f"it is a memory of {_counted(saved.tasks)}, not of {tasks}")
-        if saved.strength != self.memory.strength:
-            raise ValueError(
-                f"it is a memory with λ = {saved.strength:g}, not {self.memory.strength:g}"
-            )
-        self.memory.restore(saved.state())
-
-
-def _counted(tasks):
-    return "1 task" if tasks == 1 else f"{tasks} tasks"
+            raise ValueError(f"it is a memory of {counted(saved.tasks, 'task')}, not of {tasks}")
+        if saved.strength != self.strength:
+            raise ValueError(f"it is a memory with λ = {saved.strength:g}, not {self.strength:g}")
+        self.memory.restore(arrays)
