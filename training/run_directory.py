@@ -145,7 +145,7 @@ def saved_importance(folder: Path) -> dict[str, np.ndarray]:
         folder: Folder of what was saved after the task.
 
     Returns:
-        Ω, summed over the tasks so far; empty if the method keeps none.
+        Ω so far; empty if the method keeps none.
 
     Raises:
         DamagedError: If the file is damaged.
