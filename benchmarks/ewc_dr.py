@@ -5,7 +5,7 @@
 EWC-DR (arXiv:2603.18596) says so of class-incremental streams, by importance that is summed over
 batches. `tiny-features` is class-incremental: the 200 classes of the prepared data set
 `tiny_imagenet200_64`, twenty a task, one head for all, an MLP on features of a frozen MobileNet
-(alpha 0.75, ImageNet; images enlarged to 128×128). It needs TFDS_DATA_DIR and KERAS_HOME. The other
+(alpha 0.75, ImageNet; images enlarged to 112×112). It needs TFDS_DATA_DIR and KERAS_HOME. The other
 streams are task-incremental. Runs are kept under runs/grids. Writes results/ewc_dr.json and
 results/ewc_dr.png.
 """
@@ -65,14 +65,14 @@ def write_features(path):
     """Write features of all images into an .npz file, and a TOML file of ten tasks beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     network = keras.applications.MobileNet(
-        (128, 128, 3), alpha=0.75, include_top=False, weights="imagenet", pooling="avg"
+        (112, 112, 3), alpha=0.75, include_top=False, weights="imagenet", pooling="avg"
     )
     arrays = {}
     for split in ("train", "test"):
         data = tfds.load("tiny_imagenet200_64", split=split, as_supervised=True).batch(100)
         features, labels = [], []
         for images, numbers in data:
-            larger = tf.image.resize(tf.cast(images, tf.float32), (128, 128))
+            larger = tf.image.resize(tf.cast(images, tf.float32), (112, 112))
             features.append(network(larger / 127.5 - 1, training=False).numpy())
             labels.append(numbers.numpy())
         arrays[f"x_{split}"] = np.concatenate(features).astype("float32")
