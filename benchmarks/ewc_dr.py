@@ -37,7 +37,6 @@ STREAMS = {
 }
 METHODS = {
     "fine-tuning": ("finetune", [0.0]),
-    "joint": ("joint", [0.0]),
     "MAS, exact": ("mas", [10.0**power for power in range(-2, 3)]),
     "EWC, exact": ("ewc", [10.0**power for power in range(1, 8)]),
     "EWC-DR, exact": ("ewc_dr", [10.0**power for power in range(-1, 5)]),
@@ -69,12 +68,11 @@ def write_features(path):
     )
     arrays = {}
     for split in ("train", "test"):
-        data = tfds.load("tiny_imagenet200_64", split=split, as_supervised=True).batch(100)
         features, labels = [], []
-        for images, numbers in data:
-            larger = tf.image.resize(tf.cast(images, tf.float32), (112, 112))
+        for batch in tfds.load("tiny_imagenet200_64", split=split).batch(100):
+            larger = tf.image.resize(tf.cast(batch["image"], tf.float32), (112, 112))
             features.append(network(larger / 127.5 - 1, training=False).numpy())
-            labels.append(numbers.numpy())
+            labels.append(batch["label"].numpy())
         arrays[f"x_{split}"] = np.concatenate(features).astype("float32")
         arrays[f"y_{split}"] = np.concatenate(labels)
     np.savez(path.with_suffix(".npz"), **arrays)
