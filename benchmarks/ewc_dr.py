@@ -38,8 +38,8 @@ STREAMS = {
 METHODS = {
     "fine-tuning": ("finetune", [0.0]),
     "MAS, exact": ("mas", [10.0**power for power in range(-2, 3)]),
-    "EWC, exact": ("ewc", [10.0**power for power in range(1, 8)]),
     "EWC-DR, exact": ("ewc_dr", [10.0**power for power in range(-1, 5)]),
+    "EWC, exact": ("ewc", [10.0**power for power in range(1, 8)]),
 }
 RECORD = Path("results/ewc_dr.json")
 
