@@ -95,11 +95,17 @@ def draw(rows, path):
             points = [(s, sum(a) / len(a)) for s, a in row["validation"] if None not in a]
             if points:
                 strengths, accuracies = zip(*points, strict=True)
-                panel.plot(strengths, accuracies, "o-", markersize=3, label=row["name"])
+                colour = f"C{list(METHODS).index(row['name'])}"
+                panel.plot(
+                    strengths, accuracies, "o-", color=colour, markersize=3, label=row["name"]
+                )
             else:
                 mean, _ = mean_and_deviation(row, "average_accuracy")
                 panel.axhline(mean, color="grey", linestyle=":", linewidth=1)
-                panel.annotate(row["name"], (1, mean), fontsize=7, color="grey", va="bottom")
+                place = panel.get_yaxis_transform()  # x from 0 to 1 across the panel
+                panel.text(
+                    0.02, mean, row["name"], fontsize=7, color="grey", va="bottom", transform=place
+                )
         panel.set_xscale("log")
         panel.set_xlabel("λ")
         panel.set_title(stream, fontsize=10, loc="left")
