@@ -54,16 +54,23 @@ def test_a_folder_is_claimed_once_and_continued(tmp_path):
 
 
 def test_another_version_of_a_method_is_another_run(tmp_path):
-    claim(tmp_path / "old", DESCRIPTION)
-    claim(tmp_path / "old", DESCRIPTION | {"method_module": "2f"})  # nothing is known of it
     run_in(tmp_path / "run", DESCRIPTION | {"method_module": "2e"})
     with pytest.raises(UsageError, match="another run: another version of the method's module. Ch"):
         claim(tmp_path / "run", DESCRIPTION | {"method_module": "2f"})
 
 
-def test_a_strength_that_makes_no_difference_is_not_compared(tmp_path):
-    claim(tmp_path / "run", DESCRIPTION | {"method": "finetune", "strength": 3.0})
-    claim(tmp_path / "run", DESCRIPTION | {"method": "finetune", "strength": None})
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"method": "finetune", "strength": 3.0}, {"method": "finetune", "strength": None}),
+        ({}, {"method_module": "2f"}),  # nothing is known of it
+    ],
+)
+def test_what_an_earlier_version_wrote_of_the_same_run_is_accepted(tmp_path, before, now):
+    run_in(tmp_path / "run", DESCRIPTION | before)
+    written = content(tmp_path / "run")
+    claim(tmp_path / "run", DESCRIPTION | now)
+    assert content(tmp_path / "run") == written
 
 
 @pytest.mark.parametrize(
