@@ -48,6 +48,14 @@ _MEMORY_PART = "memory:"
 _IMPORTANCE = "importance/"  # what precedes a weight's name in what `SynapticMemory.save` writes
 _LOCK, _HOLDER = ".lock", ".lock.json"
 
+# What follows from the data alone, and says nothing to who chose them.
+_OF_DATA = ("data", "rescale")
+
+_REPLACE = (
+    "Choose another folder, or remove this one, as `--overwrite` of `keras-mas train` and "
+    "`keras-mas search` does"
+)
+
 # The path in a run's folder of every file that a run writes, as a regular expression.
 RUN_FILES = (
     r"(arguments|result|\.lock)\.json|accuracy\.png|\.lock|model\.keras"
@@ -301,12 +309,6 @@ def _holder(directory):
         return "another process"
 
 
-_REPLACE = (
-    "Choose another folder, or remove this one, as `--overwrite` of `keras-mas train` and "
-    "`keras-mas search` does"
-)
-
-
 def _check_content(directory, description, files, overwrite):
     """Refuse a folder that holds anything but the described run, or nothing."""
     if (directory / ARGUMENTS).exists() and not overwrite:
@@ -367,17 +369,9 @@ def _check_same(directory, description):
 
 def _differences(found, asked):
     """Describe what differs between two descriptions, in the terms of the command line."""
-    # A folder that is older than an option holds what is now the option's default.
-    found, asked = _defaults() | _flat(found), _flat(asked)
-    # Earlier versions wrote the value of a λ or penalty that makes no difference to a method, which
-    # is None now, and nothing of the method's module.
-    names = [
-        name
-        for name in asked
-        if found.get(name) != asked[name]
-        and not (name in ("strength", "penalty") and asked[name] is None)
-        and not (name == "method_module" and name not in found)
-    ]
+    asked = _flat(asked)
+    found = _brought_up_to_date(_flat(found), asked)
+    names = [name for name in asked if found.get(name) != asked[name]]
     told = [name for name in names if name not in _OF_DATA]
     if names and not told:
         return ["other data in its tasks"]
@@ -389,13 +383,15 @@ def _differences(found, asked):
     ]
 
 
-# What follows from the data alone, and says nothing to who chose them.
-_OF_DATA = ("data", "rescale")
-
-
-def _defaults():
+def _brought_up_to_date(found, asked):
+    """Return what an earlier version wrote of a run as this one would write it of the same run."""
     fields = option_fields(Settings) | option_fields(Recipe)
-    return {name: field.default for name, field in fields.items()}
+    # A folder that is older than an option holds what is now the option's default.
+    defaults = {name: field.default for name, field in fields.items()}
+    unknown = {name: asked[name] for name in ("method_module",) if name in asked}
+    # λ or a penalty that makes no difference to a method is None now.
+    without = {name: None for name in ("strength", "penalty") if asked.get(name, "") is None}
+    return defaults | unknown | found | without
 
 
 def _flat(description):

@@ -1,7 +1,6 @@
 """`keras-mas compare`: methods × seeds beside each other, with differences and a report."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -138,7 +137,7 @@ def _written(args, plan, entries, output):
     with atomic_file(output / "comparison.csv", "w") as file:
         write_csv(content["runs"], file)
     finished = [entry.result for entry in entries if entry.result]
-    pictured = _with_pictures(entries, plan.seed_numbers[0]) if args.importance else []
+    pictured = _with_pictures(entries, plan.seed_numbers[0])
     write_html(
         output / "report.html",
         finished,
@@ -186,7 +185,6 @@ def _command(args):
         LoadOptions,
     ]
     arguments = vars(args) | {"method": None, "seed": None}
-    command = shared.command_line("compare", arguments, *kinds, always=("methods", "seeds"))
     folders = {name: getattr(args, name) for name in ("runs", "searches", "output")}
     words = [
         word
@@ -194,7 +192,10 @@ def _command(args):
         if folder not in (None, _FOLDERS.get(name))
         for word in (flag(name), str(folder))
     ]
-    return shlex.join([*shlex.split(command), *words, *["--importance"] * args.importance])
+    words += ["--importance"] * args.importance
+    return shared.command_line(
+        "compare", arguments, *kinds, always=("methods", "seeds"), more=words
+    )
 
 
 def _arguments(args, settings):

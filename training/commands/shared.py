@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +132,11 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_line(
-    command: str, arguments: Mapping[str, Any], *kinds: type, always: tuple[str, ...] = ()
+    command: str,
+    arguments: Mapping[str, Any],
+    *kinds: type,
+    always: tuple[str, ...] = (),
+    more: Sequence[str] = (),
 ) -> str:
     """Return a command that was given, as text to run again.
 
@@ -143,6 +147,7 @@ def command_line(
             earlier one is that one.
         always: Options that are named even with their default. Others have to differ from it; those
             of `Recipe` are named if they were given, since the stream decides on their default.
+        more: Words that the command has besides.
     """
     words = ["keras-mas", command, str(arguments["tasks"])]
     named = set()
@@ -153,7 +158,7 @@ def command_line(
             if name not in named and value is not None and value is not False and not is_default:
                 words += [flag(name)] if value is True else [flag(name), str(value)]
             named.add(name)
-    return shlex.join(words)
+    return shlex.join([*words, *more])
 
 
 def train_command(arguments: Mapping[str, Any]) -> str:
