@@ -64,18 +64,23 @@ class Grid:
         return row
 
     def strength(
-        self, name: str, settings: Settings, strengths: Sequence[float]
+        self, name: str, settings: Settings, strengths: Sequence[float], widen: int = 0
     ) -> tuple[float, list]:
         """Return λ with the best mean accuracy on validation data, and every λ with its accuracies.
 
-        A single λ is not tried.
+        A single λ is not tried. While the best one lies at an edge, up to `widen` more are tried
+        beyond it, each ten times further.
         """
         if len(strengths) == 1:
             return strengths[0], []
-        curve = [self._validation(name, settings, strength) for strength in strengths]
-        found = [statistics.mean(each) if None not in each else -1.0 for each in curve]
-        points = [list(point) for point in zip(strengths, curve, strict=True)]
-        return strengths[found.index(max(found))], points
+        curve = {λ: self._validation(name, settings, λ) for λ in strengths}
+        for _ in range(widen):
+            best = _best(curve)
+            if min(curve) < best < max(curve):
+                break
+            beyond = best / 10 if best == min(curve) else best * 10
+            curve[beyond] = self._validation(name, settings, beyond)
+        return _best(curve), [[λ, curve[λ]] for λ in sorted(curve)]
 
     def results(self, name: str, settings: Settings, strength: float) -> list[dict | None]:
         """Return the test results of all seeds with a λ; None for one that diverged."""
@@ -101,6 +106,11 @@ class Grid:
         except DivergedError as error:
             write_json(failure, {"error": str(error)})
             return None
+
+
+def _best(curve):
+    """Return λ with the highest mean accuracy; one that diverged has none."""
+    return max(curve, key=lambda λ: -1.0 if None in curve[λ] else statistics.mean(curve[λ]))
 
 
 def mean_and_deviation(row: dict, measure: str) -> tuple[float, float]:
