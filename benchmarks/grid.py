@@ -73,14 +73,14 @@ class Grid:
         """
         if len(strengths) == 1:
             return strengths[0], []
-        curve = {λ: self._validation(name, settings, λ) for λ in strengths}
+        curve = {each: self._validation(name, settings, each) for each in strengths}
         for _ in range(widen):
             best = _best(curve)
             if min(curve) < best < max(curve):
                 break
             beyond = best / 10 if best == min(curve) else best * 10
             curve[beyond] = self._validation(name, settings, beyond)
-        return _best(curve), [[λ, curve[λ]] for λ in sorted(curve)]
+        return _best(curve), [[each, curve[each]] for each in sorted(curve)]
 
     def results(self, name: str, settings: Settings, strength: float) -> list[dict | None]:
         """Return the test results of all seeds with a λ; None for one that diverged."""
@@ -110,7 +110,11 @@ class Grid:
 
 def _best(curve):
     """Return λ with the highest mean accuracy; one that diverged has none."""
-    return max(curve, key=lambda λ: -1.0 if None in curve[λ] else statistics.mean(curve[λ]))
+
+    def accuracy(strength):
+        return -1.0 if None in curve[strength] else statistics.mean(curve[strength])
+
+    return max(curve, key=accuracy)
 
 
 def mean_and_deviation(row: dict, measure: str) -> tuple[float, float]:
