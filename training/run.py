@@ -8,6 +8,7 @@ import math
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,6 +56,10 @@ _PROGRESS = {
 
 class DivergedError(RuntimeError):
     """The loss became NaN or infinite."""
+
+
+class NotLearnedWarning(UserWarning):
+    """A task that was just learned is known no better than by naming its most frequent class."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,6 +331,7 @@ class _Run:
             with self.learner.method.evaluated():
                 self.rows.append(self._accuracies())
                 self._save(saved, number)
+            self._warn_if_not_learned(number, task)
             seconds = time.perf_counter() - started
         result = self._task_result(number, task, seconds, saved)
         with self.learner.method.evaluated():
@@ -438,6 +444,25 @@ class _Run:
                     f"Expected finite weights. Received: NaN or infinity in '{weight.path}' after "
                     f"`after_task` of {title(self.settings.of_method)} for task '{task.name}'."
                 )
+
+    def _warn_if_not_learned(self, number, task):
+        """Warn of a network that died, as a pretrained one does at a learning rate too high for it.
+
+        After the first task a λ that is too strong keeps the network from learning, too; that is
+        what a search is to find out.
+        """
+        if number > 0 and self.settings.has_strength:
+            return
+        labels = task.splits[self.evaluate_on].labels
+        most_frequent, accuracy = np.bincount(labels).max() / len(labels), self.rows[-1][number]
+        if accuracy <= most_frequent:
+            warnings.warn(
+                f"Task '{task.name}' was not learned: its accuracy is {accuracy:.4f}, and naming "
+                f"the most frequent class every time gives {most_frequent:.4f}. Lower "
+                "`--learning-rate`, or raise `--epochs`.",
+                NotLearnedWarning,
+                stacklevel=2,
+            )
 
     def _accuracies(self):
         """Return a row of the accuracy matrix: the accuracy on every task now."""

@@ -12,10 +12,10 @@ from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
 from keras_mas.metrics import average_accuracy, forgetting
 from keras_mas.training.heads import heads_of
-from keras_mas.training.run import DivergedError, Listener, saved_heads, train
+from keras_mas.training.run import DivergedError, Listener, NotLearnedWarning, saved_heads, train
 from keras_mas.training.run_directory import DamagedError
 from keras_mas.training.settings import Recipe
-from keras_mas.training.tasks import TaskStream, load_tasks
+from keras_mas.training.tasks import Split, Task, TaskStream, load_tasks
 
 
 class Notes(Listener):
@@ -263,6 +263,18 @@ def test_a_training_that_diverges_is_named(stream, settings, tmp_path):
     ):
         train(stream, asked, tmp_path / "run")
     assert not (tmp_path / "run/result.json").exists()
+
+
+def test_a_task_that_was_not_learned_is_named(stream, settings, tmp_path):
+    first, *others = stream.tasks
+    blank = {
+        role: Split(np.zeros((len(split), *split.input_shape), split.dtype), split.labels)
+        for role, split in first.splits.items()
+    }
+    tasks = (Task(first.name, first.classes, **blank), *others)
+    nothing_to_see = dataclasses.replace(stream, tasks=tasks)
+    with pytest.warns(NotLearnedWarning, match="'ants' was not learned: its accuracy is 0.5000"):
+        train(nothing_to_see, settings, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
