@@ -2,10 +2,11 @@
 
     python benchmarks/paper_tables.py --weights FILE [--streams flowers-scenes,eight,...]
 
-SqueezeNet v1.1 begins with the weights in FILE, learned on ImageNet; its first half is frozen. λ of
-each method is chosen on validation data of Flowers → Scenes, the first seed, and taken for all
-streams. Data come from the folder that TFDS_DATA_DIR names. Runs are kept under runs/grids. Writes
-results/paper_tables.json.
+SqueezeNet v1.1 begins with the weights in FILE, learned on ImageNet. Its first half, up to the
+last pooling, is frozen, so that it is run once for every image; the modules fire6 to fire9 and the
+heads learn. λ of each method is chosen on validation data of Flowers → Scenes, the first seed, and
+taken for all streams. Data come from the folder that TFDS_DATA_DIR names. Runs are kept under
+runs/grids, what the frozen half gives under runs/paper-maps. Writes results/paper_tables.json.
 """
 
 import argparse
@@ -14,51 +15,84 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import numpy as np
 from grid import Grid, replace_rows
+from squeezenet_halves import frozen_half
 from variants import OnTestData
 
 from keras_mas.training.settings import Recipe, Settings
+from keras_mas.training.tasks import load_tasks
 
-SEEDS = (0,)
-PAIRS = ("flowers-scenes", "flowers-birds", "birds-scenes", "scenes-birds")
+SEEDS = (0, 1, 2)
+STREAMS = ("flowers-scenes", "flowers-birds", "birds-scenes", "scenes-birds", "eight")
 # Name in the paper → method, and the grid of λ, to be widened where the best lies at an edge; the
 # authors of LwF and EBLL give λ = 1.
 METHODS = {
     "FineTune": ("finetune", [0.0]),
     "LwF": ("lwf", [1.0]),
     "EBLL": ("ebll", [1.0]),
-    "IMM (mean)": ("imm_mean", [0.01]),
+    "IMM (mean)": ("imm_mean", [0.001, 0.01, 0.1]),
     "EWC": ("ewc", [10.0, 100.0, 1000.0]),
-    "SI": ("si", [1.0, 10.0, 100.0]),
+    "SI": ("si", [10.0, 100.0, 1000.0]),
     "MAS": ("mas", [0.01, 0.1, 1.0]),
     "MAS, Ω on test data": ("variants:OnTestData", "MAS"),  # takes its λ, as in the paper
     "l-MAS": ("local_mas", [0.01, 0.1, 1.0]),
 }
+MAPS = Path("runs/paper-maps")
 
 
 def main():
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", required=True, metavar="FILE")
-    parser.add_argument("--streams", default=",".join((*PAIRS, "eight")), metavar="NAMES")
+    parser.add_argument("--streams", default=",".join(STREAMS), metavar="NAMES")
     args = parser.parse_args()
-    strengths = chosen(args.weights)
-    for stream in args.streams.split(","):
+    streams = {name: maps_of(name, args.weights) for name in args.streams.split(",")}
+    strengths = chosen(maps_of("flowers-scenes", args.weights), args.weights)
+    for stream, path in streams.items():
         print(stream, flush=True)
-        grid = Grid(Path(f"benchmarks/paper/{stream}-64.toml"), "task", (), SEEDS)
+        grid = Grid(path, "task", (), SEEDS)
         for name, strength in strengths.items():
-            settings = settings_of(name, stream, args.weights)
             OnTestData.test_inputs = [task.test.inputs for task in grid.stream(SEEDS[0]).tasks]
-            [result] = grid.results(name, settings, strength)
-            row = row_of(result) if result else {"diverged": True}
-            row = {"stream": stream, "name": name, "strength": strength, **row}
+            found = grid.results(name, settings_of(name, stream, args.weights), strength)
+            row = {"stream": stream, "name": name, "strength": strength, **row_of(found)}
             print(row, flush=True)
             replace_rows(Path("results/paper_tables.json"), [row])
 
 
-def chosen(weights):
-    """Return λ of each method, chosen on validation data of Flowers → Scenes."""
-    grid = Grid(Path("benchmarks/paper/flowers-scenes-64.toml"), "task", SEEDS[:1], ())
+def maps_of(stream, weights):
+    """Return the TOML file of a stream of what the frozen half gives; write it if it is not there.
+
+    The images are those of `benchmarks/paper/STREAM-64.toml`, all of one task in one file.
+    """
+    path = MAPS / f"{stream}.toml"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images = load_tasks(Path(f"benchmarks/paper/{stream}-64.toml"), scenario="task")
+        frozen = frozen_half(images.input_shape, weights)
+        entries = []
+        for task in images.tasks:
+            write_maps(task, frozen, MAPS / f"{task.name}.npz")
+            entries.append(f'[[task]]\nname = "{task.name}"\nnpz = "{task.name}.npz"\n')
+        path.write_text(f'name = "paper-{stream}-maps"\n\n' + "\n".join(entries))
+    return path
+
+
+def write_maps(task, frozen, path):
+    """Write what the frozen half gives for all images of a task, with their labels."""
+    if path.exists():
+        return
+    arrays = {}
+    for role, splits in {"train": (task.train, task.validation), "test": (task.test,)}.items():
+        maps = [frozen.predict(split.inputs, batch_size=64, verbose=0) for split in splits]
+        arrays[f"x_{role}"] = np.concatenate(maps)
+        arrays[f"y_{role}"] = np.concatenate([split.labels for split in splits])
+    np.savez(path, **arrays)
+
+
+def chosen(path, weights):
+    """Return λ of each method, chosen on validation data of a stream."""
+    grid = Grid(path, "task", SEEDS[:1], ())
     found = {}
     for name, (_, strengths) in METHODS.items():
         if isinstance(strengths, str):
@@ -73,31 +107,33 @@ def chosen(weights):
 def settings_of(name, stream, weights):
     """Return how a stream is learned; Flowers has half of the images of the others."""
     starts_small = stream.startswith("flowers") or stream == "eight"
-    method = METHODS[name][0]
     recipe = Recipe(
-        backbone="squeezenet",
+        backbone="squeezenet_halves:learned_half",
         weights=weights,
-        freeze="13",  # the first convolution and four of the eight modules
         learning_rate=0.0003,
         batch_size=32,
-        epochs=4,
-        first_epochs=8 if starts_small else None,
-        # The exact Fisher information of 200 classes takes as many passes.
-        max_examples=64 if method == "ewc" else 256,
+        epochs=8,
+        first_epochs=16 if starts_small else None,
+        max_examples=200,  # the exact Fisher information of 200 classes takes as many passes
     )
-    return Settings(method, 0.0, recipe=recipe)
+    return Settings(METHODS[name][0], 0.0, recipe=recipe)
 
 
-def row_of(result):
-    """Return what the paper's tables show: accuracies at the end, and how far each task fell."""
-    matrix = result["accuracy_matrix"]
-    drops = [matrix[task][task] - accuracy for task, accuracy in enumerate(matrix[-1])]
+def row_of(results):
+    """Return what the paper's tables show, of each seed: accuracies at the end, and their fall."""
+    if None in results:
+        return {"diverged": True}
+    matrices = [result["accuracy_matrix"] for result in results]
+    drops = [
+        [matrix[task][task] - accuracy for task, accuracy in enumerate(matrix[-1])]
+        for matrix in matrices
+    ]
     return {
-        "accuracies": [round(accuracy, 4) for accuracy in matrix[-1]],
-        "drops": [round(drop, 4) for drop in drops],
-        "average_accuracy": round(result["average_accuracy"], 4),
-        "average_drop": round(sum(drops[:-1]) / len(drops[:-1]), 4),
-        "minutes": round(sum(result["seconds"].values()) / 60, 1),
+        "accuracies": [[round(each, 4) for each in matrix[-1]] for matrix in matrices],
+        "drops": [[round(each, 4) for each in one] for one in drops],
+        "average_accuracy": [round(result["average_accuracy"], 4) for result in results],
+        "average_drop": [round(sum(one[:-1]) / len(one[:-1]), 4) for one in drops],
+        "minutes": [round(sum(result["seconds"].values()) / 60, 1) for result in results],
     }
 
 

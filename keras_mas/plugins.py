@@ -1,11 +1,19 @@
 """What users name as MODULE:NAME: classes and functions of their own modules."""
 
 import os
+import re
 import sys
 from importlib import import_module
 from typing import Any
 
 from .errors import UsageError
+
+_OWN = re.compile(r"[\w.]+:[\w.]+")
+
+
+def is_own(name: str) -> bool:
+    """Return whether a name is of the form MODULE:NAME, of something that is not one of ours."""
+    return _OWN.fullmatch(name) is not None
 
 
 def load_named(name: str, what: str) -> Any:
@@ -14,7 +22,7 @@ def load_named(name: str, what: str) -> Any:
     Args:
         name: A module that is installed or lies in the current folder, a colon, and what is in it;
             `my_module:MyMethod.Inner` is what is in that.
-        what: What the name is for, for error messages: "method", "callback".
+        what: What the name is for, for error messages: "method", "backbone", "callback".
 
     Raises:
         UsageError: If there is no such module, or nothing of that name in it.

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from keras_mas import metrics
 from keras_mas.files import UNFINISHED, atomic_folder
-from keras_mas.methods import is_own, load_method
+from keras_mas.plugins import is_own, load_named
 
 from .backbones import weights_digest
 from .backbones.weights import digest_of_file
@@ -266,16 +266,18 @@ def _on_trunk_of(later, network):
 def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
     """Return everything that decides a result, for JSON.
 
-    Fingerprints stand for the data, for the file that the weights begin with, and for the module of
-    a method that is not ours. λ and penalty are None where they make no difference.
+    Fingerprints stand for the data, for the file that the weights begin with, and for the modules
+    of a method and a backbone that are not ours. λ and penalty are None where they make no
+    difference.
 
     Raises:
         UsageError: If there are no such weights.
     """
     described = dataclasses.asdict(settings) | settings.of_method
-    if is_own(settings.method):
-        described["method_module"] = _digest_of_module(load_method(settings.method))
     recipe = settings.recipe
+    for what, name in (("method", settings.method), ("backbone", recipe.backbone)):
+        if is_own(name):
+            described[f"{what}_module"] = _digest_of_module(load_named(name, what))
     described["recipe"]["weights"] = weights_digest(
         recipe.backbone, stream.input_shape, recipe.weights
     )
@@ -291,10 +293,10 @@ def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
     }
 
 
-def _digest_of_module(method):
-    """Return a hash of the file that a method is written in; empty if it has none."""
+def _digest_of_module(own):
+    """Return a hash of the file that a class or function is written in; empty if it has none."""
     try:
-        return digest_of_file(Path(inspect.getsourcefile(method) or ""))
+        return digest_of_file(Path(inspect.getsourcefile(own) or ""))
     except (OSError, TypeError):
         return ""
 

@@ -51,6 +51,9 @@ _LOCK, _HOLDER = ".lock", ".lock.json"
 # What follows from the data alone, and says nothing to who chose them.
 _OF_DATA = ("data", "rescale")
 
+# The modules of what is not ours, by the name under which a run's description has their hash.
+_OF_MODULES = {"method_module": "method", "backbone_module": "backbone"}
+
 _REPLACE = (
     "Choose another folder, or remove this one, as `--overwrite` of `keras-mas train` and "
     "`keras-mas search` does"
@@ -376,8 +379,8 @@ def _differences(found, asked):
     if names and not told:
         return ["other data in its tasks"]
     return [
-        "another version of the method's module"
-        if name == "method_module"
+        f"another version of the {_OF_MODULES[name]}'s module"
+        if name in _OF_MODULES
         else f"{_term(name)} {_shown(found.get(name))} instead of {_shown(asked[name])}"
         for name in told
     ]
@@ -388,7 +391,7 @@ def _brought_up_to_date(found, asked):
     fields = option_fields(Settings) | option_fields(Recipe)
     # A folder that is older than an option holds what is now the option's default.
     defaults = {name: field.default for name, field in fields.items()}
-    unknown = {name: asked[name] for name in ("method_module",) if name in asked}
+    unknown = {name: asked[name] for name in _OF_MODULES if name in asked}
     # λ or a penalty that makes no difference to a method is None now.
     without = {name: None for name in ("strength", "penalty") if asked.get(name, "") is None}
     return defaults | unknown | found | without

@@ -9,8 +9,8 @@ from typing import Any
 
 from keras_mas.choices import PENALTIES
 from keras_mas.errors import UsageError
-from keras_mas.methods import METHODS, is_own, load_method
-from keras_mas.plugins import load_named
+from keras_mas.methods import METHODS, load_method
+from keras_mas.plugins import is_own, load_named
 
 from .augmentation import AUGMENTATIONS
 from .options import (
@@ -94,8 +94,8 @@ class Recipe:
 
     backbone: str = option(
         "mlp-256-256",
-        "mlp-WIDTH-…, cnn-WIDTH-…, vgg-WIDTH-…, alexnet, squeezenet, or a network of "
-        "keras.applications, such as mobilenet-0.75",
+        "mlp-WIDTH-…, cnn-WIDTH-…, vgg-WIDTH-…, alexnet, squeezenet, a network of "
+        "keras.applications, such as mobilenet-0.75, or MODULE:FUNCTION",
         metavar="NAME",
         label="",
     )
@@ -301,7 +301,7 @@ class Settings:
     @property
     def method_in_paths(self) -> str:
         """The name of the method as folders are named after it."""
-        return self.method.replace(":", ".")
+        return in_paths(self.method)
 
     @property
     def learns_all_tasks(self) -> bool:
@@ -336,7 +336,12 @@ def _short(value):
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     # A path is no part of the name of a folder.
-    return Path(value).name if isinstance(value, str) else str(value)
+    return in_paths(Path(value).name) if isinstance(value, str) else str(value)
+
+
+def in_paths(name: str) -> str:
+    """Return the name of a method or a backbone as folders are named after it."""
+    return name.replace(":", ".")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Methods of continual learning, one file each: what happens around the training of a task."""
 
 import inspect
-import re
 from importlib import import_module
 from typing import Any
 
 from ..errors import UsageError
-from ..plugins import load_named
+from ..plugins import is_own, load_named
 
 # Names only: importing a method imports TensorFlow.
 METHODS = (
@@ -26,13 +25,6 @@ METHODS = (
     "finetune",
     "joint",
 )
-
-_OWN = re.compile(r"[\w.]+:[\w.]+")
-
-
-def is_own(name: str) -> bool:
-    """Return whether a name is of the form MODULE:CLASS, of a method that is not one of ours."""
-    return _OWN.fullmatch(name) is not None
 
 
 def load_method(name: str) -> type[Any]:

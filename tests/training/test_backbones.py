@@ -1,4 +1,6 @@
+import importlib
 import os
+import sys
 from pathlib import Path
 
 import keras
@@ -47,7 +49,7 @@ def test_widths_are_in_the_name():
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("", "vgg-WIDTH-…, alexnet, squeezenet, or a network of keras.applications"),
+        ("", "vgg-WIDTH-…, alexnet, squeezenet, a network of keras.applications"),
         ("resnet", "Received: 'resnet'. Did you mean 'resnet50'?"),
         ("Alexnet", "Received: 'Alexnet'. Did you mean 'alexnet'?"),
         ("alexnet-3", "Received: 'alexnet-3'"),
@@ -284,3 +286,49 @@ def test_weights_that_cannot_be_downloaded_are_named(monkeypatch):
 def test_weights_that_nobody_publishes_are_refused(name, sentence):
     with pytest.raises(UsageError, match=sentence):
         build_trunk(name, RGB, UNSCALED, "imagenet")
+
+
+@pytest.fixture
+def own_backbone(tmp_path, monkeypatch):
+    """A function that writes the body of a backbone of one's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(body):
+        (tmp_path / "own_backbone.py").write_text(
+            f"import keras\n\ndef features(x):\n    {body}\n\nnumber = 3\n"
+        )
+        sys.modules.pop("own_backbone", None)
+        importlib.invalidate_caches()
+        return "own_backbone:features"
+
+    yield write
+    sys.modules.pop("own_backbone", None)
+
+
+def test_a_backbone_of_ones_own_takes_inputs_as_the_stream_rescales_them(own_backbone, tmp_path):
+    name = own_backbone("return keras.layers.Dense(2, name='own')(keras.layers.Flatten()(x))")
+    np.savez(tmp_path / "weights.npz", **{"own/kernel": np.ones([4, 2]), "own/bias": [0.0, 9.0]})
+    trunk = build_trunk(name, (2, 2, 1), (0.5, 1.0), str(tmp_path / "weights.npz"))
+    raw = np.array([[[[2], [4]], [[6], [8]]]], "uint8")
+    assert trunk(raw).numpy().tolist() == [[0.5 * 20 + 4, 0.5 * 20 + 4 + 9]]
+
+
+@pytest.mark.parametrize(
+    ("body", "received"),
+    [
+        ("return x", r"a tensor of shape \[None, 2, 2, 1\]. Return the output of its last layer"),
+        ("return None", "NoneType"),
+        ("pass", "NoneType"),
+    ],
+)
+def test_a_backbone_of_ones_own_without_features_is_refused(own_backbone, body, received):
+    with pytest.raises(UsageError, match=rf"features \[N, F\] from .*own_backbone.*: {received}"):
+        build_trunk(own_backbone(body), (2, 2, 1), UNSCALED)
+
+
+def test_a_backbone_of_ones_own_is_a_function(own_backbone):
+    own_backbone("return x")
+    with pytest.raises(UsageError, match="'own_backbone:number' to be a function.*Received: int"):
+        build_trunk("own_backbone:number", (2,), UNSCALED)
+    with pytest.raises(UsageError, match="'nothing' in 'own_backbone'.*for the backbone"):
+        build_trunk("own_backbone:nothing", (2,), UNSCALED)

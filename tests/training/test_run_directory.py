@@ -53,10 +53,12 @@ def test_a_folder_is_claimed_once_and_continued(tmp_path):
     assert json.loads((tmp_path / "new/run/arguments.json").read_text()) == DESCRIPTION
 
 
-def test_another_version_of_a_method_is_another_run(tmp_path):
-    run_in(tmp_path / "run", DESCRIPTION | {"method_module": "2e"})
-    with pytest.raises(UsageError, match="another run: another version of the method's module. Ch"):
-        claim(tmp_path / "run", DESCRIPTION | {"method_module": "2f"})
+@pytest.mark.parametrize("what", ["method", "backbone"])
+def test_another_version_of_an_own_module_is_another_run(tmp_path, what):
+    run_in(tmp_path / "run", DESCRIPTION | {f"{what}_module": "2e"})
+    told = f"another run: another version of the {what}'s module. Ch"
+    with pytest.raises(UsageError, match=told):
+        claim(tmp_path / "run", DESCRIPTION | {f"{what}_module": "2f"})
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import keras
 import numpy as np
 
 from keras_mas.errors import UsageError
+from keras_mas.plugins import is_own
 
 from ..tasks.stream import Rescale
 from ..wording import did_you_mean
-from . import alexnet, applications, squeezenet, widths
+from . import alexnet, applications, own, squeezenet, widths
 from .backbone import Backbone
 from .weights import IMAGENET, check_weights, digest_of_file, digest_of_values, load_weights
 
@@ -28,8 +29,9 @@ def build_trunk(
 
     Args:
         backbone: A kind and its widths, `"mlp-256-256"`, `"cnn-32-64-128"` or `"vgg-32-64-128"`;
-            `"alexnet"` or `"squeezenet"`; or the name of a network of `keras.applications`, in
-            any case, with α after a MobileNet's, as in `"mobilenet-0.75"`.
+            `"alexnet"` or `"squeezenet"`; the name of a network of `keras.applications`, in any
+            case, with α after a MobileNet's, as in `"mobilenet-0.75"`; or `MODULE:FUNCTION`, see
+            `own.find`.
         input_shape: Shape of one raw input.
         rescale: `(scale, offset)`: the first layer computes `scale * inputs + offset`, so that the
             model takes raw inputs. Networks without widths do what their published weights were
@@ -105,6 +107,8 @@ def _imagenet_digest(backbone, input_shape):
 
 
 def _find(name):
+    if is_own(name):
+        return own.find(name)
     kind, *parts = name.split("-")
     if kind in widths.KINDS:
         return widths.find(name, kind, parts)
@@ -115,7 +119,8 @@ def _find(name):
     kinds = [f"{kind}-WIDTH-…" for kind in widths.KINDS]
     known = [*widths.KINDS, *_FIXED, *applications.names()]
     raise UsageError(
-        f"Expected a backbone out of {', '.join([*kinds, *_FIXED])}, or a network of "
-        f"keras.applications such as mobilenet or mobilenet-0.75. Received: '{name}'."
+        f"Expected a backbone out of {', '.join([*kinds, *_FIXED])}, a network of "
+        "keras.applications such as mobilenet or mobilenet-0.75, or MODULE:FUNCTION. Received: "
+        f"'{name}'."
         f"{did_you_mean(kind.lower(), known)} Correct `--backbone`."
     )
