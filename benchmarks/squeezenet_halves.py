@@ -1,4 +1,4 @@
-"""SqueezeNet v1.1 in two halves: one that is frozen and run once for every image, one that learns."""
+"""SqueezeNet v1.1 in two halves: one is frozen and run once for every image, the other learns."""
 
 import keras
 
