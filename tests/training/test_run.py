@@ -12,7 +12,14 @@ from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
 from keras_mas.metrics import average_accuracy, forgetting
 from keras_mas.training.heads import heads_of
-from keras_mas.training.run import DivergedError, Listener, NotLearnedWarning, saved_heads, train
+from keras_mas.training.run import (
+    DivergedError,
+    Listener,
+    NotLearnedWarning,
+    describe,
+    saved_heads,
+    train,
+)
 from keras_mas.training.run_directory import DamagedError
 from keras_mas.training.settings import Recipe
 from keras_mas.training.tasks import Split, Task, TaskStream, load_tasks
@@ -87,6 +94,19 @@ def test_a_finished_run_of_another_version_of_a_method_is_not_taken_for_this_one
     own_method("return None  # another version")
     with pytest.raises(UsageError, match="another version of the method's module"):
         train(stream, mine, tmp_path / "run")
+
+
+def test_another_version_of_an_own_backbone_is_another_run(stream, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = dataclasses.replace(settings.recipe, backbone="own_trunk:features")
+    own = dataclasses.replace(settings, recipe=recipe)
+    versions = []
+    for body in ("return x", "return 2 * x"):
+        (tmp_path / "own_trunk.py").write_text(f"def features(x):\n    {body}\n")
+        versions.append(describe(stream, own, "test"))
+        monkeypatch.delitem(sys.modules, "own_trunk", raising=False)
+    assert versions[0].pop("backbone_module") != versions[1].pop("backbone_module")
+    assert versions[0] == versions[1]
 
 
 def test_weights_that_a_method_spoils_are_no_result(stream, settings, tmp_path, own_method):
