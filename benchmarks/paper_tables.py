@@ -1,6 +1,6 @@
 """The paper's pairs and sequence of eight tasks, in small images, with every method of the paper.
 
-    python benchmarks/paper_tables.py --weights FILE [--streams flowers-scenes,eight,...]
+    python benchmarks/paper_tables.py --weights FILE [--seeds 3] [--streams flowers-scenes,...]
 
 SqueezeNet v1.1 begins with the weights in FILE, learned on ImageNet. Its first half, up to the
 last pooling, is frozen, so that it is run once for every image; the modules fire6 to fire9 and the
@@ -23,7 +23,6 @@ from variants import OnTestData
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import load_tasks
 
-SEEDS = (0, 1, 2)
 STREAMS = ("flowers-scenes", "flowers-birds", "birds-scenes", "scenes-birds", "eight")
 # Name in the paper → method, and the grid of λ, to be widened where the best lies at an edge; the
 # authors of LwF and EBLL give λ = 1.
@@ -46,14 +45,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", required=True, metavar="FILE")
     parser.add_argument("--streams", default=",".join(STREAMS), metavar="NAMES")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N")
     args = parser.parse_args()
+    seeds = range(args.seeds)
     streams = {name: maps_of(name, args.weights) for name in args.streams.split(",")}
     strengths = chosen(maps_of("flowers-scenes", args.weights), args.weights)
     for stream, path in streams.items():
         print(stream, flush=True)
-        grid = Grid(path, "task", (), SEEDS)
+        grid = Grid(path, "task", (), seeds)
         for name, strength in strengths.items():
-            OnTestData.test_inputs = [task.test.inputs for task in grid.stream(SEEDS[0]).tasks]
+            OnTestData.test_inputs = [task.test.inputs for task in grid.stream(seeds[0]).tasks]
             found = grid.results(name, settings_of(name, stream, args.weights), strength)
             row = {"stream": stream, "name": name, "strength": strength, **row_of(found)}
             print(row, flush=True)
@@ -92,7 +93,7 @@ def write_maps(task, frozen, path):
 
 def chosen(path, weights):
     """Return λ of each method, chosen on validation data of a stream."""
-    grid = Grid(path, "task", SEEDS[:1], ())
+    grid = Grid(path, "task", (0,), ())
     found = {}
     for name, (_, strengths) in METHODS.items():
         if isinstance(strengths, str):
