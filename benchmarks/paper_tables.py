@@ -6,11 +6,13 @@ SqueezeNet v1.1 begins with the weights in FILE, learned on ImageNet. Its first 
 last pooling, is frozen, so that it is run once for every image; the modules fire6 to fire9 and the
 heads learn. λ of each method is chosen on validation data of Flowers → Scenes, the first seed, and
 taken for all streams. Data come from the folder that TFDS_DATA_DIR names. Runs are kept under
-runs/grids, what the frozen half gives under runs/paper-maps. Writes results/paper_tables.json.
+runs/grids, what the frozen half gives under runs/paper-maps. Writes results/paper_tables.json, and
+prints the tables.
 """
 
 import argparse
 import os
+import statistics
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -38,6 +40,7 @@ METHODS = {
     "l-MAS": ("local_mas", [0.01, 0.1, 1.0]),
 }
 MAPS = Path("runs/paper-maps")
+RECORD = Path("results/paper_tables.json")
 
 
 def main():
@@ -58,7 +61,8 @@ def main():
             found = grid.results(name, settings_of(name, stream, args.weights), strength)
             row = {"stream": stream, "name": name, "strength": strength, **row_of(found)}
             print(row, flush=True)
-            replace_rows(Path("results/paper_tables.json"), [row])
+            rows = replace_rows(RECORD, [row])
+    print(pairs_table(rows), sequence_table(rows), sep="\n\n")
 
 
 def maps_of(stream, weights):
@@ -136,6 +140,59 @@ def row_of(results):
         "average_drop": [round(sum(one[:-1]) / len(one[:-1]), 4) for one in drops],
         "minutes": [round(sum(result["seconds"].values()) / 60, 1) for result in results],
     }
+
+
+def pairs_table(rows):
+    """Return the pairs as the paper's table: first task (its drop) | second task, in percent."""
+    pairs = [name for name in STREAMS if name != "eight"]
+    titles = ["" if name == "" else " → ".join(name.title().split("-")) for name in ("", *pairs)]
+    lines = [titles, ["---"] * len(titles)]
+    for name in METHODS:
+        found = {row["stream"]: row for row in rows if row["name"] == name}
+        lines.append([name, *(_pair(found.get(pair)) for pair in pairs)])
+    return _markdown(lines)
+
+
+def sequence_table(rows):
+    """Return the eight tasks as the paper's figure: average accuracy and drop, and all tasks."""
+    eight = {row["name"]: row for row in rows if row["stream"] == "eight"}
+    tasks = ["flowers", "scenes", "birds", "cars", "aircraft", "actions", "letters", "svhn"]
+    titles = ["", "λ", "average accuracy", "average drop", *tasks, "minutes"]
+    lines = [titles, ["---"] * len(titles)]
+    for name in METHODS:
+        if name in eight:
+            row = eight[name]
+            accuracies = [_percent(each) for each in zip(*row["accuracies"], strict=True)]
+            lines.append(
+                [
+                    name,
+                    f"{row['strength']:g}" if row["strength"] else "",
+                    _percent(row["average_accuracy"]),
+                    _percent(row["average_drop"], sign=-1),
+                    *accuracies,
+                    f"{statistics.mean(row['minutes']):.1f}",
+                ]
+            )
+    return _markdown(lines)
+
+
+def _pair(row):
+    if row is None or "accuracies" not in row:
+        return "" if row is None else "diverged"
+    first, second = (_percent(each) for each in zip(*row["accuracies"], strict=True))
+    drop = _percent([one[0] for one in row["drops"]], sign=-1)
+    return f"{first} ({drop}) \\| {second}"
+
+
+def _percent(values, sign=1):
+    """Return the mean over seeds, with the standard deviation if there are several, in percent."""
+    values = [100 * sign * value for value in values]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):z.1f}{spread}".replace("-", "−")
+
+
+def _markdown(lines):
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":
