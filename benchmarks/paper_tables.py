@@ -2,11 +2,12 @@
 
     python benchmarks/paper_tables.py --weights FILE [--seeds 3] [--streams flowers-scenes,...]
 
-SqueezeNet v1.1 begins with the weights in FILE, learned on ImageNet. Its first half, up to the
-last pooling, is frozen, so that it is run once for every image; the modules fire6 to fire9 and the
-heads learn. λ of each method is chosen on validation data of Flowers → Scenes, the first seed, and
+MobileNet (α = 0.75) begins with the weights in FILE, learned on ImageNet, a file without a
+classifier as Keras publishes it. Images are enlarged to 96×96. The first eleven blocks are frozen,
+so that they are run once for every image; the last two, 0.9 million weights, and the heads learn.
+Batch normalization keeps the statistics of ImageNet. λ of each method is chosen on validation data of Flowers → Scenes, the first seed, and
 taken for all streams. Data come from the folder that TFDS_DATA_DIR names. Runs are kept under
-runs/grids, what the frozen half gives under runs/paper-maps. Writes results/paper_tables.json, and
+runs/grids, what the frozen part gives under runs/paper-maps. Writes results/paper_tables.json, and
 prints the tables.
 """
 
@@ -19,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from grid import Grid, replace_rows
-from squeezenet_halves import frozen_half
+from mobilenet_parts import frozen_part
 from variants import OnTestData
 
 from keras_mas.training.settings import Recipe, Settings
@@ -66,7 +67,7 @@ def main():
 
 
 def maps_of(stream, weights):
-    """Return the TOML file of a stream of what the frozen half gives; write it if it is not there.
+    """Return the TOML file of a stream of what the frozen part gives; write it if it is not there.
 
     The images are those of `benchmarks/paper/STREAM-64.toml`, all of one task in one file.
     """
@@ -74,7 +75,7 @@ def maps_of(stream, weights):
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         images = load_tasks(Path(f"benchmarks/paper/{stream}-64.toml"), scenario="task")
-        frozen = frozen_half(images.input_shape, weights)
+        frozen = frozen_part(weights)
         entries = []
         for task in images.tasks:
             write_maps(task, frozen, MAPS / f"{task.name}.npz")
@@ -84,13 +85,13 @@ def maps_of(stream, weights):
 
 
 def write_maps(task, frozen, path):
-    """Write what the frozen half gives for all images of a task, with their labels."""
+    """Write what the frozen part gives for all images of a task, with their labels."""
     if path.exists():
         return
     arrays = {}
     for role, splits in {"train": (task.train, task.validation), "test": (task.test,)}.items():
-        maps = [frozen.predict(split.inputs, batch_size=64, verbose=0) for split in splits]
-        arrays[f"x_{role}"] = np.concatenate(maps)
+        batches = (batch for split in splits for batch in split.batches(64))
+        arrays[f"x_{role}"] = np.concatenate([frozen(batch) for batch in batches])
         arrays[f"y_{role}"] = np.concatenate([split.labels for split in splits])
     np.savez(path, **arrays)
 
@@ -113,7 +114,7 @@ def settings_of(name, stream, weights):
     """Return how a stream is learned; Flowers has half of the images of the others."""
     starts_small = stream.startswith("flowers") or stream == "eight"
     recipe = Recipe(
-        backbone="squeezenet_halves:learned_half",
+        backbone="mobilenet_parts:learned_part",
         weights=weights,
         learning_rate=0.0003,
         batch_size=32,

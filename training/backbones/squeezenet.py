@@ -1,7 +1,5 @@
 """SqueezeNet 1.1: about AlexNet's accuracy on ImageNet with a fiftieth of its weights."""
 
-from typing import Any
-
 import keras
 from keras import layers
 
@@ -41,19 +39,8 @@ def _preprocess(pixels):
 
 def _features(x):
     x = layers.Conv2D(64, 3, strides=2, activation="relu", name="conv1")(x)
-    return fires(layers.MaxPooling2D(3, 2, name="pool1")(x))
-
-
-def fires(x: Any, first: int = 2) -> Any:
-    """Return the features of the network from the input of one of its modules, fire2 to fire9.
-
-    Args:
-        x: Tensor that the module takes, `[N, H, W, C]`.
-        first: Number of the module.
-    """
+    x = layers.MaxPooling2D(3, 2, name="pool1")(x)
     for number, channels in _FIRES.items():
-        if number < first:
-            continue
         x = _fire(x, number, *channels)
         if number in (3, 5):
             x = layers.MaxPooling2D(3, 2, name=f"pool{number}")(x)
