@@ -94,15 +94,15 @@ class Recipe:
 
     backbone: str = option(
         "mlp-256-256",
-        "mlp-WIDTH-…, cnn-WIDTH-…, vgg-WIDTH-…, alexnet, squeezenet, or a network of "
-        "keras.applications, such as mobilenet-0.75",
+        "mlp-WIDTH-…, cnn-WIDTH-…, vgg-WIDTH-…, alexnet, alexnet-caffe, caffenet, squeezenet, or "
+        "a network of keras.applications, such as mobilenet-0.75",
         metavar="NAME",
         label="",
     )
     weights: str | None = option(
         None,
-        "what the backbone begins with: imagenet, or a file (.keras, .h5, .npz, "
-        ".safetensors); random otherwise",
+        "what the backbone begins with: imagenet, or a file (.keras, .h5, .npz, .safetensors, "
+        ".caffemodel); random otherwise",
         metavar="FILE",
         label="",
     )
