@@ -137,11 +137,6 @@ class Method(QuadraticMethod):
             path_integral=self.path_integral,
         )
 
-    def restart(self, strength: float) -> None:
-        """Forget every task, and the path so far."""
-        super().restart(strength)
-        self.path_integral.reset()
-
     def before_task(self, model: keras.Model, x: Any, y: Any = None) -> None:
         """Begin a path at the weights as they are."""
         super().before_task(model, x, y)
@@ -168,8 +163,3 @@ class Method(QuadraticMethod):
         """Return max(0, Ω + ω / (Δ² + ξ)) and θ."""
         drift = weight - anchor
         return np.maximum(importance + now / (drift**2 + self.damping), 0.0), weight
-
-    def after_task(self, model: keras.Model, x: Any, y: Any = None, **options: Any) -> None:
-        """Merge the importance of the task, and begin a new path."""
-        super().after_task(model, x, y, **options)
-        self.path_integral.reset()
