@@ -116,7 +116,7 @@ def test_samples_do_not_depend_on_the_batch_size_and_are_unbiased():
 def test_a_draw_beyond_the_sum_of_the_probabilities_is_the_last_class():
     # A draw just below 1 is 1 in float32, in which twelve times 1/12 may be less. So is any sum
     # than this draw.
-    [log_p] = fisher._sampled([tf.zeros([1, 12])], tf.constant([1.0 + 1e-6]))
+    [log_p] = tf.function(fisher._sampled)([tf.zeros([1, 12])], tf.constant([1.0 + 1e-6]))
     np.testing.assert_allclose(log_p, [-np.log(12)], rtol=1e-6)
 
 
