@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_mas.importance import compute_fisher
+from keras_mas.importance import compute_fisher, fisher
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(7, 4, 3)).astype("float32")
@@ -111,6 +111,13 @@ def test_samples_do_not_depend_on_the_batch_size_and_are_unbiased():
     mean = compute_fisher(model, many, "sampled", batch_size=2048)
     for path, exact in compute_fisher(model, X).items():
         np.testing.assert_allclose(mean[path], exact, rtol=0.2, atol=0.1 * exact.max())
+
+
+def test_a_draw_beyond_the_sum_of_the_probabilities_is_the_last_class():
+    # A draw just below 1 is 1 in float32, in which twelve times 1/12 may be less. So is any sum
+    # than this draw.
+    [log_p] = tf.function(fisher._sampled)([tf.zeros([1, 12])], tf.constant([1.0 + 1e-6]))
+    np.testing.assert_allclose(log_p, [-np.log(12)], rtol=1e-6)
 
 
 def test_wrong_arguments_are_refused():

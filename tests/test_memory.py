@@ -172,6 +172,14 @@ def test_the_log_says_that_nothing_matters(caplog):
     assert len(caplog.messages) == 1
 
 
+def test_the_log_says_nothing_where_one_of_two_weights_matters(caplog):
+    inputs = keras.Input([2])
+    model = keras.Model(inputs, layers.Dense(1, name="both")(inputs))
+    memory = SynapticMemory().protect(model)
+    memory.remember(model, {"both/kernel": np.ones([2, 1]), "both/bias": np.zeros([1])})
+    assert caplog.messages == []
+
+
 def test_importance_of_a_weight_that_the_model_does_not_have_is_refused():
     model, _ = one_weight([1.0, 0.0])
     memory = SynapticMemory().protect(model)

@@ -59,6 +59,32 @@ def test_the_gradient_of_the_code_loss_reaches_the_trunk_alone():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4)
 
 
+def test_an_encoder_is_learned_with_the_task_and_what_it_loses(monkeypatch):
+    monkeypatch.setattr(ebll, "RECONSTRUCTION_WEIGHT", 0.5)
+    _, model = learner()
+    features = tf.constant([[1.0, 2.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    reconstructed = tf.constant([[0.0, 0.0, 0.0, 3.0], [0.0, 1.0, 0.0, 0.0]])
+    loss = model.autoencoder._model.compute_loss(features, tf.constant([0, 1]), reconstructed)
+    # The heads are 0: the cross-entropy of two logits is ln 2. ‖r − f‖² = 1 + 4 + 9, and 0.
+    assert float(loss) == pytest.approx(math.log(2) + 0.5 * 14 / 2, rel=1e-6)
+
+
+def test_an_encoder_is_learned_from_features_without_dropout(monkeypatch):
+    method = Method(1.0)
+    inputs = keras.Input([4])
+    model = method.model(inputs, [layers.Dense(2)(layers.Dropout(0.5)(inputs))])
+    learned_from = []
+
+    def learn(features, labels, seed):
+        learned_from.append(features.numpy())
+        return np.zeros([4, 1], "float32"), np.zeros(1, "float32")
+
+    monkeypatch.setattr(model.autoencoder, "learn", learn)
+    x = np.ones([8, 4], "float32")
+    method.after_task(model, x, np.arange(8) % 2)
+    np.testing.assert_array_equal(learned_from, [x])
+
+
 def test_each_task_adds_an_encoder(few_steps):
     method, model = learner(features=6)
     x, y = np.eye(6, dtype="float32"), np.array([0, 1] * 3)

@@ -52,6 +52,14 @@ def test_a_class_is_found_in_the_current_folder(folder):
     assert load_method("my_method:Namespace.Inner").__name__ == "Inner"
 
 
+def test_the_current_folder_comes_before_what_is_installed(folder, monkeypatch):
+    installed = folder / "installed"
+    installed.mkdir()
+    (installed / "my_method.py").write_text("")
+    monkeypatch.syspath_prepend(installed)
+    assert load_method("my_method:Mine").__name__ == "Mine"
+
+
 def test_what_lies_beside_it_is_imported_later_too(folder):
     lazy = "class Lazy(Method):\n    def callbacks(self):\n        import my_helper\n"
     (folder / "my_method.py").write_text(f"{MODULE}\n{lazy}        return my_helper.FOUND\n")

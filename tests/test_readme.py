@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -31,7 +32,7 @@ def commands():
 
 
 def test_the_monthly_job_runs_in_a_process_each(tmp_path):
-    january, february, _ = blocks("python")
+    january, february, *_ = blocks("python")
     for script in (january, february):
         assert len([line for line in script.splitlines() if line]) <= 13
         done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True)
@@ -43,11 +44,47 @@ def test_the_monthly_job_runs_in_a_process_each(tmp_path):
 
 def test_the_model_with_a_memory_of_its_own_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    *_, snippet = blocks("python")
+    _, _, snippet, _ = blocks("python")
     exec(snippet, {})
     loaded = keras.models.load_model("model.keras")
     assert loaded.penalty == "decoupled"
     assert loaded.memory.importance["dense_1/kernel"].max() > 0
+
+
+class Recorded(types.ModuleType):
+    """Stands in for MLflow, and takes note of what it is told."""
+
+    def __init__(self):
+        super().__init__("mlflow")
+        self.told = []
+        self.keras = types.ModuleType("mlflow.keras")
+        self.keras.MlflowCallback = keras.callbacks.History
+
+    def start_run(self, run_name, nested=False):
+        self.told.append(f"start {run_name}" if nested else "start the run")
+
+    def end_run(self):
+        self.told.append("end")
+
+    def log_metrics(self, metrics, step):
+        self.told.append((step, sorted(metrics)))
+
+
+def test_a_run_is_followed_by_mlflow(tmp_path, monkeypatch):
+    mlflow = Recorded()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "mlflow.keras", mlflow.keras)
+    monkeypatch.chdir(tmp_path)
+    *_, snippet = blocks("python")
+    (tmp_path / "my_mlflow.py").write_text(snippet)
+    try:
+        quick = ["--epochs", "1", "--backbone", "mlp-8"]
+        assert main(["train", "split-digits", *quick, "--callback", "my_mlflow:follow"]) == 0
+    finally:
+        sys.modules.pop("my_mlflow", None)
+    assert mlflow.told[:5] == ["end", "start the run", "start 0-1", "end", (1, ["task_1"])]
+    assert mlflow.told[5:8] == ["start 2-3", "end", (2, ["task_1", "task_2"])]
+    assert len(mlflow.told) == 2 + 5 * 3
 
 
 def test_the_diff_runs_and_without_its_lines_is_a_keras_script():

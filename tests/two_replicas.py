@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_mas import MASModel, SynapticMemory, compute_importance
+from keras_mas.methods import load_method
 
 rng = np.random.default_rng(0)
 a, b = rng.normal(size=(2, 32, 5)).astype("float32")
@@ -34,6 +35,22 @@ def train(kind, **kwargs):
     return model.get_weights(), memory.importance, history.history["loss"]
 
 
+def distill():
+    """Learn two tasks by LwF, with the answers of the first one held."""
+    keras.utils.set_random_seed(3)
+    method = load_method("lwf")(50.0)
+    inputs = keras.Input([5])
+    hidden = layers.Dense(6, "relu")(inputs)
+    model = method.model(inputs, [layers.Dense(3)(hidden), layers.Dense(3)(hidden)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05), loss)
+    for task, x in enumerate((a, b)):
+        method.before_task(model, x)
+        model.fit(x, labels + 3 * task, epochs=2, batch_size=16, verbose=0, shuffle=False)
+        method.after_task(model, x)
+    return model.get_weights()
+
+
 def main():
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -52,6 +69,11 @@ def main():
         outside = compute_importance(model, a)
         for path in inside:
             np.testing.assert_allclose(inside[path], outside[path], rtol=1e-5)
+    one = distill()
+    with two.scope():
+        both = distill()
+    for x, y in zip(one, both, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -399,7 +399,7 @@ class _Run:
         self._check_finite(loss, task)
         with self._timed("importance"):
             self.learner.after_task(number, data, on_progress=self._importance_measured)
-        self._check_weights(task)
+        self._check_weights(number, task)
 
     def _training_data(self, task):
         """Return the training data, with the validation data unless that is evaluated on."""
@@ -431,20 +431,22 @@ class _Run:
 
     def _check_finite(self, loss, task):
         if not math.isfinite(loss):
-            cure = "`--learning-rate` or `--strength`"
             raise DivergedError(
                 f"Expected a finite loss. Received: {loss} while learning task '{task.name}' with "
-                f"{title(self.settings.of_method)}. Lower "
-                f"{cure if self.settings.has_strength else '`--learning-rate`'}."
+                f"{title(self.settings.of_method)}. Lower {self._cure()}."
             )
 
-    def _check_weights(self, task):
-        """Refuse weights that a method has spoiled: NaN would count as an answer."""
-        for weight in self.learner.network.trunk.weights:
+    def _check_weights(self, number, task):
+        """Refuse weights that the last step or a method has spoiled: NaN would count as an answer.
+
+        The loss that was checked is of the weights before the last step.
+        """
+        for weight in self._joint(self._heads_changed_by(number)).weights:
             if not np.all(np.isfinite(weight.numpy())):
                 raise DivergedError(
                     f"Expected finite weights. Received: NaN or infinity in '{weight.path}' after "
-                    f"`after_task` of {title(self.settings.of_method)} for task '{task.name}'."
+                    f"task '{task.name}' was learned with {title(self.settings.of_method)}. Lower "
+                    f"{self._cure()}, or look at what the method does after a task."
                 )
 
     def _warn_if_not_learned(self, number, task):
@@ -465,6 +467,11 @@ class _Run:
                 NotLearnedWarning,
                 stacklevel=2,
             )
+
+    def _cure(self):
+        """Return the options to lower where a training diverges."""
+        both = "`--learning-rate` or `--strength`"
+        return both if self.settings.has_strength else "`--learning-rate`"
 
     def _accuracies(self):
         """Return a row of the accuracy matrix: the accuracy on every task now."""

@@ -393,7 +393,7 @@ def _brought_up_to_date(found, asked):
     defaults = {name: field.default for name, field in fields.items()}
     unknown = {name: asked[name] for name in _OF_MODULES if name in asked}
     # λ or a penalty that makes no difference to a method is None now.
-    without = {name: None for name in ("strength", "penalty") if asked.get(name, "") is None}
+    without = {name: None for name in ("strength", "penalty") if asked.get(name) is None}
     return defaults | unknown | found | without
 
 

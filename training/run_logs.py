@@ -31,22 +31,25 @@ def followers(following: Following, settings: Settings, directory: Path) -> list
     kinds = {"csv": CsvLog, "tensorboard": TensorBoardLog}
     listeners: list[Listener] = [kinds[name](directory, settings) for name in following.logs]
     if following.callback is not None:
-        listeners.append(_Callbacks(following.callback, settings, directory))
+        made = load_callback(following.callback)(settings, directory)
+        several = made if isinstance(made, list | tuple) else [made]
+        listeners += [_as_listener(one, following.callback) for one in several]
     return listeners
 
 
-class _Callbacks(Listener):
-    """Keras callbacks made by a function of the user's."""
-
-    def __init__(self, name: str, settings: Settings, directory: Path):
-        made = load_callback(name)(settings, directory)
-        self.callbacks = tuple(made) if isinstance(made, list | tuple) else (made,)
-        for callback in self.callbacks:
-            if not isinstance(callback, keras.callbacks.Callback):
-                raise UsageError(
-                    f"Expected `{name}` to return a `keras.callbacks.Callback`, or a list of them. "
-                    f"Received: {type(callback).__name__}."
-                )
+def _as_listener(made: Any, name: str) -> Listener:
+    """Return what a function of the user's made, a Keras callback as a listener that has it."""
+    if isinstance(made, Listener):
+        return made
+    if not isinstance(made, keras.callbacks.Callback):
+        raise UsageError(
+            f"Expected `{name}` to return a `keras.callbacks.Callback`, a "
+            "`keras_mas.training.run.Listener`, or a list of them. Received: "
+            f"{type(made).__name__}."
+        )
+    listener = Listener()
+    listener.callbacks = (made,)
+    return listener
 
 
 class _EpochLog(Listener):
@@ -165,7 +168,7 @@ class TensorBoardLog(_EpochLog):
         """Write the settings where TensorBoard's HParams plugin finds them."""
         from tensorboard.plugins.hparams import api
 
-        recipe = vars(self.settings.recipe)
-        own = {name: value for name, value in vars(self.settings).items() if name != "recipe"}
+        settings = vars(self.settings) | self.settings.of_method | vars(self.settings.recipe)
+        del settings["recipe"]
         with self._writer.as_default(0):
-            api.hparams({k: v for k, v in {**own, **recipe}.items() if v is not None})
+            api.hparams({k: v for k, v in settings.items() if v is not None})

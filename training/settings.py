@@ -94,15 +94,15 @@ class Recipe:
 
     backbone: str = option(
         "mlp-256-256",
-        "mlp-WIDTH-…, cnn-WIDTH-…, vgg-WIDTH-…, alexnet, squeezenet, a network of "
-        "keras.applications, such as mobilenet-0.75, or MODULE:FUNCTION",
+        "mlp-WIDTH-…, cnn-WIDTH-…, vgg-WIDTH-…, alexnet, alexnet-caffe, caffenet, squeezenet, a "
+        "network of keras.applications, such as mobilenet-0.75, or MODULE:FUNCTION",
         metavar="NAME",
         label="",
     )
     weights: str | None = option(
         None,
-        "what the backbone begins with: imagenet, or a file (.keras, .h5, .npz, "
-        ".safetensors); random otherwise",
+        "what the backbone begins with: imagenet, or a file (.keras, .h5, .npz, .safetensors, "
+        ".caffemodel); random otherwise",
         metavar="FILE",
         label="",
     )
@@ -381,9 +381,10 @@ class Following:
     Attributes:
         log: Names out of `LOGS`, separated by commas: what is written into the run's folder.
         callback: `MODULE:FUNCTION`; the function is called with the `Settings` and the folder of a
-            run, and returns a `keras.callbacks.Callback` or a list of them, such as those of
-            Weights & Biases or MLflow. They follow the `fit` of every task, and are to leave it as
-            it is: a run that is finished is read without them. None for none.
+            run, and returns a `keras.callbacks.Callback`, such as those of Weights & Biases and
+            MLflow, a `run.Listener`, which is told of tasks and their accuracies, or a list of
+            them. They follow the `fit` of every task, and are to leave it as it is: a run that is
+            finished is read without them. None for none.
 
     Raises:
         UsageError: If there is no such log, or no such function that takes two arguments.
@@ -398,9 +399,9 @@ class Following:
     )
     callback: str | None = option(
         None,
-        "function that returns Keras callbacks, called with (settings, folder) of a run; they are "
-        "to observe and not to change the training, and a finished run is read without them "
-        "(default: none)",
+        "function that returns Keras callbacks or listeners, called with (settings, folder) of a "
+        "run; they are to observe and not to change the training, and a finished run is read "
+        "without them (default: none)",
         metavar="MODULE:FUNCTION",
     )
 

@@ -1,5 +1,7 @@
+import functools
 import pickle
 
+import caffe_file
 import h5py
 import keras
 import numpy as np
@@ -48,6 +50,14 @@ def write_model(path):
     return path
 
 
+def write_caffe(form, path):
+    """Write a network as Caffe does: kernels `[O, I, H, W]`, and layers without weights."""
+    kernel, bias = arrays()["convolution-1/kernel"], arrays()["convolution-1/bias"]
+    layers = {"data": [], "convolution/1": [kernel.transpose(3, 2, 0, 1), bias], "relu1": []}
+    path.write_bytes(caffe_file.network(layers, form))
+    return path
+
+
 def write_nested(path):
     """Write a model that has the trunk as one of its layers."""
     trunk = build(None)
@@ -64,6 +74,10 @@ def write_nested(path):
         (write_hdf5, "w.HDF5"),
         (write_model, "model.keras"),
         (write_nested, "nested.keras"),
+        *(
+            (functools.partial(write_caffe, form), f"{form}.caffemodel")
+            for form in ("new", "old", "double")
+        ),
     ],
 )
 def test_weights_are_read_by_the_names_of_layers(write, name, tmp_path):
@@ -99,19 +113,40 @@ def test_arrays_of_a_layer_may_come_in_any_order(tmp_path):
         (
             "w.pth",
             b"",
-            r"ends in .keras, .h5, .hdf5, .npz, .safetensors. Received: '.*w.pth'. Conv",
+            r"ends in .keras, .*, .npz, .safetensors, .caffemodel. Received: '.*w.pth'. Conv",
         ),
         ("w.npz", b"PK nonsense", r"arrays that `numpy.savez` wrote. Received: '.*w.npz'"),
         ("w.npz", pickle.dumps({"a": 1}), "which cannot be read as one"),
         ("w.safetensors", b"\x09" * 40, "in the format of safetensors. Received: .* as one"),
         ("w.h5", b"nonsense", "Keras's HDF5 format.*Received: '.*w.h5'"),
         ("w.keras", b"nonsense", r"a model that Keras saved.*\(it is no zip archive\)"),
+        ("w.caffemodel", b"nonsense", r"a network that Caffe saved.*\(Error parsing message"),
+        ("w.caffemodel", b"", r"'.*w.caffemodel', which.*\(it holds no layer with weights\)"),
     ],
 )
 def test_foreign_files_are_named(name, content, sentence, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=sentence):
         build(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", ["new", "old"])
+def test_half_a_file_of_caffe_is_refused(form, tmp_path):
+    path = write_caffe(form, tmp_path / "w.caffemodel")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        UsageError, match=r"w.caffemodel', which cannot be read as one \(Error pars"
+    ):
+        build(path)
+
+
+def test_an_array_of_caffe_that_is_not_of_its_shape_is_refused(tmp_path):
+    kernel = caffe_file.part(5, bytes(4 * 54)) + caffe_file.part(7, caffe_file.part(1, b"\7"))
+    layer = caffe_file.part(1, b"convolution/1") + caffe_file.part(7, kernel)
+    (tmp_path / "w.caffemodel").write_bytes(caffe_file.part(100, layer))
+    with pytest.raises(UsageError, match=r"array of size 54 into shape \(7,\)\). Correct"):
+        build(tmp_path / "w.caffemodel")
 
 
 def test_pickled_arrays_are_refused(tmp_path):

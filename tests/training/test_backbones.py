@@ -3,6 +3,7 @@ import os
 import sys
 from pathlib import Path
 
+import caffe_file
 import keras
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from safetensors.numpy import save_file
 
 from keras_mas import check_importance
 from keras_mas.errors import UsageError
-from keras_mas.training.backbones import alexnet, build_trunk, check_pixels, weights_digest
+from keras_mas.training.backbones import (
+    alexnet,
+    build_trunk,
+    caffenet,
+    check_pixels,
+    weights_digest,
+)
 
 RGB = (64, 64, 3)
 UNSCALED = (1.0, 0.0)
@@ -49,10 +56,11 @@ def test_widths_are_in_the_name():
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("", "vgg-WIDTH-…, alexnet, squeezenet, a network of keras.applications"),
+        ("", "vgg-WIDTH-…, alexnet, alexnet-caffe, .*, a network of keras.applications"),
         ("resnet", "Received: 'resnet'. Did you mean 'resnet50'?"),
         ("Alexnet", "Received: 'Alexnet'. Did you mean 'alexnet'?"),
         ("alexnet-3", "Received: 'alexnet-3'"),
+        ("caffenet-2", "Received: 'caffenet-2'"),
         ("mobilenet-", r"'mobilenet' or 'mobilenet-α' with a number α > 0\. Received"),
         ("mobilenet-inf", "number α > 0"),
         ("mobilenet-0.5-2", "number α > 0"),
@@ -99,6 +107,7 @@ def test_convolutions_need_images(name):
     ("name", "shape", "sentence"),
     [
         ("alexnet", (62, 70, 3), r"at least 63×63 pixels.*'alexnet'\. Received: 62×70"),
+        ("caffenet", (38, 39, 3), r"at least 39×39 pixels.*Received: 38×39"),
         ("squeezenet", (31, 30, 3), r"at least 31×31 pixels.*Received: 31×30.*image_size"),
         ("mobilenet", (8, 8, 3), "images of 8×8 pixels.*'mobilenet', of which Keras says"),
         ("squeezenet", (64, 64, 4), r"grey or RGB images.*images of 4 channels"),
@@ -110,9 +119,11 @@ def test_images_that_a_network_cannot_take_are_refused(name, shape, sentence):
 
 
 def test_the_smallest_images_fit(monkeypatch):
-    monkeypatch.setattr(alexnet, "_FULLY_CONNECTED", (9216, 4, 2))
+    monkeypatch.setattr(alexnet, "FULLY_CONNECTED", (9216, 4, 2))
     assert build_trunk("alexnet", (63, 63, 3), UNSCALED).output_shape == (None, 2)
     assert build_trunk("squeezenet", (31, 31, 3), UNSCALED).output_shape == (None, 512)
+    monkeypatch.setattr(caffenet, "FULLY_CONNECTED", (9216, 4, 2))
+    assert build_trunk("caffenet", (39, 39, 3), UNSCALED).output_shape == (None, 2)
 
 
 def test_networks_that_prepare_pixels_take_nothing_else():
@@ -127,7 +138,7 @@ def test_each_network_prepares_pixels_as_its_published_weights_expect(monkeypatc
     image = np.full([1, 64, 64, 3], (10, 20, 30), "uint8")
     bgr = inside(build_trunk("squeezenet", RGB, (1 / 255, 0.0)), "centred")(image)
     np.testing.assert_array_equal(bgr[0, 0, 0], [30 - 104, 20 - 117, 10 - 123])
-    monkeypatch.setattr(alexnet, "_FULLY_CONNECTED", (9216, 4, 2))
+    monkeypatch.setattr(alexnet, "FULLY_CONNECTED", (9216, 4, 2))
     rgb = inside(build_trunk("alexnet", RGB, (1 / 255, 0.0)), "standardized")(image)
     expected = [(10 / 255 - 0.485) / 0.229, (20 / 255 - 0.456) / 0.224, (30 / 255 - 0.406) / 0.225]
     np.testing.assert_allclose(rgb[0, 0, 0], expected, rtol=1e-5)
@@ -145,9 +156,10 @@ def test_grey_images_are_taken_in_three_channels(name):
     np.testing.assert_array_equal(grey(images), rgb(np.repeat(images, 3, axis=-1)))
 
 
-@pytest.mark.parametrize("name", ["squeezenet", "alexnet", "mobilenet-0.25"])
+@pytest.mark.parametrize("name", ["squeezenet", "alexnet", "caffenet", "mobilenet-0.25"])
 def test_a_saved_trunk_needs_nothing_of_ours(name, monkeypatch, tmp_path):
-    monkeypatch.setattr(alexnet, "_FULLY_CONNECTED", (9216, 4, 2))
+    for module in (alexnet, caffenet):
+        monkeypatch.setattr(module, "FULLY_CONNECTED", (9216, 4, 2))
     trunk = build_trunk(name, RGB, UNSCALED)
     trunk.save(tmp_path / "trunk.keras")
     images = pixels(0, 2, *RGB)
@@ -204,7 +216,7 @@ def alexnet_of_pytorch(x, state):
 # 1×1, 4×4 and 6×6 positions before fc6.
 @pytest.mark.parametrize("size", [64, 160, pytest.param(224, marks=pytest.mark.slow)])
 def test_alexnet_computes_what_torchvisions_weights_were_learned_for(size, monkeypatch, tmp_path):
-    monkeypatch.setattr(alexnet, "_FULLY_CONNECTED", (9216, 6, 5))  # 4096 took a second
+    monkeypatch.setattr(alexnet, "FULLY_CONNECTED", (9216, 6, 5))  # 4096 took a second
     shapes = {
         "features.0": (64, 3, 11, 11),
         "features.3": (192, 64, 5, 5),
@@ -231,9 +243,131 @@ def test_alexnet_computes_what_torchvisions_weights_were_learned_for(size, monke
     np.testing.assert_allclose(trunk(images), expected, rtol=1e-3, atol=1e-4)
 
 
+# Caffe's layers are PyTorch's but for these.
+
+
+def in_two_groups(x, kernel, bias, padding):
+    """What the paper's two GPUs did: each half of the channels with half of the kernel."""
+    halves = (np.split(array, 2, axis=axis) for array, axis in ((x, 1), (kernel, 0), (bias, 0)))
+    y = [convolved(*half, stride=1, padding=padding) for half in zip(*halves, strict=True)]
+    return np.concatenate(y, axis=1)
+
+
+def pooled_to_the_edge(x):
+    """The last of the 3×3 positions may lie in part beyond the edge."""
+    beyond = [(0, 0), (0, 0), *((0, 1 - length % 2) for length in x.shape[2:])]
+    return pooled(np.pad(x, beyond, constant_values=-np.inf))
+
+
+def normalized(x):
+    scale = np.ones_like(x)
+    for c in range(x.shape[1]):
+        scale[:, c] += 1e-4 / 5 * np.sum(x[:, max(c - 2, 0) : c + 3] ** 2, axis=1)
+    return x / scale**0.75
+
+
+# What follows conv1 and conv2: as Caffe's two files of networks have it.
+AFTER = {
+    "alexnet-caffe": {"norm": normalized, "pool": pooled_to_the_edge},
+    "caffenet": {"pool": pooled_to_the_edge, "norm": normalized},
+}
+
+
+def alexnet_of_caffe(x, layers, after):
+    x = convolved(x, *layers["conv1"], stride=4, padding=0)
+    for number in (1, 2):
+        for layer in after.values():
+            x = layer(x)
+        if number == 1:
+            x = in_two_groups(x, *layers["conv2"], padding=2)
+    x = convolved(x, *layers["conv3"], stride=1, padding=1)
+    x = in_two_groups(x, *layers["conv4"], padding=1)
+    x = in_two_groups(x, *layers["conv5"], padding=1)
+    x = averaged(pooled_to_the_edge(x), 6).reshape(len(x), -1)
+    for name in ("fc6", "fc7"):
+        kernel, bias = layers[name]
+        x = np.maximum(x @ kernel.T + bias, 0)
+    return x
+
+
+def layers_of_caffe(after):
+    """Random weights, `[O, I, H, W]`; normalization and pooling have none, but a place."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv1": (96, 3, 11, 11),
+        **{f"{kind}1": None for kind in after},
+        "conv2": (256, 48, 5, 5),
+        "conv3": (384, 256, 3, 3),
+        "conv4": (384, 192, 3, 3),
+        "conv5": (256, 192, 3, 3),
+        "fc6": (6, 9216),
+        "fc7": (5, 6),
+        "fc8": (1000, 5),  # the classifier, which is no part of the trunk
+    }
+    return {
+        name: []
+        if shape is None
+        else [
+            rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape).astype("float32"),
+            rng.normal(0, 0.1, shape[0]).astype("float32"),
+        ]
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("alexnet-caffe", 64),
+        ("caffenet", 64),
+        ("caffenet", 171),  # 6×6 positions after five roundings
+        pytest.param("alexnet-caffe", 227, marks=pytest.mark.slow),
+    ],
+)
+def test_caffes_networks_compute_what_their_weights_were_learned_for(
+    name, size, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(caffenet, "FULLY_CONNECTED", (9216, 6, 5))
+    layers = layers_of_caffe(AFTER[name])
+    (tmp_path / "w.caffemodel").write_bytes(caffe_file.network(layers))
+    trunk = build_trunk(name, (size, size, 3), UNSCALED, str(tmp_path / "w.caffemodel"))
+    images = pixels(0, 2, size, size, 3)
+    prepared = images[..., ::-1] - np.array([104.0, 117.0, 123.0])
+    expected = alexnet_of_caffe(prepared.transpose(0, 3, 1, 2), layers, AFTER[name])
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(trunk(images), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_caffes_other_network_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(caffenet, "FULLY_CONNECTED", (9216, 6, 5))
+    path = tmp_path / "bvlc_alexnet.caffemodel"
+    path.write_bytes(caffe_file.network(layers_of_caffe(AFTER["alexnet-caffe"])))
+    with pytest.raises(UsageError, match="'caffenet', in which pool1 comes before norm1. Received"):
+        build_trunk("caffenet", RGB, UNSCALED, str(path))
+
+
+def test_arrays_by_caffes_names_are_read_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(caffenet, "FULLY_CONNECTED", (9216, 6, 5))
+    found = {k: v for k, v in layers_of_caffe({}).items() if v}
+    kernels = {f"{name}.weight": kernel for name, (kernel, _) in found.items()}
+    biases = {f"{name}.bias": bias for name, (_, bias) in found.items()}
+    np.savez(tmp_path / "w.npz", **kernels, **biases)
+    trunk = build_trunk("caffenet", RGB, UNSCALED, str(tmp_path / "w.npz"))
+    second = trunk.get_layer("conv2-2")  # the second half of the channels that come out
+    np.testing.assert_array_equal(second.kernel, found["conv2"][0][128:].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(second.bias, found["conv2"][1][128:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "size"), [("vgg-4-8", 32), ("alexnet", 64), ("squeezenet", 64), ("mobilenet-0.25", 32)]
+    ("name", "size"),
+    [
+        ("vgg-4-8", 32),
+        ("alexnet", 64),
+        ("caffenet", 64),
+        ("squeezenet", 64),
+        ("mobilenet-0.25", 32),
+    ],
 )
 def test_importance_of_every_backbone_is_exact(name, size):
     trunk = build_trunk(name, (size, size, 3), (1 / 255, 0.0))

@@ -188,7 +188,8 @@ def test_compare_then_report(here, capsys):
     assert [row["method"] for row in content["runs"]] == ["mas"] * 2 + ["finetune"] * 2
     assert len((folder / "comparison.csv").read_text().splitlines()) == 5
     page = (folder / "report.html").read_text()
-    assert "What the network must keep: mas" in page and "--seeds 0,1" in page
+    assert "What the network must keep: mas" in page and "--seeds 0,1 " in page
+    assert "--log csv" in page and "average accuracy from mas" in page
     run = here / content["runs"][0]["folder"]
     assert len((run / "training.csv").read_text().splitlines()) == 1 + 3 * 2
 
@@ -198,6 +199,8 @@ def test_compare_then_report(here, capsys):
     assert again["average_accuracy"] == content["runs"][0]["average_accuracy"]
     printed = json.loads(answer(capsys, *COMPARE, "--strength", "mas=2", "--json"))
     assert printed["methods"] == content["methods"]
+    answer(capsys, *COMPARE, "--strength", "mas=2", "--against", "finetune")
+    assert "average accuracy from finetune" in (folder / "report.html").read_text()
 
     runs = [row["folder"] for row in content["runs"]]
     out = answer(capsys, "report", *runs, "--html", "new/page.html", "--importance")
@@ -211,16 +214,22 @@ def test_the_command_of_a_comparison_makes_it_again(here, capsys):
     first = json.loads(answer(capsys, *COMPARE, "--methods", "finetune", "--json"))
     words = first["command"].split()
     assert words[:3] == ["keras-mas", "compare", "insects.toml"]
+    assert not {"--runs", "--searches", "--output", "--importance"} & {*words}
     assert json.loads(answer(capsys, *words[1:], "--json")) == first
     lines = answer(capsys, *words[1:], "--csv").splitlines()
     assert len(lines) == 3 and lines[0].startswith("stream,")
 
 
 def test_the_command_of_a_comparison_names_its_folders(here, capsys):
-    folders = ["--runs", "my runs", "--output", "page", "--importance"]
-    quick = [*COMPARE, "--methods", "finetune", *folders, "--json"]
-    command = json.loads(answer(capsys, *quick))["command"]
-    assert command.endswith("--runs 'my runs' --output page --importance")
+    folders = ["--runs", "my runs", "--searches", "found", "--output", "page", "--importance"]
+    quick = [*COMPARE, "--methods", "finetune", "--evaluate-every", "5", *folders, "--json"]
+    content = json.loads(answer(capsys, *quick))
+    end = "--runs 'my runs' --searches found --output page --importance"
+    assert content["command"].endswith(end)
+    assert "--evaluate-every 5" in content["command"]
+    for row in content["runs"]:
+        result = json.loads((here / row["folder"] / "result.json").read_text())
+        assert result["evaluate_every"] == 5
 
 
 def test_a_comparison_in_which_one_method_fails_says_so(here, capsys):
@@ -228,7 +237,8 @@ def test_a_comparison_in_which_one_method_fails_says_so(here, capsys):
     assert main(asked) == 1
     out, err = capsys.readouterr()
     assert err.splitlines()[-1].startswith("keras-mas: 1 of 2 runs failed: mas λ=1e+30 seed 0. The")
-    assert "finetune" in out and (here / "comparisons/insects/report.html").exists()
+    page = (here / "comparisons/insects/report.html").read_text()
+    assert "finetune" in out and "Expected a finite loss" in page
 
 
 def test_a_comparison_in_which_everything_fails(here, capsys):
@@ -241,11 +251,12 @@ def test_a_comparison_in_which_everything_fails(here, capsys):
 @pytest.mark.slow
 def test_a_comparison_that_searches(here, capsys):
     space = ["--trials", "1", "--tuner", "random", "--json"]
-    searching = [*COMPARE, "--search", *space]
+    searching = [*COMPARE, "--search", "--searches", "found", *space]
     content = json.loads(answer(capsys, *searching))
     mas, *_, finetune = content["runs"]
     # It is the search that `keras-mas search` makes with the first seed, and continues.
-    found = json.loads(answer(capsys, "search", "insects.toml", *QUICK, *space))
+    there = ["--directory", "found"]
+    found = json.loads(answer(capsys, "search", "insects.toml", *QUICK, *space, *there))
     assert found["trained_now"] == 0
     assert mas["strength"] == float(f"{found['best_strength']:.4g}")
     assert finetune["strength"] is None

@@ -3,6 +3,7 @@ import io
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -17,7 +18,8 @@ from keras_mas.training.run_directory import read_result
 from keras_mas.training.search import Trial
 from keras_mas.training.settings import ComparisonPlan, Recipe, SearchSpace, Settings
 from keras_mas.training.tasks import Split, Task
-from keras_mas.training.tasks.inputs import MemoryArray
+from keras_mas.training.tasks.changes import Change
+from keras_mas.training.tasks.inputs import ChangedArray, MemoryArray
 
 
 def of_seed(stream, seed):
@@ -143,21 +145,25 @@ def test_a_run_that_diverges_is_an_entry_and_the_others_go_on(stream, contestant
     assert entries[2].result["accuracy_matrix"] == alone["accuracy_matrix"]
 
 
+@pytest.mark.parametrize(
+    ("error", "keeps_network"), [(UsageError, False), (compare_module.DivergedError, True)]
+)
 def test_an_error_is_an_entry_and_leaves_no_half_a_network(
-    stream, contestants, tmp_path, monkeypatch
+    stream, contestants, tmp_path, monkeypatch, error, keeps_network
 ):
     learners, original = [], compare_module.train
 
     def failing(stream, settings, directory, *, learner, **options):
         learners.append(learner)
         if len(learners) == 1:
-            raise UsageError("A backbone\n of no use.")
+            raise error("A backbone\n of no use.")
         return original(stream, settings, directory, learner=learner, **options)
 
     monkeypatch.setattr(compare_module, "train", failing)
     entries, _ = run_all(stream, contestants[:1], tmp_path, seeds=(0, 1, 2))
     assert [entry.error for entry in entries] == ["A backbone of no use.", "", ""]
-    assert learners[0] is not learners[1] is learners[2]
+    assert (learners[0] is learners[1]) == keeps_network
+    assert learners[1] is learners[2]
 
 
 def test_a_full_disk_ends_the_comparison_and_finished_runs_stay(
@@ -176,14 +182,35 @@ def test_a_full_disk_ends_the_comparison_and_finished_runs_stay(
     assert finished_result(stream, contestants[0], next(tmp_path.iterdir())) is not None
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_streams_are_kept_if_they_fit_into_memory(stream, monkeypatch, share):
-    monkeypatch.setattr(compare_module, "_SHARE_OF_STREAMS", share)
+# Three tasks of 64 + 16 + 40 examples, four numbers of four bytes each.
+BYTES = 3 * 120 * 16
+
+
+@pytest.mark.parametrize(("memory", "fit"), [(8 * BYTES, True), (8 * BYTES - 1, False)])
+def test_streams_of_two_seeds_are_kept_if_they_take_a_quarter_of_the_memory(
+    stream, monkeypatch, memory, fit
+):
+    monkeypatch.setattr(compare_module, "machine_memory", lambda: memory)
     loads = []
     streams = _Streams(lambda seed: loads.append(seed) or of_seed(stream, seed), 2)
     for seed in (0, 1, 1, 0):
         assert streams(seed).fingerprint == of_seed(stream, seed).fingerprint
-    assert loads == ([0, 1] if share else [0, 1, 0])
+    assert loads == ([0, 1] if fit else [0, 1, 0])
+
+
+def test_inputs_that_tasks_share_are_in_memory_once(stream):
+    source = MemoryArray(np.zeros([10, 4], "float32"))
+    labels = np.arange(10) % 2
+    plain, doubled = Split(source, labels), Split(ChangedArray(source, Doubled()), labels)
+    tasks = [Task(n, ("no", "yes"), each, each, each) for n, each in [("a", plain), ("b", doubled)]]
+    shared = dataclasses.replace(stream, tasks=tuple(tasks))
+    assert compare_module._bytes_in_memory(shared) == 10 * 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled(Change):
+    def __call__(self, inputs):
+        return 2 * inputs
 
 
 # The search for λ.
@@ -214,6 +241,25 @@ def test_the_strength_of_methods_that_have_one_is_searched_for(
     assert notes.trials == [("mas", 0)]
     assert [e.settings.strength for e in entries] == [12.35, 12.35, 1.0, 1.0]
     assert [e.result["strength"] for e in entries[:2]] == [12.35, 12.35]
+
+
+def test_a_search_is_made_with_the_data_of_its_own_seed(stream, quick, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        compare_module, "search", lambda stream, *_, **__: seen.append(stream.fingerprint) or 1 / 0
+    )
+    second = dataclasses.replace(quick, seed=1)
+    run_all(stream, [second], tmp_path, seeds=(0, 1), space=SearchSpace())
+    assert seen == [of_seed(stream, 1).fingerprint]
+
+
+def test_a_full_disk_ends_a_search(stream, quick, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compare_module, "search", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_all(stream, [quick], tmp_path, space=SearchSpace())
 
 
 def test_a_search_without_a_result_fails_the_runs_of_its_method(

@@ -237,6 +237,31 @@ def test_the_lowest_accuracy_is_sought_at_the_ends_of_tasks_too(tmp_path):
     assert "Lowest: mas λ=1 0.700." in labels[0] and "Lowest: mas λ=1 0.800." in labels[1]
 
 
+def test_the_lowest_accuracy_is_that_of_all_seeds_since_the_task_was_learned(tmp_path):
+    # When it was learned the first task was known less well than ever after.
+    rows = [[0.3, 0.1], [0.6, 0.9]], [[0.3, 0.1], [0.5, 0.9]]
+    measured = {"min_accuracy": 0.5, "worst_case_accuracy": 0.5}
+    measured["evaluations"] = [evaluation(2, [0.55, 0.8])]
+    runs = [
+        result(seed=s, tasks=("a", "b"), accuracy_matrix=R, **measured) for s, R in enumerate(rows)
+    ]
+    page, _ = page_of(tmp_path / "report.html", runs)
+    (label,) = [v["aria-label"] for v in page.of("div") if "Lowest" in v.get("aria-label", "")]
+    assert "Lowest: mas λ=1 0.500." in label
+
+
+def test_the_gap_is_drawn_between_tasks_too(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        pictures, "_mean_line", lambda panel, x, curves, number: drawn.append((x, curves)) or 0.5
+    )
+    measured = [evaluation(1, [0.5]), evaluation(2, [0.6, 0.5]), evaluation(3, [0.4, 0.7, 0.5])]
+    pictures.task_while_others_are_learned(groups([result(evaluations=measured)]), 0)
+    [(x, curves)] = drawn
+    assert x == (1.0, 1.5, 2.0, 2.5, 3.0)
+    assert curves.round(9).tolist() == [[0.9, 0.6, 0.8, 0.4, 0.7]]
+
+
 def test_what_evaluations_under_way_say_of_joint_training_and_imm(tmp_path):
     measured = {"min_accuracy": 0.25, "worst_case_accuracy": 0.5, "evaluations": evaluations(0.25)}
     page, _ = page_of(tmp_path / "report.html", [result("joint", **measured)])

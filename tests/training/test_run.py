@@ -109,11 +109,47 @@ def test_another_version_of_an_own_backbone_is_another_run(stream, settings, tmp
     assert versions[0] == versions[1]
 
 
-def test_weights_that_a_method_spoils_are_no_result(stream, settings, tmp_path, own_method):
-    name = own_method("model.set_weights([np.nan * w for w in model.get_weights()])")
+@pytest.mark.parametrize(
+    ("weight", "value", "path"), [(0, "np.nan", "hidden-1/kernel"), (-1, "np.inf", ".*/bias")]
+)
+def test_weights_that_a_method_spoils_are_no_result(
+    stream, settings, tmp_path, own_method, weight, value, path
+):
+    name = own_method(f"w = model.weights[{weight}]; w.assign(np.full(w.shape, {value}))")
     spoiled = dataclasses.replace(settings, method=name)
-    with pytest.raises(DivergedError, match="NaN or infinity in '.*' after `after_task` of own_m"):
-        train(stream, spoiled, tmp_path / "run")
+    shared_head = dataclasses.replace(stream, scenario="domain")
+    with pytest.raises(DivergedError, match=f"NaN or infinity in '{path}' after task 'ants' was"):
+        train(shared_head, spoiled, tmp_path / "run")
+
+
+def other_examples(stream):
+    first, *others = stream.tasks
+    first = dataclasses.replace(first, test=first.train)
+    return dataclasses.replace(stream, tasks=(first, *others))
+
+
+def other_names(stream):
+    tasks = [dataclasses.replace(each, name=f"{each.name}-2") for each in stream.tasks]
+    return dataclasses.replace(stream, tasks=tuple(tasks))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_examples,
+        other_names,
+        lambda stream: dataclasses.replace(stream, name="animals"),
+        lambda stream: dataclasses.replace(stream, scenario="domain"),
+        lambda stream: dataclasses.replace(stream, rescale=(0.5, 0.0)),
+        lambda stream: dataclasses.replace(stream, left_out=("ant.jpg",)),
+    ],
+)
+def test_whatever_decides_a_result_makes_another_run(stream, settings, change):
+    assert describe(change(stream), settings, "test") != describe(stream, settings, "test")
+
+
+def test_validation_data_and_test_data_make_different_runs(stream, settings):
+    assert describe(stream, settings, "validation") != describe(stream, settings, "test")
 
 
 def test_a_result_tells_its_data_but_not_its_seed(settings, tmp_path):

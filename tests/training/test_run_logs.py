@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 
 import keras
 import numpy as np
@@ -218,17 +219,21 @@ def test_tensorboard_gets_histograms_of_the_importance(measured):
     assert math.isclose(histogram[-1, 1], values.max(), rel_tol=1e-5)
 
 
-def test_tensorboard_gets_the_settings(measured):
+def hparams_in(folder):
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-    _, _, folder = measured
     [path] = (folder / "tensorboard").glob("events*")
     for record in tf.data.TFRecordDataset(str(path)):
         for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
             if value.tag == metadata.SESSION_START_INFO_TAG:
                 content = value.metadata.plugin_data.content
                 data = plugin_data_pb2.HParamsPluginData.FromString(content)
-    hparams = data.session_start_info.hparams
+    return data.session_start_info.hparams
+
+
+def test_tensorboard_gets_the_settings(measured):
+    _, _, folder = measured
+    hparams = hparams_in(folder)
     assert hparams["method"].string_value == "mas"
     assert hparams["strength"].number_value == 1.0
     assert hparams["batch_size"].number_value == 16
@@ -237,6 +242,8 @@ def test_tensorboard_gets_the_settings(measured):
 def test_what_has_no_importance_is_drawn_without(stream, quick, tmp_path):
     logged(stream, dataclasses.replace(quick, method="finetune"), tmp_path, log="tensorboard")
     assert not any(tag.startswith("importance") for tag in events(tmp_path))
+    assert {"method", "seed"} <= {*hparams_in(tmp_path)}
+    assert not {"strength", "penalty"} & {*hparams_in(tmp_path)}  # which finetune has not
     np.savez(tmp_path / "memory.npz", other=np.zeros(3))
     assert saved_importance(tmp_path) == {}
 
@@ -246,10 +253,17 @@ def test_what_has_no_importance_is_drawn_without(stream, quick, tmp_path):
 
 MODULE = """
 import keras
+from keras_mas.training.run import Listener
 asked = []
+learned = []
+class Names(Listener):
+    def task_finished(self, result):
+        learned.append((result.task.name, len(result.accuracies)))
 def make_callback(settings, directory):
     asked.append((settings.method, directory.name))
     return [keras.callbacks.CSVLogger(directory.with_suffix(".log"), append=True)]
+def make_listener(settings, directory):
+    return Names()
 def nothing(settings, directory):
     return None
 def one_argument(settings):
@@ -263,8 +277,6 @@ def module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_followers.py").write_text(MODULE)
     yield "my_followers"
-    import sys
-
     sys.modules.pop("my_followers", None)
 
 
@@ -274,6 +286,14 @@ def test_a_callback_of_the_user_follows_every_task(module, stream, quick, tmp_pa
     train(stream, quick, folder, listeners=followers(following, quick, folder))
     assert (tmp_path / "run.log").read_text().count("\n") == 1 + 3 * 2
     shutil.rmtree(folder)
+
+
+def test_a_listener_of_the_user_is_told_of_every_task(module, stream, quick, tmp_path):
+    following = Following(callback=f"{module}:make_listener")
+    folder = tmp_path / "run"
+    train(stream, quick, folder, listeners=followers(following, quick, folder))
+    learned = sys.modules[module].learned
+    assert learned == [("ants", 3), ("bees", 3), ("cats", 3)]
 
 
 @pytest.mark.parametrize(

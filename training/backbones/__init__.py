@@ -11,12 +11,17 @@ from keras_mas.plugins import is_own
 
 from ..tasks.stream import Rescale
 from ..wording import did_you_mean
-from . import alexnet, applications, own, squeezenet, widths
+from . import alexnet, applications, caffenet, own, squeezenet, widths
 from .backbone import Backbone
 from .weights import IMAGENET, check_weights, digest_of_file, digest_of_values, load_weights
 
 # The networks of one shape, by name.
-_FIXED = {"alexnet": alexnet.find, "squeezenet": squeezenet.find}
+_FIXED = {
+    "alexnet": alexnet.find,
+    "alexnet-caffe": caffenet.find,
+    "caffenet": caffenet.find,
+    "squeezenet": squeezenet.find,
+}
 
 
 def build_trunk(
@@ -29,9 +34,9 @@ def build_trunk(
 
     Args:
         backbone: A kind and its widths, `"mlp-256-256"`, `"cnn-32-64-128"` or `"vgg-32-64-128"`;
-            `"alexnet"` or `"squeezenet"`; the name of a network of `keras.applications`, in any
-            case, with α after a MobileNet's, as in `"mobilenet-0.75"`; or `MODULE:FUNCTION`, see
-            `own.find`.
+            `"alexnet"`, `"alexnet-caffe"`, `"caffenet"` or `"squeezenet"`; the name of a network of
+            `keras.applications`, in any case, with α after a MobileNet's, as in
+            `"mobilenet-0.75"`; or `MODULE:FUNCTION`, see `own.find`.
         input_shape: Shape of one raw input.
         rescale: `(scale, offset)`: the first layer computes `scale * inputs + offset`, so that the
             model takes raw inputs. Networks without widths do what their published weights were

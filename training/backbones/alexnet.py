@@ -1,5 +1,7 @@
 """AlexNet, the backbone of the paper's experiments, as torchvision has it."""
 
+from typing import Any
+
 import keras
 from keras import layers
 
@@ -23,7 +25,8 @@ _TORCHVISION = {
 # Height and width that fc6 takes.
 _POSITIONS = 6
 
-_FULLY_CONNECTED = (256 * _POSITIONS**2, 4096, 4096)
+# Inputs of fc6, and the units of fc6 and fc7.
+FULLY_CONNECTED = (256 * _POSITIONS**2, 4096, 4096)
 
 
 def find(name: str) -> Backbone:
@@ -44,7 +47,7 @@ def _preprocess(pixels):
 
 
 def _features(x):
-    require_memory_for_weights(_FULLY_CONNECTED, 1, "alexnet")
+    require_memory_for_weights(FULLY_CONNECTED, 1, "alexnet")
     x = layers.ZeroPadding2D(2, name="padding1")(x)
     x = layers.Conv2D(64, 11, strides=4, activation="relu", name="conv1")(x)
     x = layers.MaxPooling2D(3, 2, name="pool1")(x)
@@ -54,13 +57,18 @@ def _features(x):
     x = _convolution(256, 3, "conv4")(x)
     x = _convolution(256, 3, "conv5")(x)
     x = layers.MaxPooling2D(3, 2, name="pool5")(x)
-    x = _averaged(_averaged(x, axis=1), axis=2)
-    # The rows of fc6 count the channels before the positions.
-    x = layers.Flatten(name="flatten")(layers.Permute((3, 1, 2), name="channels-first")(x))
-    for number, units in enumerate(_FULLY_CONNECTED[1:], 6):
+    x = inputs_of_fc6(x)
+    for number, units in enumerate(FULLY_CONNECTED[1:], 6):
         x = layers.Dropout(0.5, name=f"drop{number}")(x)
         x = layers.Dense(units, activation="relu", name=f"fc{number}")(x)
     return x
+
+
+def inputs_of_fc6(x: Any) -> Any:
+    """Return `[N, 256 · 6²]` of the outputs `[N, H, W, 256]` of the convolutions."""
+    x = _averaged(_averaged(x, axis=1), axis=2)
+    # The rows of fc6 count the channels before the positions.
+    return layers.Flatten(name="flatten")(layers.Permute((3, 1, 2), name="channels-first")(x))
 
 
 def _averaged(x, axis):

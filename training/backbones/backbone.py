@@ -1,7 +1,7 @@
 """What every backbone has: how raw inputs become what it takes, and its layers."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,9 @@ from keras import layers
 from keras_mas.errors import UsageError
 
 from ..tasks.stream import Rescale
+
+# Mean over ImageNet of the blue, green and red pixels, as Caffe's networks subtract it.
+_BGR_MEAN = (104.0, 117.0, 123.0)
 
 # From a tensor `[N, ...]` to a tensor.
 Layers = Callable[[Any], Any]
@@ -28,6 +31,10 @@ class Backbone:
             the stream of tasks rescales its inputs to, in any number of channels.
         imagenet: As `features`, with weights learned on ImageNet; None if Keras publishes none.
         published: Names of its layers in weights that others publish, as `{theirs: ours}`.
+        halves: Layers that others publish as one and that are several here, side by side, as
+            `{theirs: ours}`.
+        order: Two layers without weights, in the order in which they come here: it tells the
+            network from another one, whose weights have the same shapes.
     """
 
     name: str
@@ -36,6 +43,8 @@ class Backbone:
     preprocess: Layers | None = None
     imagenet: Layers | None = None
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    halves: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
     def build(
         self, input_shape: tuple[int, ...], rescale: Rescale, imagenet: bool = False
@@ -77,3 +86,9 @@ def _rgb(images):
     """Return RGB images `[N, H, W, 3]` of RGB or grey ones, as float32."""
     x = layers.Rescaling(1.0, name="pixels")(images)  # integers become float32
     return x if x.shape[-1] == 3 else layers.Concatenate(name="rgb")([x, x, x])
+
+
+def bgr_without_mean(pixels: Any) -> Any:
+    """Return what Caffe's networks take: blue, green and red, less the mean over ImageNet."""
+    bgr = keras.ops.flip(pixels, axis=-1)
+    return layers.Normalization(mean=_BGR_MEAN, variance=[1.0] * 3, name="centred")(bgr)

@@ -1,12 +1,8 @@
 """SqueezeNet 1.1: about AlexNet's accuracy on ImageNet with a fiftieth of its weights."""
 
-import keras
 from keras import layers
 
-from .backbone import Backbone
-
-# Mean over ImageNet of the blue, green and red pixels, as Caffe's networks subtract it.
-_BGR_MEAN = (104.0, 117.0, 123.0)
+from .backbone import Backbone, bgr_without_mean
 
 # Channels of the squeezing convolution of each module, and of both expanding ones; after the
 # modules 3 and 5 the image is halved.
@@ -29,12 +25,7 @@ def find(name: str) -> Backbone:
     size", 2016 (arXiv:1602.07360), with the smaller first convolution and earlier pooling that its
     authors published as version 1.1. Layers have the names of Caffe's, with `-` for `/`.
     """
-    return Backbone(name, _features, 31, _preprocess)
-
-
-def _preprocess(pixels):
-    bgr = keras.ops.flip(pixels, axis=-1)
-    return layers.Normalization(mean=_BGR_MEAN, variance=[1.0] * 3, name="centred")(bgr)
+    return Backbone(name, _features, 31, bgr_without_mean)
 
 
 def _features(x):

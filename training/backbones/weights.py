@@ -6,6 +6,7 @@ A file holds the weights of layers, by the layer's name and in the layer's order
     .h5, .hdf5      Keras's HDF5 format of weights by layer, as published for many networks
     .npz            arrays named LAYER/WEIGHT, or LAYER.weight and LAYER.bias as in PyTorch
     .safetensors    the same names, as published for many networks of PyTorch
+    .caffemodel     a network that Caffe saved
 
 Nothing is unpickled, and models are loaded in Keras's safe mode. Layers that the trunk does not
 have, such as a classifier, are passed over.
@@ -13,7 +14,6 @@ have, such as a classifier, are passed over.
 
 import hashlib
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from keras_mas.errors import UsageError
 
 from .backbone import Backbone
+from .caffemodel import read_caffemodel
 
 IMAGENET = "imagenet"
 
@@ -87,7 +88,8 @@ def load_weights(trunk: keras.Model, path: Path, backbone: Backbone) -> None:
         UsageError: If the file is damaged or of another format, or lacks a layer of the trunk, or
             has other shapes, or values that are not finite. Then the trunk may have some of them.
     """
-    found = _read(path, backbone.published)
+    found = _read(path, backbone)
+    _check_order(found, backbone, path)
     wanted = [layer for layer in trunk.layers if layer.weights]
     missing = [layer.name for layer in wanted if layer.name not in found]
     if missing:
@@ -119,6 +121,17 @@ def _short(digest):
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
+def _check_order(found, backbone, path):
+    """Refuse a file that tells the order of its layers, and has another one."""
+    order = [name for name in found if name in backbone.order]
+    if len(order) == len(backbone.order) and order != list(backbone.order):
+        raise UsageError(
+            f"Expected weights of backbone '{backbone.name}', in which {backbone.order[0]} comes "
+            f"before {backbone.order[1]}. Received: '{path}', in which {order[0]} comes first, as "
+            "in another network. Correct `--weights` or `--backbone`."
+        )
+
+
 def _check_layer(layer, arrays, path):
     expected = [tuple(weight.shape) for weight in layer.weights]
     shapes = [array.shape for array in arrays]
@@ -135,7 +148,7 @@ def _check_layer(layer, arrays, path):
         )
 
 
-def _read(path: Path, published: Mapping[str, str]) -> LayerWeights:
+def _read(path: Path, backbone: Backbone) -> LayerWeights:
     """Return the weights of every layer in a file, by our names of the layers."""
     reader, kind = _READERS[path.suffix.lower()]
     try:
@@ -146,7 +159,17 @@ def _read(path: Path, published: Mapping[str, str]) -> LayerWeights:
             f"Expected {kind}. Received: '{path}', which cannot be read as one ({reason}). Correct "
             "`--weights`."
         ) from error
-    return {published.get(name, name.replace("/", "-")): arrays for name, arrays in found.items()}
+    names = backbone.published
+    ours = {names.get(name, name.replace("/", "-")): arrays for name, arrays in found.items()}
+    for whole, parts in backbone.halves.items():
+        ours |= _divided(ours.pop(whole, []), parts)
+    return ours
+
+
+def _divided(arrays, names) -> LayerWeights:
+    """Return the weights of layers whose outputs stand side by side in one layer, if there are."""
+    shares = [np.array_split(array, len(names), axis=-1) for array in arrays]
+    return {name: [share[i] for share in shares] for i, name in enumerate(names) if shares}
 
 
 def _read_model(path):
@@ -190,6 +213,11 @@ def _read_safetensors(path):
     return _by_layer(load_file(path))
 
 
+def _read_caffe(path):
+    found = read_caffemodel(path)
+    return {name: [_as_keras(array) for array in arrays] for name, arrays in found.items()}
+
+
 def _by_layer(arrays) -> LayerWeights:
     """Return the weights of layers out of arrays by name, each layer's in the order of Keras."""
     named = {_split(name): array for name, array in arrays.items()}
@@ -207,7 +235,7 @@ def _split(name):
 
 
 def _as_keras(weight):
-    """Return a kernel of PyTorch, whose output axis comes first, as Keras has it."""
+    """Return a kernel of PyTorch or Caffe, whose output axis comes first, as Keras has it."""
     return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
 
 
@@ -217,6 +245,7 @@ _READERS = {
     ".hdf5": (_read_hdf5, "Keras's HDF5 format of weights by layer"),
     ".npz": (_read_arrays, "arrays that `numpy.savez` wrote"),
     ".safetensors": (_read_safetensors, "tensors in the format of safetensors"),
+    ".caffemodel": (_read_caffe, "a network that Caffe saved"),
 }
 
 

@@ -149,6 +149,13 @@ def test_files_as_other_programs_write_them(table, text):
     assert found.sources[0].test.fingerprint == expected.sources[0].test.fingerprint
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_name(table):
+    # A column that is not found by its name is read as numbers, and 07 as 7.
+    text = "\ufeffzip,y,split\n07,a,train\n53,b,train\n07,b,test\n"
+    found = read_tables([table(text, split="split", categories=("zip",))])
+    assert found.columns == ("zip=07", "zip=53")
+
+
 def test_cells_with_commas_quotes_and_lines(table):
     text = SHOP.replace("Ulm", '"Ulm, ""the"" city\non the Danube"')
     assert read_tables([table(text)]).columns[2] == 'city=Ulm, "the" city\non the Danube'
