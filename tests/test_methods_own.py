@@ -20,6 +20,7 @@ class Namespace:
 
 class Bare:
     has_strength = has_penalty = trains_all_heads = learns_all_tasks = False
+    first_task_depends_on_strength = True
     default_strength = 1.0
 
     def callbacks(self): ...

@@ -8,8 +8,11 @@ from pathlib import Path
 from .available_memory import machine_memory
 from .learner import Learner
 from .run import DivergedError, Listener, finished_result, train
-from .search import Trial, search
-from .settings import SearchSpace, Settings, run_name
+from .search.search import Observer as SearchObserver
+from .search.search import search
+from .search.space import SearchSpace, with_values
+from .search.trial import Trial
+from .settings import Settings, run_name
 from .summary import title
 from .tasks import TaskStream
 from .tasks.inputs import ChangedArray
@@ -127,29 +130,23 @@ class _Runner:
         return entry
 
     def search(self, asked, space, searches):
-        """Return the settings with the best λ, and why there is none, which is empty if there is.
+        """Return the settings with the recommended λ, and why there is none, empty if there is.
 
-        λ is rounded to four digits, so that it can be given again as `--strength`. It is 0, no
-        protection, if that is best on the validation data.
+        It is 0, no protection, if that is best on the validation data.
         """
-
-        def on_trial(trial):
-            self.observer.trial_ended(asked, trial)
-
         try:
             stream = self.stream_of(asked.seed)
             learner = self._learner_of(stream)
             # What is measured while tasks are learned is not for choosing λ.
             plain = dataclasses.replace(asked, evaluate_every=None)
-            trials, _ = search(stream, plain, space, searches, on_trial=on_trial, learner=learner)
+            watching = _TrialsOf(asked, self.observer)
+            found = search(stream, plain, space, searches, observer=watching, learner=learner)
+            return with_values(asked, found.recommendation().trial.values), ""
         except OSError:
             raise
         except Exception as error:
             self._learner = None
             return asked, _one_line(error)
-        if trials[0].result is None:
-            return asked, f"No λ of {len(trials)} could be trained. {trials[-1].error}"
-        return dataclasses.replace(asked, strength=float(f"{trials[0].strength:.4g}")), ""
 
     def _attempt(self, settings):
         try:
@@ -179,6 +176,17 @@ class _Runner:
         if self._learner is None:
             self._learner = Learner(stream)
         return self._learner
+
+
+class _TrialsOf(SearchObserver):
+    """Passes on the trials of the search for one contestant that end now."""
+
+    def __init__(self, asked, observer):
+        self.asked, self.observer = asked, observer
+
+    def trial_ended(self, trial):
+        if trial.is_new:
+            self.observer.trial_ended(self.asked, trial)
 
 
 class _Streams:

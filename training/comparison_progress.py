@@ -9,7 +9,7 @@ from pathlib import Path
 from .compare import Entry, Observer, name_of
 from .progress import Bars, left
 from .run import Listener
-from .search import Trial, trial_line
+from .search.trial import Trial, trial_line
 from .settings import Settings
 
 

@@ -49,16 +49,7 @@ class Learner:
         """
         if stream is not None:
             self._take(stream)
-        recipe = settings.recipe
-        structure = (
-            recipe.backbone,
-            recipe.weights,
-            recipe.freeze,
-            recipe.batch_norm,
-            recipe.optimizer,
-            settings.method,
-            settings.penalty,
-        )
+        structure = structure_of(settings)
         if structure != self._structure:
             self._build(settings)
             self._structure = structure
@@ -227,6 +218,20 @@ class Learner:
     def _with_labels_of(self, head, split):
         first = self.network.first_logit(head) + head.offset
         return Split(split.source, split.labels + first, split.rows)
+
+
+def structure_of(settings: Settings) -> tuple[str | None, ...]:
+    """Return what is built and traced anew if it differs between two runs."""
+    recipe = settings.recipe
+    return (
+        recipe.backbone,
+        recipe.weights,
+        recipe.freeze,
+        recipe.batch_norm,
+        recipe.optimizer,
+        settings.method,
+        settings.penalty,
+    )
 
 
 class _Batches:

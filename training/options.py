@@ -139,7 +139,7 @@ def add_options(
         default = f" (default: {_written(field.default)})" if has_default else ""
         group.add_argument(
             flag(name),
-            type=_parser(field),
+            type=parser_of(field),
             choices=None if about.several else about.choices or None,
             metavar=about.metavar,
             default=field.default if with_defaults else None,
@@ -147,9 +147,9 @@ def add_options(
         )
 
 
-def _parser(field):
+def parser_of(field: dataclasses.Field) -> Callable[[str], Any]:
     """Return the function that makes a field's value of the command line's text."""
-    about, kind = field.metadata["option"], _kind(field)
+    about, kind = field.metadata["option"], kind_of(field)
     if about.parse is not None:
         return about.parse
     if about.several:
@@ -184,7 +184,7 @@ def check_options(settings: Any) -> None:
             )
         if about.bounds is not None and value not in about.bounds:
             raise UsageError(
-                f"Expected `{name}` to be {_noun(_kind(field))} {about.bounds}. Received: "
+                f"Expected `{name}` to be {_noun(kind_of(field))} {about.bounds}. Received: "
                 f"{value!r}."
             )
 
@@ -285,7 +285,7 @@ def check_names(option: str, names: tuple[str, ...], choices: tuple[str, ...]) -
             )
 
 
-def _kind(field: dataclasses.Field) -> type:
+def kind_of(field: dataclasses.Field) -> type:
     """Return the type of a field's values, `float` for `float | None`."""
     if isinstance(field.type, types.UnionType):
         return typing.get_args(field.type)[0]

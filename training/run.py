@@ -22,6 +22,7 @@ from keras_mas.plugins import is_own, load_named
 
 from .backbones import weights_digest
 from .backbones.weights import digest_of_file
+from .first_task import link_files, shared_first_task
 from .heads import unique_heads
 from .learner import Learner
 from .run_directory import (
@@ -140,6 +141,7 @@ def train(
     verbose: int = 0,
     overwrite: bool = False,
     learner: Learner | None = None,
+    first_tasks: Path | None = None,
 ) -> dict:
     """Learn all tasks of a stream in turn, or continue an interrupted run of the same settings.
 
@@ -158,6 +160,9 @@ def train(
         overwrite: Whether to remove an earlier run from the folder first.
         learner: A `Learner` of this stream, or of one that differs in its examples only, that
             earlier runs have used, so that nothing is built and traced again; None for a new one.
+        first_tasks: Folder in which runs that differ only in what makes no difference to the first
+            task, such as λ, keep what they learned of it: the first run learns it, and the others
+            go on from there. No two processes may use it at a time. None for a run on its own.
 
     Returns:
         The result, as `result.json` holds it.
@@ -169,7 +174,10 @@ def train(
         DivergedError: If the training diverged.
     """
     description = describe(stream, settings, evaluate_on)
-    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner)
+    shared = None
+    if first_tasks is not None and settings.shares_first_task:
+        shared = shared_first_task(first_tasks, description)
+    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner, shared)
     with claimed(directory, description, overwrite=overwrite), original_errors():
         finished = is_finished(directory)
         if finished:
@@ -304,7 +312,10 @@ def _digest_of_module(own):
 class _Run:
     """The state of a run in memory: the network, the method, the accuracies so far."""
 
-    def __init__(self, stream, settings, directory, evaluate_on, listeners, verbose, learner):
+    def __init__(
+        self, stream, settings, directory, evaluate_on, listeners, verbose, learner, shared
+    ):
+        self.shared = shared  # folder of the first task, if other runs go on from it too
         self.stream, self.settings, self.directory = stream, settings, directory
         self.evaluate_on, self.listeners, self.verbose = evaluate_on, listeners, verbose
         self.seconds = dict.fromkeys(("training", "importance", "evaluation", "saving"), 0.0)
@@ -318,13 +329,17 @@ class _Run:
 
     def task(self, number, task):
         """Learn a task, or read it from the folder."""
-        if not self.baseline:
-            self.baseline = self._accuracies()
         recipe = self.settings.recipe
         started = time.perf_counter()
         saved = task_folder(self.directory, number + 1)
-        if saved.exists():
-            self._restore(saved, number)
+        is_shared = number == 0 and self.shared is not None
+        known = self.shared if is_shared and not saved.exists() else saved
+        if not self.baseline:
+            self.baseline = _saved_baseline(known) or self._accuracies()
+        if known.exists():
+            self._restore(known, number)
+            if known != saved:
+                self._take_shared(saved)
             seconds = 0.0
         else:
             for listener in self.listeners:
@@ -334,6 +349,9 @@ class _Run:
                 self.rows.append(self._accuracies())
                 self._save(saved, number)
             self._warn_if_not_learned(number, task)
+            if is_shared:
+                with atomic_folder(self.shared) as unfinished:
+                    link_files(saved, unfinished)
             seconds = time.perf_counter() - started
         result = self._task_result(number, task, seconds, saved)
         with self.learner.method.evaluated():
@@ -489,6 +507,7 @@ class _Run:
                 "accuracies": self.rows[-1],
                 "seconds": self.seconds,
                 "classes": {head.name: head.classes for head in unique_heads(self.stream)},
+                "baseline": self.baseline,
                 "memory": self.memory,
                 "history": self.history.history,
                 "evaluations": [dataclasses.asdict(each) for each in self._evaluations_of(number)],
@@ -513,6 +532,12 @@ class _Run:
             self.learner.method.load(folder / MEMORY, number + 1)
         with naming_damage(folder / OPTIMIZER, _cure(folder)):
             self.learner.load_optimizer(folder / OPTIMIZER)
+
+    def _take_shared(self, folder):
+        """Make the first task's folder of what other runs learned, with λ of this run."""
+        with atomic_folder(folder) as unfinished:
+            link_files(self.shared, unfinished, besides=MEMORY)
+            self.learner.method.save(unfinished / MEMORY)
 
     def _note_memory(self, saved):
         """Record the size in bytes of what the method keeps between tasks."""
@@ -562,6 +587,13 @@ def _load_model(folder):
 
 def _read_progress(folder):
     return read_json(folder / PROGRESS, _PROGRESS, cure=_cure(folder))
+
+
+def _saved_baseline(folder):
+    """Return the accuracies before training, if they have been saved with the first task."""
+    if not folder.exists():
+        return None
+    return _read_progress(folder).get("baseline")  # earlier versions did not record it
 
 
 def _cure(folder):

@@ -14,7 +14,13 @@ A run's folder holds
     tensorboard/        logs for TensorBoard, if they were asked for
     .lock, .lock.json   held by the process that is at work, and which process that is
 
-A search's folder holds arguments.json and the lock too, a run for every λ, and keras-tuner's files.
+A search's folder holds arguments.json and the lock too, and
+
+    proposals.json      what keras-tuner proposed so far
+    first-tasks/        what was learned of the first task, which trials share
+    trials/             a run for every trial and seed, without its models once it has ended; or
+                        stopped.json or failure.json in the place of its result
+    search.json         what was found, and search.png, a picture of it
 """
 
 import contextlib

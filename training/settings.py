@@ -1,4 +1,4 @@
-"""Everything, apart from the data, that decides the result of a run or a search."""
+"""Everything, apart from the data, that decides the result of a run or a comparison."""
 
 import argparse
 import dataclasses
@@ -37,7 +37,6 @@ class _MethodNames(tuple[str, ...]):
 
 OPTIMIZERS = ("adam", "sgd")
 OPTIMIZER_STATES = ("fresh", "kept")
-TUNERS = ("bayesian", "random")
 LOGS = ("csv", "tensorboard")
 # What becomes of batch normalization, whose moving statistics no penalty holds.
 BATCH_NORMS = ("frozen", "per-task", "shared")
@@ -290,6 +289,11 @@ class Settings:
         return load_method(self.method).has_penalty
 
     @property
+    def shares_first_task(self) -> bool:
+        """Whether runs that differ in λ alone have the same first task."""
+        return not (self.has_strength and load_method(self.method).first_task_depends_on_strength)
+
+    @property
     def of_method(self) -> dict[str, str | float | None]:
         """Method, λ and penalty as results record them: None where the method has none."""
         return {
@@ -342,36 +346,6 @@ def _short(value):
 def in_paths(name: str) -> str:
     """Return the name of a method or a backbone as folders are named after it."""
     return name.replace(":", ".")
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchSpace:
-    """Which values of λ a search tries, and how it chooses them.
-
-    Attributes:
-        tuner: Name out of `TUNERS`.
-        trials: How many values of λ are tried, λ = 0 not counted.
-        strength_min: Smallest λ, > 0, since the scale is logarithmic.
-        strength_max: Largest λ.
-
-    Raises:
-        UsageError: If a number is out of range, or the tuner is unknown.
-    """
-
-    tuner: str = option("bayesian", "how the values of λ are chosen", choices=TUNERS)
-    trials: int = option(20, "values of λ to try, λ = 0 not counted", bounds=AT_LEAST_ONE)
-    strength_min: float = option(
-        1e-3, "smallest λ; the scale is logarithmic", bounds=POSITIVE, metavar="λ"
-    )
-    strength_max: float = option(1e3, "largest λ", bounds=POSITIVE, metavar="λ")
-
-    def __post_init__(self):
-        check_options(self)
-        if self.strength_min >= self.strength_max:
-            raise UsageError(
-                "Expected --strength-min below --strength-max. Received: "
-                f"{self.strength_min:g} and {self.strength_max:g}."
-            )
 
 
 @dataclasses.dataclass(frozen=True)

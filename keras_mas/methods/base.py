@@ -43,6 +43,8 @@ class Method:
     Attributes:
         has_strength: Whether λ makes a difference. If not, it is neither searched for nor reported.
         has_penalty: Whether `penalty` makes a difference.
+        first_task_depends_on_strength: Whether λ makes a difference to the first task already. If
+            not, runs that differ in λ alone share what was learned of it.
         default_strength: λ unless another one is given.
         trains_all_heads: Whether the heads of earlier tasks are trained with a new one. `model`
             then takes the logits of all heads, as an `AllHeadsModel` does, and labels are numbers
@@ -53,6 +55,7 @@ class Method:
 
     has_strength: ClassVar[bool] = False
     has_penalty: ClassVar[bool] = False
+    first_task_depends_on_strength: ClassVar[bool] = True
     default_strength: ClassVar[float] = 1.0
     trains_all_heads: ClassVar[bool] = False
     learns_all_tasks: ClassVar[bool] = False
@@ -125,13 +128,15 @@ class Method:
     def load(self, path: Path, tasks: int) -> None:
         """Take over what `save` wrote; the weights are those that were saved beside it.
 
+        λ is no part of it: it stays that of this method.
+
         Args:
             path: The file.
             tasks: How many tasks had been learned then.
 
         Raises:
-            ValueError: If the file is of another number of tasks or another λ, or holds something
-                else than this kind of method writes.
+            ValueError: If the file is of another number of tasks, or holds something else than this
+                kind of method writes.
         """
 
 

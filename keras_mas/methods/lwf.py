@@ -172,6 +172,7 @@ class Method(base.RememberingMethod):
     """
 
     has_strength: ClassVar[bool] = True
+    first_task_depends_on_strength: ClassVar[bool] = False  # there is nothing to hold in it
     trains_all_heads: ClassVar[bool] = True
 
     def __init__(self, strength: float | None = None, penalty: str = "in_loss"):

@@ -185,6 +185,7 @@ class Method(QuadraticMethod):
         penalty: Where the penalty acts.
     """
 
+    first_task_depends_on_strength: ClassVar[bool] = True  # a plateau may be within it
     trains_all_heads: ClassVar[bool] = True
 
     def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
@@ -267,7 +268,7 @@ class Method(QuadraticMethod):
         return joined({"memory": super().state(), **values, "stream": stream})
 
     def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
-        """Take over a `state`; ValueError if it is of other tasks or another λ."""
+        """Take over a `state`; ValueError if it is of other tasks."""
         saved = split(arrays, _GROUPS)
         ended = saved["stream"].get("tasks", tasks)  # earlier versions did not save it
         if ended != tasks:

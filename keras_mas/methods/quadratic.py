@@ -24,6 +24,7 @@ class QuadraticMethod(base.RememberingMethod):
 
     has_strength: ClassVar[bool] = True
     has_penalty: ClassVar[bool] = True
+    first_task_depends_on_strength: ClassVar[bool] = False  # Ω = 0 in it
 
     def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
         self.memory = SynapticMemory()
@@ -112,11 +113,11 @@ class QuadraticMethod(base.RememberingMethod):
         return self.memory.state()
 
     def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
-        """Take over Ω and θ*; ValueError if they are of other tasks or another λ."""
+        """Take over Ω and θ*, and keep λ; ValueError if they are of other tasks."""
         saved = SynapticMemory()
         saved.restore(arrays)
         if saved.tasks != tasks:
             raise ValueError(f"it is a memory of {counted(saved.tasks, 'task')}, not of {tasks}")
-        if saved.strength != self.strength:
-            raise ValueError(f"it is a memory with λ = {saved.strength:g}, not {self.strength:g}")
+        strength = self.strength
         self.memory.restore(arrays)
+        self.strength = strength

@@ -15,8 +15,10 @@ from keras_mas.training.comparison_progress import ComparisonLines
 from keras_mas.training.learner import Learner
 from keras_mas.training.run import finished_result, train
 from keras_mas.training.run_directory import read_result
-from keras_mas.training.search import Trial
-from keras_mas.training.settings import ComparisonPlan, Recipe, SearchSpace, Settings
+from keras_mas.training.search.recommend import NoTrialError
+from keras_mas.training.search.space import SearchSpace
+from keras_mas.training.search.trial import Trial
+from keras_mas.training.settings import ComparisonPlan, Recipe, Settings
 from keras_mas.training.tasks import Split, Task
 from keras_mas.training.tasks.changes import Change
 from keras_mas.training.tasks.inputs import ChangedArray, MemoryArray
@@ -218,14 +220,18 @@ class Doubled(Change):
 
 @pytest.fixture
 def found(monkeypatch):
-    """Replace the search by one that finds λ = 12.3456."""
+    """Replace the search by one that recommends λ = 12.35."""
     asked = []
 
-    def search(stream, settings, space, directory, *, on_trial, learner):
+    class Found:
+        def recommendation(self):
+            return SimpleNamespace(trial=Trial({"strength": 12.35}, Settings()))
+
+    def search(stream, settings, space, directory, *, observer, learner):
         asked.append((settings.method, settings.seed, directory))
-        trials = [Trial(12.3456, {"average_accuracy": 0.5}, "", True)]
-        on_trial(trials[0])
-        return trials, directory
+        for is_new in (True, False):  # one that was read is not told of
+            observer.trial_ended(Trial({"strength": 12.35}, settings, is_new=is_new))
+        return Found()
 
     monkeypatch.setattr(compare_module, "search", search)
     return asked
@@ -266,11 +272,11 @@ def test_a_search_without_a_result_fails_the_runs_of_its_method(
     found, stream, contestants, tmp_path, monkeypatch
 ):
     def search(*_, **__):
-        return [Trial(1.0, None, "It diverged.", True)] * 3, tmp_path
+        raise NoTrialError("No trial was completed.")
 
     monkeypatch.setattr(compare_module, "search", search)
     entries, _ = run_all(stream, contestants, tmp_path, space=SearchSpace())
-    assert {e.error for e in entries[:2]} == {"No λ of 3 could be trained. It diverged."}
+    assert {e.error for e in entries[:2]} == {"No trial was completed."}
     assert all(e.result for e in entries[2:])
 
 
@@ -285,10 +291,8 @@ def test_the_search_reads_no_test_data(stream, contestants, tmp_path):
         return Task(task.name, task.classes, task.train, task.validation, test)
 
     unreadable = dataclasses.replace(stream, tasks=tuple(map(wrong, stream.tasks)))
-    trials, _ = compare_module.search(
-        unreadable, contestants[0], SearchSpace("random", 1), tmp_path
-    )
-    assert all(trial.result for trial in trials)
+    found = compare_module.search(unreadable, contestants[0], SearchSpace("random", 1), tmp_path)
+    assert all(trial.is_completed for trial in found.trials)
     with pytest.raises(AssertionError, match="test data was read"):
         train(unreadable, contestants[0], tmp_path / "run")
 

@@ -5,8 +5,8 @@ import pytest
 
 from keras_mas.training.learner import Learner
 from keras_mas.training.run import DivergedError, saved_heads, train
-from keras_mas.training.search import search
-from keras_mas.training.settings import SearchSpace
+from keras_mas.training.search.search import search
+from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.tasks import Split, Task, TaskStream
 
 
@@ -56,8 +56,8 @@ def test_a_step_is_traced_once_for_each_shape_of_head(steps, stream, settings, t
 
 def test_the_trials_of_a_search_trace_the_step_once(steps, stream, settings, tmp_path):
     space = SearchSpace("random", 4, strength_min=0.1, strength_max=10.0)
-    trials, _ = search(stream, settings, space, tmp_path)
-    assert len({trial.result["average_accuracy"] for trial in trials}) > 1
+    found = search(stream, settings, space, tmp_path)
+    assert len({trial.accuracy for trial in found.trials if trial.is_completed}) > 1
     assert steps == [2]
 
 

@@ -401,23 +401,14 @@ def test_every_damage_of_a_task_is_named_with_its_cure(finished):
     assert (directory / "2/model.keras").is_file()
 
 
-def test_the_memory_of_another_task_or_run_is_damage(finished, stream, settings):
+def test_the_memory_of_another_task_is_damage(finished, stream, settings):
     directory, run_again = finished
     (directory / "result.json").unlink()
-    path = directory / "2/memory.npz"
-    good = path.read_bytes()
-    shutil.copy(directory / "1/memory.npz", path)
+    shutil.copy(directory / "1/memory.npz", directory / "2/memory.npz")
     cure = f"Remove '{directory / '2'}' and the folders with higher numbers"
     with pytest.raises(
         DamagedError, match=r"2/memory.npz' is damaged: .*1 task.*not of 2"
     ) as raised:
-        run_again()
-    assert cure in str(raised.value)
-    path.write_bytes(good)
-    memory = SynapticMemory.load(path)
-    memory.strength = 3.0
-    memory.save(path)
-    with pytest.raises(DamagedError, match=r"2/memory.npz' is damaged: .*λ = 3.*not 1") as raised:
         run_again()
     assert cure in str(raised.value)
 

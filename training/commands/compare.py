@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from ..options import add_options, flag, given_options, option_fields
-from ..settings import ComparisonPlan, Following, Recipe, SearchSpace, Settings
+from ..search.space import SearchSpace
+from ..settings import ComparisonPlan, Following, Recipe, Settings
 from ..tasks import LoadOptions
 from . import shared
 
@@ -23,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("comparison")
     add_options(group, ComparisonPlan)
     add_options(group, Settings, *_COMMON)
-    add_options(parser.add_argument_group("search of λ, with --search"), SearchSpace)
+    group = parser.add_argument_group("search of λ, with --search")
+    add_options(
+        group, SearchSpace, *(name for name in option_fields(SearchSpace) if name != "vary")
+    )
     shared.add_recipe(parser)
     shared.add_following(parser)
     group = parser.add_argument_group("output")

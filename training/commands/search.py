@@ -1,13 +1,20 @@
-"""`keras-mas search`: try values of λ and print the best as a command to run."""
+"""`keras-mas search`: try settings and print the one to take as a command to run."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..options import add_options, given_options
-from ..settings import SearchSpace, Settings
+from ..search.dimensions import STRENGTH
+from ..search.space import SearchSpace
+from ..settings import Settings
 from . import shared
 
-SUMMARY = "find λ with keras-tuner, on validation data"
+if TYPE_CHECKING:
+    from ..search.recommend import Recommendation
+    from ..search.search import Found
+
+SUMMARY = "find λ, and other settings, with keras-tuner, on validation data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,76 +32,147 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where searches are kept; the same search again continues there (default: search)",
     )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write the trials for TensorBoard's HParams into the search's folder",
+    )
     shared.add_overwrite(group, "what the same search found before")
     shared.add_json(group)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from ..console import result_console, stderr_console
-    from ..search import check_searchable, search, trial_line
+    from ..console import result_console
+    from ..run_directory import TENSORBOARD, write_json
+    from ..search.hparams import write_hparams
+    from ..search.picture import draw
+    from ..search.progress import TrialLines
+    from ..search.recommend import NoTrialError
+    from ..search.search import PICTURE, SUMMARY, search
 
     space = SearchSpace(**given_options(SearchSpace, args))
-    check_searchable(Settings(**given_options(Settings, args)))
+    space.dimensions(Settings(**given_options(Settings, args)))  # refused before data is loaded
     shared.check_network(args)
     stream = shared.load_stream(args, args.seed)
-    progress = stderr_console()
-    trials, folder = search(
-        stream,
-        shared.settings_of(args, stream),
-        space,
-        args.directory,
-        on_trial=lambda trial: progress.print(trial_line(trial), soft_wrap=True),
-        overwrite=args.overwrite,
-    )
-    best = trials[0]
-    if best.result is None:
-        raise RuntimeError(
-            f"All {len(trials)} trials failed. The last one: {trials[-1].error} Lower "
-            "`--learning-rate` or `--strength-max`."
+    settings = shared.settings_of(args, stream)
+    with TrialLines() as lines:
+        found = search(
+            stream, settings, space, args.directory, observer=lines, overwrite=args.overwrite
         )
-    found = {
-        "best_strength": best.strength,
-        "average_accuracy": best.result["average_accuracy"],
-        "command": _train_command(args, best.strength),
-        "folder": str(folder),
-        "trials": [_row(trial) for trial in trials],
-        "trained_now": sum(trial.is_new for trial in trials),
-    }
+    try:
+        recommendation = found.recommendation()
+    except NoTrialError:
+        _print_trials(found, lines.console)
+        raise
+    content = _content(args, found, recommendation)
+    write_json(found.folder / SUMMARY, content)
+    draw(found, recommendation, found.folder / PICTURE)
+    if args.tensorboard:
+        write_hparams(found, found.folder / TENSORBOARD)
     if args.json:
-        shared.print_json(found)
+        learned = sum(trial.learned for trial in found.trials)
+        now = {"trained_now": _trained_now(found), "tasks_learned_now": learned}
+        shared.print_json(content | now)
     else:
-        _print(found, result_console())
+        console = result_console()
+        _print_trials(found, console)
+        for sentence in content["advice"]:
+            console.print(sentence, soft_wrap=True)
+        console.print("recommended, which reads the test data, as the search did not:")
+        console.print(content["command"], soft_wrap=True)
 
 
-def _train_command(args, strength):
-    return shared.train_command({**vars(args), "strength": f"{strength:.6g}"})
+def _content(args: argparse.Namespace, found: "Found", recommendation: "Recommendation") -> dict:
+    """Return what was found and what is recommended, for JSON."""
+    trial, highest = recommendation.trial, recommendation.highest
+    return {
+        "recommended": dict(trial.values),
+        "average_accuracy": trial.accuracy,
+        "forgetting": trial.forgetting,
+        "highest_accuracy": highest.accuracy,
+        "standard_error": recommendation.standard_error,
+        "as_good": len(recommendation.as_good),
+        "edges": dict(recommendation.edges),
+        "plateau": recommendation.plateau,
+        "command": shared.train_command({**vars(args), **trial.values}),
+        "advice": list(_advice(args, recommendation)),
+        "folder": str(found.folder),
+        "trials": [_row(each) for each in found.trials],
+    }
 
 
 def _row(trial):
-    result = trial.result or {}
-    return {
-        "strength": trial.strength,
-        "average_accuracy": result.get("average_accuracy"),
-        "forgetting": result.get("forgetting"),
-        "error": trial.error,
-    }
+    row = {"values": dict(trial.values), "state": trial.state}
+    if trial.is_completed:
+        error = trial.standard_error
+        row |= {"average_accuracy": trial.accuracy, "standard_error": error}
+        return row | {"forgetting": trial.forgetting}
+    return row | {"reason": trial.reason}
 
 
-def _print(found, console):
+def _advice(args, recommendation):
+    """Yield what is to be said about the recommendation, in sentences."""
+    trial, highest = recommendation.trial, recommendation.highest
+    count = len(recommendation.as_good)
+    yield (
+        f"The highest average accuracy is {highest.accuracy:.4f} ± "
+        f"{recommendation.standard_error:.4f} (one standard error), with {highest.name}. "
+        + (
+            f"Of {count} trials within it, {trial.name} forgets least: {trial.forgetting:.4f}."
+            if count > 1
+            else "No other trial is within it."
+        )
+    )
+    if recommendation.has_wide_plateau:
+        least, largest = recommendation.plateau
+        yield f"Any λ from {least:.4g} to {largest:.4g} does."
+    for name, edge in recommendation.edges.items():
+        if name == STRENGTH and not trial.strength:
+            yield "λ = 0, which is plain fine-tuning, does: nothing needs to be protected here."
+        elif name == STRENGTH:
+            yield (
+                f"{trial.name} lies at the {edge} edge of the range. To look further: "
+                f"{_wider_command(args, edge)}"
+            )
+        else:
+            option = name.replace("_", "-")
+            yield f"{option} lies at the {edge} edge of its range: widen it in --vary."
+
+
+def _wider_command(args, edge):
+    values = vars(args)
+    if edge == "lower":
+        wider = {"strength_min": float(f"{args.strength_min / 100:g}")}
+    else:
+        wider = {"strength_max": float(f"{args.strength_max * 100:g}")}
+    return shared.search_command(values | wider)
+
+
+def _trained_now(found):
+    return sum(trial.is_new for trial in found.trials)
+
+
+def _print_trials(found, console):
     from rich.table import Table
 
     table = Table(title="on validation data, best first", title_justify="left", box=None)
-    for heading in ("λ", "average accuracy", "forgetting"):
+    table.add_column("")
+    for heading in ("average accuracy", "forgetting"):
         table.add_column(heading, justify="right")
-    for row in found["trials"]:
-        if row["error"]:
-            table.add_row(f"{row['strength']:.4g}", "failed", "")
+    for trial in found.trials:
+        if trial.is_completed:
+            table.add_row(trial.name, f"{trial.accuracy:.4f}", f"{trial.forgetting:.4f}")
         else:
-            accuracy, forgotten = f"{row['average_accuracy']:.4f}", f"{row['forgetting']:.4f}"
-            table.add_row(f"{row['strength']:.4g}", accuracy, forgotten)
+            table.add_row(trial.name, trial.state, "")
     console.print(table)
-    new, count = found["trained_now"], len(found["trials"])
-    console.print(f"{new} trained now, {count - new} read from {found['folder']}", soft_wrap=True)
-    console.print("best:")
-    console.print(found["command"], soft_wrap=True)
+    for trial in found.trials:
+        if not trial.is_completed:
+            console.print(f"{trial.name} {trial.reason}", soft_wrap=True)
+    states = [trial.state for trial in found.trials]
+    others = [f", {states.count(s)} {s}" for s in ("stopped", "failed") if s in states]
+    new = _trained_now(found)
+    console.print(
+        f"{new} trained now, {len(states) - new} read from {found.folder}{''.join(others)}",
+        soft_wrap=True,
+    )

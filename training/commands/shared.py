@@ -14,6 +14,7 @@ from keras_mas.serving.ports import GRPC, REST
 
 from ..augmentation import check_augmentations
 from ..options import AT_LEAST_ONE, add_options, flag, given_options, number, option_fields
+from ..search.space import SearchSpace
 from ..settings import Following, Recipe, Settings, recipe_for
 from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
 
@@ -171,6 +172,15 @@ def train_command(arguments: Mapping[str, Any]) -> str:
         return ""
     always = ("method", "strength", "seed")
     return command_line("train", arguments, Settings, Recipe, LoadOptions, always=always)
+
+
+def search_command(arguments: Mapping[str, Any]) -> str:
+    """Return the `keras-mas search` command of the arguments that it was given."""
+    directory = arguments["directory"]
+    more = [] if directory == Path("search") else ["--directory", str(directory)]
+    more += ["--tensorboard"] * arguments["tensorboard"]
+    kinds = (SearchSpace, Settings, Recipe, LoadOptions)
+    return command_line("search", arguments, *kinds, always=("method",), more=more)
 
 
 def client_of(args: argparse.Namespace) -> "GrpcClient | RestClient":

@@ -1,0 +1,117 @@
+"""What a search shows: lines, a picture, advice, TensorBoard's HParams."""
+
+import argparse
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from keras_mas.training import progress
+from keras_mas.training.cli import build_parser
+from keras_mas.training.commands import search as command
+from keras_mas.training.search import progress as search_progress
+from keras_mas.training.search.dimensions import Range
+from keras_mas.training.search.hparams import write_hparams
+from keras_mas.training.search.picture import draw
+from keras_mas.training.search.progress import TrialLines
+from keras_mas.training.search.search import Found
+from keras_mas.training.search.trial import FAILED, STOPPED, Trial
+from keras_mas.training.settings import Settings
+
+
+def trial(strength, accuracy=None, forgotten=0.0, state=None, **more):
+    values, settings = {"strength": strength}, Settings(strength=strength)
+    if state:
+        return Trial(values, settings, state, reason="why", bound=0.7, **more)
+    rows = [[accuracy + forgotten, 0.5], [accuracy, accuracy]]
+    examples = {name: {"validation": 100} for name in "ab"}
+    result = {"average_accuracy": accuracy, "forgetting": forgotten, "accuracy_matrix": rows}
+    return Trial(values, settings, results=[result | {"tasks": list("ab"), "examples": examples}])
+
+
+@pytest.fixture
+def found(tmp_path):
+    trials = [trial(s, 0.9, 0.1 / s) for s in (1.0, 10.0, 500.0)]
+    trials += [trial(0.0, 0.6, 0.3), trial(0.1, state=STOPPED), trial(0.01, state=FAILED)]
+    return Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
+
+
+def test_a_picture(found, tmp_path):
+    draw(found, found.recommendation(), tmp_path / "search.png")
+    with Image.open(tmp_path / "search.png") as picture:
+        assert picture.size == (960, 840)
+    nothing = Found(found.trials, {}, None, tmp_path)
+    draw(nothing, found.recommendation(), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def arguments(*words) -> argparse.Namespace:
+    return build_parser().parse_args(["search", "split-digits", *words])
+
+
+def test_advice_names_the_next_command(found):
+    args = arguments("--epochs", "3", "--directory", "here")
+    advice = list(command._advice(args, found.recommendation()))
+    assert advice[0].startswith("The highest average accuracy is 0.9000 ± 0.02")
+    assert advice[0].endswith("Of 3 trials within it, λ=500 forgets least: 0.0002.")
+    assert advice[1] == "Any λ from 1 to 500 does."
+    assert advice[2] == (
+        "λ=500 lies at the upper edge of the range. To look further: keras-mas search split-digits "
+        "--strength-max 100000.0 --method mas --epochs 3 --directory here"
+    )
+    again = build_parser().parse_args(advice[2].split("keras-mas ")[1].split())
+    assert (again.strength_max, again.epochs, again.directory) == (1e5, 3, Path("here"))
+
+
+def test_what_is_best_without_protection_is_said(tmp_path):
+    trials = [trial(0.0, 0.9), trial(1.0, 0.5, 0.1)]
+    found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
+    advice = list(command._advice(arguments(), found.recommendation()))
+    assert advice[0].endswith("No other trial is within it.")
+    assert advice[-1].startswith("λ = 0, which is plain fine-tuning, does")
+
+
+def test_hparams(found, tmp_path):
+    for _ in range(2):  # the second time in the place of the first
+        write_hparams(found, tmp_path / "tensorboard")
+    folders = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
+    assert folders == ["strength-0.0", "strength-1.0", "strength-10.0", "strength-500.0"]
+    events = EventAccumulator(str(tmp_path / "tensorboard/strength-10.0")).Reload()
+    assert {"average_accuracy", "forgetting"} < set(events.Tags()["tensors"])
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(progress, "stderr_console", lambda: Console(file=text, width=100))
+    lines = TrialLines()
+    lines.text = text
+    return lines
+
+
+def test_a_line_for_every_trial_with_the_time_left(lines, found, monkeypatch):
+    monkeypatch.setattr(search_progress.time, "perf_counter", lambda: 100.0)
+    first, *_ = found.trials
+    stopped = trial(0.1, state=STOPPED, seconds=2.0)
+    with lines:
+        lines.search_started(10, 5)
+        lines.trial_ended(trial(0.0, 0.6))
+        assert lines.time_left().endswith("left")  # a trial that took no time takes none
+        lines.trained.clear()
+        lines.trial_ended(stopped)
+        lines.trial_started("strength-1.0")
+        assert lines.time_left() == "0:00:16 left"  # eight of two seconds
+    first, second = lines.text.getvalue().splitlines()
+    assert first.startswith(" 1/10  λ=0         average accuracy 0.6000  forgetting 0.0000  0.0 s")
+    assert second == " 2/10  λ=0.1       why  2.0 s  (0:00:16 left)"
+
+
+def test_a_trial_that_was_read_says_nothing_about_the_time(lines):
+    saved = trial(0.1, state=FAILED, is_new=False)
+    with lines:
+        lines.search_started(3, 5)
+        lines.trial_ended(saved)
+    assert lines.text.getvalue() == "1/3  λ=0.1       why  as saved\n"

@@ -1,0 +1,70 @@
+import pytest
+
+from keras_mas.metrics import forgetting
+from keras_mas.training.run import TaskResult
+from keras_mas.training.search.stopping import (
+    CannotWinError,
+    Judge,
+    accuracy_bound,
+    ceilings_of,
+    forgetting_bound,
+    standard_error,
+)
+
+# After two of four tasks: the first fell from 0.9 to 0.5, the second is at 0.8.
+ROWS = [[0.9, 0.1, 0.2, 0.3], [0.5, 0.8, 0.2, 0.3]]
+
+
+def test_the_accuracy_that_can_be_reached():
+    # What has not been learned counts with its ceiling, not with the guesses 0.2 and 0.3.
+    assert accuracy_bound(ROWS, [1.0, 1.0, 0.9, 1.0]) == pytest.approx((0.5 + 0.8 + 0.9 + 1) / 4)
+
+
+def test_the_forgetting_that_is_certain():
+    assert forgetting_bound(ROWS) == pytest.approx(0.4 / 3)
+    # A run whose later tasks are kept, and whose earlier ones do not recover, ends with just that.
+    whole = [*ROWS, [0.5, 0.8, 0.7, 0.3], [0.5, 0.8, 0.7, 0.6]]
+    assert forgetting(whole) == pytest.approx(forgetting_bound(ROWS))
+
+
+def test_a_ceiling_is_what_was_reached_right_after_the_task():
+    runs = [[[0.7, 0.9], [0.8, 0.4]], [[0.6, 0.0], [0.9, 0.5]]]
+    assert ceilings_of(runs) == [0.7, 0.5]
+    assert ceilings_of([]) == []
+
+
+def follow(judge, rows):
+    for number, row in enumerate(rows, 1):
+        judge.task_finished(TaskResult(number, None, row, {}, {}, 1.0))
+
+
+def stop_of(judge, rows):
+    with pytest.raises(CannotWinError) as raised:
+        follow(judge, rows)
+    return raised.value.stop
+
+
+def test_a_run_is_stopped_when_it_falls_behind_what_is_needed():
+    # It can reach (0.9 + 3) / 4 = 0.975 after one task, and 3.3 / 4 = 0.825 after two.
+    follow(Judge([1.0] * 4, 0.82, None), ROWS)
+    stop = stop_of(Judge([1.0] * 4, 0.83, None), ROWS)
+    assert stop.reason == ("stopped after task 2 of 4: it could reach 0.8250, and 0.8300 is needed")
+    assert (stop.bound, len(stop.rows)) == (pytest.approx(0.825), 2)
+    follow(Judge([1.0] * 4, None, None), ROWS)  # nothing to compare with
+
+
+def test_a_run_that_has_forgotten_too_much_is_stopped():
+    follow(Judge([1.0] * 4, None, 0.14), ROWS)
+    stop = stop_of(Judge([1.0] * 4, None, 0.13), ROWS)
+    assert stop.reason == "stopped after task 2 of 4: it would forget 0.1333 or more"
+
+
+def test_a_run_that_is_finished_is_not_stopped():
+    follow(Judge([1.0, 1.0], 0.9, 0.0), [[0.95, 0.0], [0.1, 0.1]])
+
+
+def test_a_standard_error():
+    # p (1 − p) / n of 0.5 on 100 examples and of 0.9 on 400, up to the one example more.
+    by_hand = (0.5 * 0.5 / 100 + 0.9 * 0.1 / 400) ** 0.5 / 2
+    assert standard_error([[0.5, 0.9]], [100, 400]) == pytest.approx(by_hand, rel=0.01)
+    assert standard_error([[1.0, 1.0]], [30, 30]) > 0.005  # not certain

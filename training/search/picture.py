@@ -1,0 +1,111 @@
+"""The picture of a search: accuracy and forgetting against λ, every trial a point."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from keras_mas.files import atomic_file
+
+from .dimensions import STRENGTH, Range
+from .recommend import Recommendation
+from .search import Found
+from .trial import FAILED, STOPPED, Trial
+
+_BAND, _CHOSEN = "tab:green", "tab:red"
+
+
+def draw(found: Found, recommendation: Recommendation, path: Path) -> None:
+    """Draw accuracy and forgetting of every trial against λ, or the first number that is varied.
+
+    The plateau is a green band, and what is within one standard error of the best is above the
+    dotted line. A stopped trial is a hollow triangle at what it could have reached, a failed one a
+    cross at the lower end. λ = 0 is a dashed line. Nothing is drawn if no number is varied.
+
+    Args:
+        found: What the search found.
+        recommendation: What is recommended.
+        path: File to write, a PNG.
+    """
+    from matplotlib.figure import Figure
+
+    ranges = [name for name, each in found.dimensions.items() if isinstance(each, Range)]
+    name = STRENGTH if STRENGTH in found.dimensions else next(iter(ranges), None)
+    if name is None:
+        return
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    kinds = list(dict.fromkeys(_kind(trial, name) for trial in found.trials))
+    for number, kind in enumerate(kinds):
+        trials = [trial for trial in found.trials if _kind(trial, name) == kind]
+        look = {"color": f"C{number}", "label": kind or None}
+        _points(upper, trials, name, lambda trial: trial.accuracy, lambda t: t.bound, look)
+        _points(lower, trials, name, lambda trial: trial.forgetting, None, look)
+    chosen, highest = recommendation.trial, recommendation.highest
+    upper.axhline(
+        highest.accuracy - recommendation.standard_error, color="grey", ls=":", lw=1, zorder=0
+    )
+    for panel, value in ((upper, chosen.accuracy), (lower, chosen.forgetting)):
+        if recommendation.plateau is not None and recommendation.plateau[1] > 0:
+            least, largest = recommendation.plateau
+            panel.axvspan(max(least, _least(found, name)), largest, color=_BAND, alpha=0.12, lw=0)
+        if chosen.values.get(name, 0.0) > 0:
+            panel.plot(chosen.values[name], value, "o", ms=11, mfc="none", mec=_CHOSEN, mew=1.5)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    dimension = found.dimensions[name]
+    if not isinstance(dimension, Range) or dimension.is_log:
+        lower.set_xscale("log")
+    upper.set(ylabel="average accuracy")
+    lower.set(ylabel="forgetting", xlabel="λ" if name == STRENGTH else name.replace("_", " "))
+    upper.set_title(_title(found, recommendation), fontsize=10, loc="left")
+    if len(kinds) > 1:
+        upper.legend(frameon=False, fontsize=8)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def _points(
+    panel, trials: list[Trial], name: str, of_completed: Callable, of_stopped, look
+) -> None:
+    """Draw the trials of one kind, and those that are not completed beneath them."""
+    done = sorted((t for t in trials if t.is_completed), key=lambda t: t.values.get(name, 0.0))
+    for trial in done:
+        if trial.values.get(name) == 0.0:
+            panel.axhline(of_completed(trial), ls="--", lw=1, color=look["color"], zorder=0)
+            where = {"xy": (1, of_completed(trial)), "xycoords": ("axes fraction", "data")}
+            panel.annotate("λ = 0", **where, ha="right", va="bottom", fontsize=8)
+    points = [(t.values[name], of_completed(t)) for t in done if t.values.get(name)]
+    if points:
+        panel.plot(*zip(*points, strict=True), "o-", ms=4.5, lw=0.8, alpha=0.9, **look)
+    if of_stopped is not None:
+        stopped = [t for t in trials if t.state == STOPPED and t.values.get(name)]
+        x, y = [t.values[name] for t in stopped], [of_stopped(t) for t in stopped]
+        panel.scatter(x, y, marker="v", facecolors="none", edgecolors=look["color"], s=26)
+    failed = [t.values[name] for t in trials if t.state == FAILED and t.values.get(name)]
+    panel.scatter(
+        failed,
+        [0.03] * len(failed),
+        marker="x",
+        color="black",
+        s=26,
+        transform=panel.get_xaxis_transform(),
+    )
+
+
+def _kind(trial, name):
+    """Return what tells lines apart: names that are varied, such as methods."""
+    return " ".join(
+        str(value) for key, value in trial.values.items() if key != name and isinstance(value, str)
+    )
+
+
+def _least(found, name):
+    return min(t.values[name] for t in found.trials if t.values.get(name))
+
+
+def _title(found, recommendation):
+    states = [trial.state for trial in found.trials]
+    parts = [f"{len(states)} trials", f"recommended {recommendation.trial.name}"]
+    for state in (STOPPED, FAILED):
+        if state in states:
+            parts.insert(1, f"{states.count(state)} {state}")
+    return ", ".join(parts)

@@ -1,0 +1,178 @@
+"""Which settings are tried next: keras-tuner's oracles, whose proposals outlive the process."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras_tuner as kt
+import numpy as np
+
+from ..run_directory import are, read_json, write_json
+from ..settings import Settings
+from .dimensions import Choices, Range
+from .space import SearchSpace, value_in
+
+_OBJECTIVE = "score"
+
+# Starts of the fit of a Gaussian process to at most a few dozen trials. Keras-tuner has 20, which
+# takes it longer than a small network to learn a stream of tasks.
+_STARTS = 2
+
+
+class Proposals:
+    """Proposes settings one after the other, being told how good they were.
+
+    Keras-tuner's own files are not written: from them its grid does not go on after a restart, and
+    a trial that was cut off begins anew. Instead every proposal is noted in a file, and a search
+    that goes on is given those again. A new one depends on the seed, its number and the scores
+    before it alone, so that it is the same in a search that was never interrupted.
+
+    Args:
+        space: How they are chosen.
+        settings: What is varied; the first proposal is settings as they are, if they are in the
+            space, except in a grid.
+        path: File of the proposals so far, which need not exist.
+
+    Raises:
+        UsageError: If nothing is varied.
+        DamagedError: If the file is damaged.
+    """
+
+    def __init__(self, space: SearchSpace, settings: Settings, path: Path):
+        self.dimensions = space.dimensions(settings)
+        self.path = path
+        kinds = {"bayesian": _Bayesian, "random": _Random, "grid": _Grid}
+        self._oracle = kinds[space.tuner](
+            objective=kt.Objective(_OBJECTIVE, "max"),
+            max_trials=space.trials,
+            hyperparameters=_hyperparameters(self.dimensions),
+            seed=settings.seed + 1,  # it takes 0 for none
+        )
+        self._oracle.verbose = 0
+        self._oracle.dimensions = self.dimensions
+        self._oracle.first = _in_space(settings, self.dimensions)
+        self._oracle.noted = self._read()
+
+    def next(self) -> dict[str, Any] | None:
+        """Return values by the names of options, or None if all have been proposed."""
+        self._trial = self._oracle.create_trial("search")
+        if self._trial.status != "RUNNING":
+            return None
+        values = {name: self._trial.hyperparameters.values[name] for name in self.dimensions}
+        number = len(self._oracle.start_order)
+        if number > len(self._oracle.noted):
+            self._oracle.noted.append(values)
+            write_json(self.path, {"proposals": self._oracle.noted})
+        return values
+
+    def tell(self, score: float) -> None:
+        """Say how good the last proposal was, by a finite number; more is better."""
+        self._oracle.update_trial(self._trial.trial_id, {_OBJECTIVE: score})
+        self._trial.status = "COMPLETED"
+        self._oracle.end_trial(self._trial)
+
+    def _read(self):
+        if not self.path.exists():
+            return []
+
+        def is_proposal(value):
+            return isinstance(value, dict) and set(value) == set(self.dimensions)
+
+        cure = (
+            "Remove it, and run the same `keras-mas search` command again: it reads the trials "
+            "that it proposes again."
+        )
+        return read_json(self.path, {"proposals": are(is_proposal)}, cure=cure)["proposals"]
+
+
+class _Oracle(kt.Oracle):
+    """What all our oracles have: no files of their own, and proposals in few digits."""
+
+    dimensions: Mapping[str, Range | Choices]
+    first: dict[str, Any] | None
+    noted: list[dict[str, Any]]
+
+    def save(self):
+        """Write nothing."""
+
+    def _save_trial(self, trial):
+        """Write nothing."""
+
+    def _rounded(self, values):
+        return {
+            name: each.value(values[name]) if isinstance(each, Range) else values[name]
+            for name, each in self.dimensions.items()
+        }
+
+    def _duplicate(self, values):
+        return super()._duplicate(self._rounded(values))
+
+
+class _Seeded(_Oracle):
+    """An oracle whose proposal depends on the seed, its number and what it was told alone."""
+
+    def populate_space(self, trial_id):
+        """Propose what has been proposed before a restart, or something new."""
+        number = len(self.start_order)
+        if number < len(self.noted):
+            return _running(self.noted[number])
+        if number == 0 and self.first is not None:
+            return _running(self._rounded(self.first))
+        sequence = np.random.SeedSequence([self.seed, number])
+        self._seed_state = int(sequence.generate_state(1)[0] // 2)  # it adds to it
+        self._random_state = np.random.RandomState(self._seed_state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a Gaussian process that fits few trials badly
+            values = super().populate_space(trial_id)["values"]
+        if values is not None and self._duplicate(values):
+            values = self._random_values()
+        if values is None:  # all combinations have been tried
+            return {"status": "STOPPED", "values": None}
+        return _running(self._rounded(values))
+
+
+class _Random(_Seeded, kt.oracles.RandomSearchOracle):
+    """Random values."""
+
+
+class _Bayesian(_Seeded, kt.oracles.BayesianOptimizationOracle):
+    """A Gaussian process, after three random values for each option that is varied."""
+
+    def _make_gpr(self):
+        process = super()._make_gpr()
+        process.n_restarts_optimizer = _STARTS
+        return process
+
+
+class _Grid(_Oracle, kt.oracles.GridSearchOracle):
+    """All combinations in order, which are the same after a restart."""
+
+
+def _running(values):
+    return {"status": "RUNNING", "values": values}
+
+
+def _hyperparameters(dimensions):
+    space = kt.HyperParameters()
+    for name, each in dimensions.items():
+        if isinstance(each, Choices):
+            space.Choice(name, list(each.values))
+        else:
+            kind = space.Int if each.is_whole else space.Float
+            kind(name, each.least, each.largest, sampling="log" if each.is_log else "linear")
+    return space
+
+
+def _in_space(settings, dimensions):
+    """Return the settings' own values if all of them are in the space."""
+    values = {name: value_in(settings, name) for name in dimensions}
+    for name, each in dimensions.items():
+        value = values[name]
+        if isinstance(each, Choices):
+            inside = value in each.values
+        else:
+            inside = isinstance(value, int | float) and 0 <= each.position(value) <= 1
+        if not inside:
+            return None
+    return values

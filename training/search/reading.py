@@ -1,0 +1,130 @@
+"""Reads what a search varies, from the command line or a TOML file."""
+
+import argparse
+import dataclasses
+import tomllib
+from pathlib import Path
+
+from keras_mas.errors import UsageError
+
+from ..options import flag, kind_of, option_fields, parser_of
+from ..settings import Recipe, Settings
+from ..wording import did_you_mean
+from .dimensions import STRENGTH, Choices, Range
+
+# Not varied: several seeds are a trial's executions, and measuring changes no result.
+_FIXED = ("seed", "evaluate_every")
+
+
+def fields() -> dict[str, dataclasses.Field]:
+    """Return the options that can be varied, by name."""
+    known = option_fields(Settings) | option_fields(Recipe)
+    return {name: field for name, field in known.items() if name not in (*_FIXED, STRENGTH)}
+
+
+def read_space(text: str) -> dict[str, Range | Choices]:
+    """Read what is varied: `NAME=LEAST..LARGEST` or `NAME=A,B,C`, separated by spaces.
+
+    Numbers are tried on a logarithmic scale, whole numbers on a linear one. In a TOML file, named
+    by `text`, a value is `["a", "b"]` or `{min = 0.1, max = 10, scale = "log"}`, with "linear" as
+    the other scale.
+
+    Args:
+        text: As above; empty for nothing.
+
+    Raises:
+        UsageError: If an option is unknown or has such values not, bounds are reversed, or one of
+            a logarithmic scale is not above 0.
+
+    Example:
+        >>> read_space("penalty=in_loss,decoupled epochs=5..20")["epochs"]
+        Range(least=5, largest=20, is_log=False, is_whole=True)
+    """
+    given = _read_toml(Path(text)) if text.endswith(".toml") else dict(map(_parted, text.split()))
+    return {
+        name: _dimension(name, value)
+        for name, value in ((key.replace("-", "_"), value) for key, value in given.items())
+    }
+
+
+def _parted(part):
+    name, equals, values = part.partition("=")
+    if not equals or not values:
+        raise UsageError(
+            "Expected --vary to be NAME=LEAST..LARGEST or NAME=A,B,C, or several of them separated "
+            f"by spaces, or a TOML file. Received: {part!r}."
+        )
+    least, dots, largest = values.partition("..")
+    return name, {"min": least, "max": largest} if dots else values.split(",")
+
+
+def _read_toml(path):
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"Expected --vary to name a TOML file of options. Received: '{path}', which cannot be "
+            f"read ({reason})."
+        ) from None
+
+
+def _dimension(name, given):
+    field = fields().get(name)
+    if field is None:
+        raise UsageError(_unknown(name))
+    if isinstance(given, list) and given:
+        return Choices(tuple(_value(name, field, each) for each in given))
+    if isinstance(given, dict) and {"min", "max"} <= set(given) <= {"min", "max", "scale"}:
+        return _range(name, field, given)
+    raise UsageError(
+        f"Expected `{name}` in --vary to be several values or a range, as in NAME=A,B,C and "
+        "NAME=LEAST..LARGEST; or, in TOML, [A, B, C] and {min = LEAST, max = LARGEST}. Received: "
+        f"{given!r}."
+    )
+
+
+def _unknown(name):
+    if name == STRENGTH:
+        return "Expected λ to be varied by --strength-min and --strength-max, not in --vary."
+    if name == "seed":
+        return "Expected seeds to be varied by --executions-per-trial, not in --vary."
+    return (
+        f"Expected an option of `keras-mas train` in --vary, out of {', '.join(fields())}. "
+        f"Received: {name!r}.{did_you_mean(name, fields())}"
+    )
+
+
+def _range(name, field, given):
+    kind = kind_of(field)
+    if kind not in (int, float):
+        raise UsageError(
+            f"Expected several values of `{name}` in --vary, as in {name}=A,B,C, since it is no "
+            f"number. Received: a range, {given['min']} to {given['max']}."
+        )
+    least, largest = (_value(name, field, given[end]) for end in ("min", "max"))
+    scale = given.get("scale", "linear" if kind is int else "log")
+    if scale not in ("log", "linear"):
+        raise UsageError(
+            f'Expected the scale of `{name}` in --vary to be "log" or "linear". Received: '
+            f"{scale!r}."
+        )
+    if least >= largest:
+        raise UsageError(
+            f"Expected a range of `{name}` in --vary from its smallest to its largest value. "
+            f"Received: {least:g} to {largest:g}."
+        )
+    if scale == "log" and least <= 0:
+        raise UsageError(
+            f"Expected a range of `{name}` in --vary above 0, since its scale is logarithmic. "
+            f"Received: {least:g} to {largest:g}. Take a small number in the place of {least:g}."
+        )
+    return Range(least, largest, is_log=scale == "log", is_whole=kind is int)
+
+
+def _value(name, field, given):
+    """Return a value as the command line would read it."""
+    try:
+        return parser_of(field)(str(given))
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"In --vary, `{name}`: {error}. See {flag(name)} of `train`.") from None

@@ -1,0 +1,150 @@
+"""Which of the trials is recommended, and what is to be said about it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from .dimensions import STRENGTH, Choices, Range
+from .trial import FAILED, Trial, best_of, meets
+
+# A setting in the outer tenth of its range is at an edge of it.
+_EDGE = 0.1
+
+# From so many times the smallest λ on, and so many trials, a plateau is wide.
+_WIDE, _FEWEST = 10, 3
+
+
+class NoTrialError(RuntimeError):
+    """No trial can be recommended; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """The setting to take.
+
+    Attributes:
+        trial: The recommended one.
+        highest: The one with the highest accuracy, within the bound on forgetting if there is one.
+        standard_error: That of its accuracy.
+        as_good: Those within one standard error of it, of which the recommended forgets least.
+        edges: "lower" or "upper" by the name of an option at an edge of whose range it lies.
+        plateau: The least and the largest λ next to the recommended one, all trials between which
+            are among `as_good`; None if λ is not varied.
+    """
+
+    trial: Trial
+    highest: Trial
+    standard_error: float
+    as_good: Sequence[Trial]
+    edges: Mapping[str, str]
+    plateau: tuple[float, float] | None
+
+    @property
+    def has_wide_plateau(self) -> bool:
+        """Whether λ hardly matters within a factor of ten or more."""
+        if self.plateau is None:
+            return False
+        least, largest = self.plateau
+        others = self.trial.others()
+        inside = [
+            trial.strength
+            for trial in self.as_good
+            if trial.strength and least <= trial.strength <= largest and trial.others() == others
+        ]
+        return len(inside) >= _FEWEST and largest >= _WIDE * min(inside)
+
+
+def recommend(
+    trials: Sequence[Trial],
+    dimensions: Mapping[str, Range | Choices],
+    max_forgetting: float | None = None,
+) -> Recommendation:
+    """Return the recommendation: of the settings as good as the best, the one that forgets least.
+
+    As good as the best are those whose accuracy is within one standard error of the highest, which
+    is the rule of Breiman et al., "Classification and Regression Trees" (1984).
+
+    Args:
+        trials: All trials.
+        dimensions: What is varied, as `SearchSpace.dimensions` returns it.
+        max_forgetting: If given, only trials that forget no more are recommended.
+
+    Raises:
+        NoTrialError: If no trial was completed, or none of them is within the bound.
+    """
+    highest = best_of(trials, max_forgetting)
+    if highest is None:
+        raise NoTrialError(_why_none(trials, max_forgetting))
+    error = highest.standard_error
+    as_good = [
+        trial
+        for trial in trials
+        if meets(trial, max_forgetting) and trial.accuracy >= highest.accuracy - error
+    ]
+    # Of those that forget equally little the most accurate, and of these the least λ.
+    chosen = min(as_good, key=lambda t: (t.forgetting, -t.accuracy, t.strength or 0.0))
+    return Recommendation(
+        chosen,
+        highest,
+        error,
+        as_good,
+        _edges(chosen, trials, dimensions),
+        _plateau(chosen, trials, as_good),
+    )
+
+
+def _why_none(trials, max_forgetting):
+    completed = [trial for trial in trials if trial.is_completed]
+    if not completed:
+        failed = [trial for trial in trials if trial.state == FAILED]
+        if not failed:
+            return (
+                f"None of {len(trials)} trials forgets at most {max_forgetting:g}: all were "
+                f"stopped. Raise --max-forgetting, or --strength-max, or give more --trials."
+            )
+        return (
+            f"No trial was completed: {len(failed)} of {len(trials)} failed. The last one: "
+            f"{failed[-1].reason} Lower `--learning-rate` or `--strength-max`."
+        )
+    least = min(completed, key=lambda trial: trial.forgetting)
+    return (
+        f"None of {len(trials)} trials forgets at most {max_forgetting:g}. The least is "
+        f"{least.forgetting:.4f}, with {least.name}. Raise --max-forgetting, or --strength-max, or "
+        "give more --trials."
+    )
+
+
+def _edges(chosen, trials, dimensions):
+    found = {}
+    for name, dimension in dimensions.items():
+        if isinstance(dimension, Choices):
+            if name != STRENGTH or len(dimension.values) < 2:
+                continue
+            dimension = Range(dimension.values[0], dimension.values[-1])  # of a grid
+        if name == STRENGTH and chosen.strength is None:
+            continue
+        position = dimension.position(chosen.values[name])
+        beyond = [
+            trial
+            for trial in trials
+            if trial.state == FAILED and dimension.position(trial.values[name]) > position
+        ]
+        if position <= _EDGE:
+            found[name] = "lower"
+        elif position >= 1 - _EDGE and not beyond:  # there is nothing to find where training fails
+            found[name] = "upper"
+    return found
+
+
+def _plateau(chosen, trials, as_good):
+    """Walk from the chosen λ both ways, as long as the trials are as good as the best."""
+    if chosen.strength is None:
+        return None
+    comparable = [t for t in trials if t.strength is not None and t.others() == chosen.others()]
+    ordered = sorted(comparable, key=lambda trial: trial.strength)
+    good = {id(trial) for trial in as_good}
+    first = last = next(k for k, trial in enumerate(ordered) if trial is chosen)
+    while first > 0 and id(ordered[first - 1]) in good:
+        first -= 1
+    while last < len(ordered) - 1 and id(ordered[last + 1]) in good:
+        last += 1
+    return ordered[first].strength, ordered[last].strength

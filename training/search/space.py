@@ -1,0 +1,166 @@
+"""What a search tries: which options it varies, in which ranges, how, and how often."""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from keras_mas.errors import UsageError
+
+from ..options import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    check_options,
+    option,
+    option_fields,
+)
+from ..settings import Settings
+from ..wording import did_you_mean
+from .dimensions import DIGITS, STRENGTH, Choices, Range, values_of
+from .reading import read_space
+
+TUNERS = ("bayesian", "random", "grid")
+
+
+def tuner_name(text: str) -> str:
+    """Return the name of a tuner, out of `TUNERS`; an argparse type."""
+    if text == "hyperband":
+        raise argparse.ArgumentTypeError(
+            f"expected one of {', '.join(TUNERS)}, received 'hyperband', whose budget is a number "
+            "of epochs: with fewer epochs a task is forgotten less, so that its short trials say "
+            "nothing about λ of long ones. Trials that cannot win are stopped between tasks instead"
+        )
+    if text not in TUNERS:
+        raise argparse.ArgumentTypeError(
+            f"expected one of {', '.join(TUNERS)}, received {text!r}.{did_you_mean(text, TUNERS)}"
+        )
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+    """What a search tries, how it chooses, and what it is to find.
+
+    Attributes:
+        tuner: Name out of `TUNERS`.
+        trials: How many settings are tried, λ = 0 not counted.
+        strength_min: Smallest λ, > 0, since the scale is logarithmic.
+        strength_max: Largest λ.
+        vary: What else is varied, as `read_space` reads it.
+        executions_per_trial: How many seeds, from that of the settings on, each trial is run with.
+        max_forgetting: If given, the highest accuracy is sought among settings that forget no more.
+        complete_trials: Whether every trial learns all tasks, even if it cannot win any more.
+
+    Raises:
+        UsageError: If a number is out of range, the tuner is unknown, or `vary` cannot be read.
+    """
+
+    tuner: str = option("bayesian", "bayesian, random or grid", choices=TUNERS, parse=tuner_name)
+    trials: int = option(20, "settings to try, λ = 0 not counted", bounds=AT_LEAST_ONE)
+    strength_min: float = option(
+        1e-3, "smallest λ; the scale is logarithmic", bounds=POSITIVE, metavar="λ"
+    )
+    strength_max: float = option(1e3, "largest λ", bounds=POSITIVE, metavar="λ")
+    vary: str = option(
+        "",
+        "other options to vary, as in 'learning-rate=1e-4..1e-2 penalty=in_loss,decoupled'; or a "
+        "TOML file of them",
+        metavar="SPACE",
+    )
+    executions_per_trial: int = option(
+        1, "seeds that each trial is run with", bounds=AT_LEAST_ONE, metavar="N"
+    )
+    max_forgetting: float | None = option(
+        None,
+        "seek the highest accuracy with at most this forgetting (default: no such bound)",
+        bounds=NOT_NEGATIVE,
+        metavar="X",
+    )
+    complete_trials: bool = option(
+        False, "learn all tasks in every trial, even if it cannot win any more"
+    )
+
+    def __post_init__(self):
+        check_options(self)
+        if self.strength_min >= self.strength_max:
+            raise UsageError(
+                "Expected --strength-min below --strength-max. Received: "
+                f"{self.strength_min:g} and {self.strength_max:g}."
+            )
+        read_space(self.vary)
+
+    def dimensions(self, settings: Settings) -> dict[str, Range | Choices]:
+        """Return what is varied, by the name of the option, around given settings.
+
+        Raises:
+            UsageError: If there is nothing to vary, or a grid has more settings than trials.
+        """
+        varied = read_space(self.vary)
+        methods = values_of(varied["method"]) if "method" in varied else (settings.method,)
+        of_methods = [dataclasses.replace(settings, method=name) for name in methods]
+        found: dict[str, Range | Choices] = {}
+        if any(each.has_strength for each in of_methods):
+            found[STRENGTH] = Range(self.strength_min, self.strength_max)
+        found |= varied
+        if not found:
+            raise UsageError(
+                f"Method '{settings.method}' has no penalty, so there is no λ to search for: all "
+                f"trials would be the same. Use `keras-mas train --method {settings.method}`, or "
+                "say by --vary what else is to be tried."
+            )
+        if self.tuner == "grid":
+            grid = {name: values_of(each) for name, each in found.items()}
+            count = math.prod(map(len, grid.values()))
+            if count > self.trials:
+                raise UsageError(
+                    f"Expected as many --trials as the grid has settings, {count}, for a part of "
+                    f"it is only its smallest values. Received: {self.trials}. Take `--trials "
+                    f"{count}`, narrower ranges, or another --tuner."
+                )
+            return {name: Choices(values) for name, values in grid.items()}
+        return found
+
+    def count(self, dimensions: Mapping[str, Range | Choices]) -> int:
+        """Return how many settings are tried: no more than there are, if they are lists."""
+        if any(isinstance(each, Range) for each in dimensions.values()):
+            return self.trials
+        return min(self.trials, math.prod(len(values_of(each)) for each in dimensions.values()))
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What decides on the trials, for JSON; not their number: a longer search continues."""
+        decides = {name: value for name, value in vars(self).items() if name != "trials"}
+        varied = {name: dataclasses.asdict(each) for name, each in read_space(self.vary).items()}
+        return json.loads(json.dumps(decides | {"vary": varied}))
+
+
+def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """Return settings with other values of some options, by name."""
+    own = {name: values[name] for name in values if name in option_fields(Settings)}
+    recipe = {name: values[name] for name in values if name not in own}
+    return dataclasses.replace(
+        settings, **own, recipe=dataclasses.replace(settings.recipe, **recipe)
+    )
+
+
+def value_in(settings: Settings, name: str) -> Any:
+    """Return the value of an option in settings."""
+    return getattr(settings if name in option_fields(Settings) else settings.recipe, name)
+
+
+def name_of_values(values: Mapping[str, Any]) -> str:
+    """Return values of options as the name of a folder."""
+    return re.sub(r"[^\w.+-]", "_", "-".join(f"{name}-{value}" for name, value in values.items()))
+
+
+def shown_values(values: Mapping[str, Any]) -> str:
+    """Return values of options in a line, such as `λ=0.5 penalty=decoupled`."""
+    return " ".join(
+        f"{'λ' if name == STRENGTH else name.replace('_', '-')}="
+        + (f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value))
+        for name, value in values.items()
+    )

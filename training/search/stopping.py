@@ -1,0 +1,142 @@
+"""When a trial cannot win any more: a bound on what it can still reach, after each task."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+
+from ..run import Listener, TaskResult
+
+Rows = Sequence[Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """Why and where a run was stopped.
+
+    Attributes:
+        reason: Why, in one line.
+        bound: The average accuracy that it could have reached.
+        lost: The forgetting that it would have had at least.
+        rows: Rows of its accuracy matrix so far.
+    """
+
+    reason: str
+    bound: float
+    lost: float
+    rows: Rows
+
+
+class CannotWinError(Exception):
+    """A run was stopped between tasks.
+
+    Args:
+        stop: Why and where.
+    """
+
+    def __init__(self, stop: Stop):
+        super().__init__(stop.reason)
+        self.stop = stop
+
+
+def accuracy_bound(rows: Rows, ceilings: Sequence[float]) -> float:
+    """Return the average accuracy that a run can still reach.
+
+    That is, if the tasks learned so far stay as they are, and every other one ends at its ceiling.
+
+    Args:
+        rows: The rows of the accuracy matrix so far, each `[T]`.
+        ceilings: Highest accuracy of each task, `[T]`.
+
+    Example:
+        >>> accuracy_bound([[0.9, 0.5], [0.6, 0.8]][:1], ceilings=[1.0, 0.7])
+        0.8
+    """
+    learned = len(rows)
+    return statistics.mean([*rows[-1][:learned], *ceilings[learned:]])
+
+
+def forgetting_bound(rows: Rows) -> float:
+    """Return the forgetting that a run has at least, if no task is remembered better again.
+
+    Args:
+        rows: The rows of the accuracy matrix so far, fewer than tasks, each `[T]`.
+
+    Example:
+        >>> forgetting_bound([[0.9, 0.0, 0.0], [0.7, 0.8, 0.0]])  # 0.2 of two tasks
+        0.1
+    """
+    learned, tasks = len(rows), len(rows[-1])
+    best = [max(row[j] for row in rows[j:]) for j in range(learned)]
+    lost = sum(before - now for before, now in zip(best, rows[-1][:learned], strict=True))
+    return round(lost / (tasks - 1), 12)
+
+
+def ceilings_of(matrices: Sequence[Rows]) -> list[float]:
+    """Return the highest accuracy right after each task, over finished runs; 1 without any."""
+    if not matrices:
+        return []
+    return [max(matrix[j][j] for matrix in matrices) for j in range(len(matrices[0]))]
+
+
+class Judge(Listener):
+    """Stops a run after a task when it can no longer be recommended.
+
+    After each task but the last, the accuracy is bounded by `accuracy_bound`. If that is less than
+    what the best trial has on average, less one standard error, the run is stopped. It is an
+    assumption that no task gains by later ones, and that no task is learned better than the
+    ceilings: where another run has learned it that well, or 1. A run that would have broken it by
+    more than the standard error, for example one with much backward transfer, is stopped though it
+    might have won; `complete_trials` of the search switches this off. With a bound on forgetting,
+    a run that has forgotten more already is stopped too.
+
+    Args:
+        ceilings: Highest accuracy of each task, `[T]`.
+        required: The accuracy that a run needs, less of which is not recommended; None if nothing
+            is known yet.
+        max_forgetting: As in `SearchSpace`.
+    """
+
+    def __init__(
+        self, ceilings: Sequence[float], required: float | None, max_forgetting: float | None
+    ):
+        self.ceilings, self.required = ceilings, required
+        self.max_forgetting = max_forgetting
+        self.rows: list[list[float]] = []
+
+    def task_finished(self, result: TaskResult) -> None:
+        """Stop the run if it cannot win; it is told of tasks that were read from disk too."""
+        self.rows.append(result.accuracies)
+        learned, tasks = len(self.rows), len(result.accuracies)
+        if learned == tasks:
+            return
+        bound, lost = accuracy_bound(self.rows, self.ceilings), forgetting_bound(self.rows)
+        if self.max_forgetting is not None and lost > self.max_forgetting:
+            why = f"it would forget {lost:.4f} or more"
+        elif self.required is not None and bound < self.required:
+            why = f"it could reach {bound:.4f}, and {self.required:.4f} is needed"
+        else:
+            return
+        reason = f"stopped after task {learned} of {tasks}: {why}"
+        raise CannotWinError(Stop(reason, bound, lost, self.rows))
+
+
+def standard_error(matrix: Rows, examples: Sequence[int]) -> float:
+    """Return the standard error of the average accuracy, from the examples it was measured on.
+
+    The accuracy on each of T tasks is a share of its n examples, with the variance p (1 − p) / n. p
+    is taken as (np + 1/T) / (n + 2/T), with one more right example and one more wrong one in all,
+    so that an accuracy of 1 on few examples is not taken for certain.
+
+    Args:
+        matrix: The accuracy matrix.
+        examples: How many examples each task was measured on.
+
+    Example:
+        >>> standard_error([[1.0]], [2])  # p = 3/4
+        0.3061862178478973
+    """
+    part = 1 / len(examples)
+    counted = zip(matrix[-1], examples, strict=True)
+    shares = [(p * n + part) / (n + 2 * part) for p, n in counted]
+    variances = [p * (1 - p) / n for p, n in zip(shares, examples, strict=True)]
+    return sum(variances) ** 0.5 / len(variances)

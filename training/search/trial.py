@@ -1,0 +1,102 @@
+"""A trial: settings that a search tried, and what became of them."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..settings import Settings
+from .dimensions import STRENGTH
+from .space import shown_values
+from .stopping import standard_error
+
+COMPLETED, STOPPED, FAILED = "completed", "stopped", "failed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, with one seed or several.
+
+    Attributes:
+        values: What is varied, by the name of the option.
+        settings: All settings, with the first seed.
+        state: `COMPLETED`; `STOPPED` since it could not win; or `FAILED`.
+        results: Of each seed, as `run.train` returns it, on validation data; of one that is not
+            completed, those of the seeds before.
+        reason: Why it is not completed, in one line.
+        bound: The average accuracy that a stopped one could have reached; 0 of others.
+        lost: The forgetting that a stopped one would have had at least; 0 of others.
+        learned: How many tasks were learned for it, those that it shares left out.
+        is_new: Whether any was learned now, rather than read from the search's folder.
+        seconds: How long it took now.
+    """
+
+    values: Mapping[str, Any]
+    settings: Settings
+    state: str = COMPLETED
+    results: Sequence[dict] = ()
+    reason: str = ""
+    bound: float = 0.0
+    lost: float = 0.0
+    learned: int = 0
+    is_new: bool = True
+    seconds: float = 0.0
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether it has learned all tasks with all seeds."""
+        return self.state == COMPLETED
+
+    @property
+    def strength(self) -> float | None:
+        """λ, if that is varied and makes a difference to the method."""
+        return self.values.get(STRENGTH) if self.settings.has_strength else None
+
+    @property
+    def name(self) -> str:
+        """What is varied, in a line."""
+        return shown_values(self.values)
+
+    @property
+    def accuracy(self) -> float:
+        """Average accuracy, a mean over the seeds, of a completed trial."""
+        return statistics.mean(result["average_accuracy"] for result in self.results)
+
+    @property
+    def forgetting(self) -> float:
+        """Forgetting, a mean over the seeds, of a completed trial."""
+        return statistics.mean(result["forgetting"] for result in self.results)
+
+    @property
+    def standard_error(self) -> float:
+        """That of the accuracy: over the seeds if there are several, else of its examples."""
+        if len(self.results) > 1:
+            accuracies = [result["average_accuracy"] for result in self.results]
+            return statistics.stdev(accuracies) / len(accuracies) ** 0.5
+        [result] = self.results
+        examples = [result["examples"][task]["validation"] for task in result["tasks"]]
+        return standard_error(result["accuracy_matrix"], examples)
+
+    def others(self) -> dict[str, Any]:
+        """Return what is varied besides λ."""
+        return {name: value for name, value in self.values.items() if name != STRENGTH}
+
+
+def trial_line(trial: Trial) -> str:
+    """Return what a trial found, in one line."""
+    if not trial.is_completed:
+        return f"{trial.name:<11} {trial.reason}"
+    return (
+        f"{trial.name:<11} average accuracy {trial.accuracy:.4f}  forgetting {trial.forgetting:.4f}"
+    )
+
+
+def meets(trial: Trial, max_forgetting: float | None) -> bool:
+    """Return whether a trial may be recommended: completed, and within a bound if there is one."""
+    return trial.is_completed and (max_forgetting is None or trial.forgetting <= max_forgetting)
+
+
+def best_of(trials: Sequence[Trial], max_forgetting: float | None) -> Trial | None:
+    """Return the first trial of the highest accuracy that may be recommended; None without any."""
+    candidates = [trial for trial in trials if meets(trial, max_forgetting)]
+    return max(candidates, key=lambda trial: trial.accuracy, default=None)
