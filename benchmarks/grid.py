@@ -9,6 +9,7 @@ from keras_mas.training.learner import Learner
 from keras_mas.training.run import DivergedError, train
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import Settings
+from keras_mas.training.summary import strength_text
 from keras_mas.training.tasks import TaskStream, load_tasks
 
 
@@ -77,8 +78,8 @@ class Grid:
         points = [list(point) for point in zip(strengths, curve, strict=True)]
         return strengths[found.index(max(found))], points
 
-    def results(self, name: str, settings: Settings, strength: float) -> list[dict | None]:
-        """Return the test results of all seeds with a λ; None for one that diverged."""
+    def results(self, name: str, settings: Settings, strength: float | str) -> list[dict | None]:
+        """Return the test results of all seeds with a λ, or "auto"; None for one that diverged."""
         return [self._result(name, settings, strength, seed, "test") for seed in self.seeds]
 
     def _validation(self, name, settings, strength):
@@ -89,7 +90,8 @@ class Grid:
 
     def _result(self, name, settings, strength, seed, split):
         """Return the result of one run, which is read if it is there; None if it diverged."""
-        folder = self.folder / f"{name}-{strength:g}-{split}-{seed}"
+        text = strength_text(strength).replace(":", "-")
+        folder = self.folder / f"{name}-{text}-{split}-{seed}"
         failure = self.folder / f"{folder.name}.diverged.json"
         if failure.exists():
             return None
