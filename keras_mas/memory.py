@@ -583,8 +583,7 @@ class SynapticMemory:
         moved = [
             state.name
             for state in states
-            if not getattr(state.weight.constraint, "was_evaluated", True)
-            and _has_moved(state)
+            if not getattr(state.weight.constraint, "was_evaluated", True) and _has_moved(state)
         ]
         if moved:
             # Not a warning of Python's: weights may have been set by hand.

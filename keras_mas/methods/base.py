@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from ..arrays import load_arrays, save_arrays
-from ..choices import AUTO, checked_penalty, kappa_of
+from ..choices import checked_penalty, kappa_of
 from ..errors import UsageError
 from ..states import SAVED_BY, checked_strength
 
