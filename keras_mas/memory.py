@@ -90,7 +90,7 @@ class SynapticMemory:
         self._auto: Auto | None = None
         self._is_taken = False  # whether λ has been found for the task under way
         self._fit: Any = None  # the last one that λ was found for
-        self.strength = strength  # type: ignore[assignment]
+        self.strength = strength
 
     @property
     def strength(self) -> float:
@@ -267,7 +267,7 @@ class SynapticMemory:
         if _has_penalty_in_loss(model) and self._auto is None:
             self._warn_if_unstable(model, {s.name: new for s, (new, _) in updated.items()})
         if self._auto is not None:
-            self._task_ended(model, states)
+            self._task_ended(self._auto, model, states)
         self._replace(updated)
         self._tasks += 1
         self._binding.freeze_batch_norms(model)
@@ -336,7 +336,7 @@ class SynapticMemory:
         states = self._binding.states_of(model)
         importance = [state.importance.numpy() for state in states]
         mean = mean_of(importance) if states else 0.0
-        found = self._found_strength(model, batches, mean, importance) if mean else 0.0
+        found = self._found(self._auto, model, batches, mean, importance) if mean else 0.0
         self._strength.assign(checked_strength(found))
         self._is_taken = True
         return self.strength
@@ -513,7 +513,7 @@ class SynapticMemory:
                 "`memory.take_strength(model, batches)` before the first step of a task."
             )
 
-    def _found_strength(self, model, batches, mean, importance):
+    def _found(self, auto: Auto, model, batches, mean, importance):
         """Return λ = κ t / (2 η S mean Ω), or the largest that the optimizer is sure to follow."""
         if batches is None:
             raise ValueError(
@@ -523,17 +523,17 @@ class SynapticMemory:
             )
         optimizer, in_loss = model.optimizer, _has_penalty_in_loss(model)
         steps = optimizer_steps(optimizer, batches)
-        rate = pull_rate(optimizer, steps, in_loss, self._auto.gradient_rms)
-        found = auto_strength(self._auto.kappa, self._tasks, mean, rate, steps)
+        rate = pull_rate(optimizer, steps, in_loss, auto.gradient_rms)
+        found = auto_strength(auto.kappa, self._tasks, mean, rate, steps)
         if in_loss:
             found = min(found, largest_strength(optimizer, max(o.max() for o in importance)))
         return found
 
-    def _task_ended(self, model, states):
+    def _task_ended(self, auto: Auto, model, states):
         """Note how large gradients were, and say so if weights moved before λ was found."""
         rms = gradient_rms(getattr(model, "optimizer", None), [s.weight for s in states])
         if np.isfinite(rms):
-            self._auto.gradient_rms = rms
+            auto.gradient_rms = rms
         if not self._is_taken and any(_has_moved(state) for state in states):
             _log.warning(
                 "Weights that hold earlier tasks have changed, and λ was not found for the task "

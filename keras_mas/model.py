@@ -101,7 +101,7 @@ class MASModel(keras.Model):
 
     @strength.setter
     def strength(self, value: float | str) -> None:
-        self.memory.strength = value  # type: ignore[assignment]
+        self.memory.strength = value
 
     @property
     def penalty(self) -> str:

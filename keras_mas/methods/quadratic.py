@@ -37,7 +37,7 @@ class QuadraticMethod(base.RememberingMethod):
 
     @strength.setter
     def strength(self, value: float | str) -> None:
-        self.memory.strength = value  # type: ignore[assignment]
+        self.memory.strength = value
 
     @property
     def free_share(self) -> float | None:
