@@ -89,7 +89,7 @@ def pull_rate(
         optimizer: The optimizer; of a learning rate schedule the mean over the steps is taken.
         steps: Steps of the coming task.
         in_loss: Whether the penalty is in the loss.
-        gradient_rms: As `gradient_rms` returned it when the last task ended.
+        gradient_rms: As `gradient_rms` returned it when the first task ended, without a penalty.
 
     Raises:
         ValueError: If the penalty is in the loss of another kind of optimizer, or of one of Adam's
@@ -112,7 +112,7 @@ def pull_rate(
         )
     if not gradient_rms > 0:
         raise ValueError(
-            f"Expected an optimizer that had taken steps when the task was consolidated, for "
+            f"Expected an optimizer that had taken steps before the first task was consolidated, for "
             f"strength='{AUTO}' with the penalty in the loss. Received: {name}, which divides the "
             f"penalty by the size of gradients, and had seen none. {instead}"
         )

@@ -73,8 +73,8 @@ class SynapticMemory:
 
             for t tasks and S steps. η is the learning rate, or the mean that a schedule has over
             the steps; with the penalty in the loss, it is divided by 1 − m under SGD with momentum
-            m, and by the root mean square of the gradients under Adam, Nadam and RMSprop. κ is 30,
-            or another number as in "auto:100". The steps are those of all epochs, so early
+            m, and under Adam, Nadam and RMSprop by the root mean square that gradients had in the
+            first task. κ is 30, or another number as in "auto:100". The steps are those of all epochs, so early
             stopping makes the hold weaker than intended, and a rate that callbacks change counts
             as it is when the fit begins.
 
@@ -531,9 +531,10 @@ class SynapticMemory:
 
     def _task_ended(self, auto: Auto, model, states):
         """Note how large gradients were, and say so if weights moved before λ was found."""
-        rms = gradient_rms(getattr(model, "optimizer", None), [s.weight for s in states])
-        if np.isfinite(rms):
-            auto.gradient_rms = rms
+        if not any(state.importance.numpy().any() for state in states):
+            # Later ones are those of the penalty, too, and λ would grow with itself.
+            weights = [state.weight for state in states]
+            auto.gradient_rms = gradient_rms(getattr(model, "optimizer", None), weights)
         if not self._is_taken and any(_has_moved(state) for state in states):
             _log.warning(
                 "Weights that hold earlier tasks have changed, and λ was not found for the task "

@@ -72,7 +72,7 @@ class Auto:
 
     Attributes:
         kappa: κ, how strongly each task is held.
-        gradient_rms: Root mean square of the gradients when the last task ended; NaN if unknown.
+        gradient_rms: Root mean square of the gradients of the first task; NaN if unknown.
     """
 
     kappa: float

@@ -153,7 +153,7 @@ def test_in_the_loss_it_stays_below_what_the_optimizer_follows():
     assert fit(model)["strength"][0] == pytest.approx(10.0)
 
 
-def test_under_adam_the_size_of_the_last_gradients_counts():
+def test_under_adam_the_size_of_gradients_without_a_penalty_counts():
     model = line(MASModel, keras.optimizers.Adam(0.01), strength="auto")
     fit(model)
     rms = gradient_rms(model.optimizer, model.trainable_weights)
@@ -162,6 +162,9 @@ def test_under_adam_the_size_of_the_last_gradients_counts():
     for variable in model.optimizer.variables[2:]:  # a fresh optimizer, as in the command line
         variable.assign(tf.zeros_like(variable))
     assert fit(model)["strength"][0] == pytest.approx(30 * rms / (2 * 0.01 * 6 * 5))
+    model.memory.remember(model, {})
+    assert gradient_rms(model.optimizer, model.trainable_weights) != pytest.approx(rms)
+    assert fit(model)["strength"][0] == pytest.approx(30 * 2 * rms / (2 * 0.01 * 6 * 5))
 
 
 def test_nothing_remembered_needs_no_strength():
