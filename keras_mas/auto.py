@@ -112,9 +112,9 @@ def pull_rate(
         )
     if not gradient_rms > 0:
         raise ValueError(
-            f"Expected an optimizer that had taken steps before the first task was consolidated, for "
-            f"strength='{AUTO}' with the penalty in the loss. Received: {name}, which divides the "
-            f"penalty by the size of gradients, and had seen none. {instead}"
+            "Expected an optimizer that had taken steps before the first task was consolidated, "
+            f"for strength='{AUTO}' with the penalty in the loss. Received: {name}, which divides "
+            f"the penalty by the size of gradients, and had seen none. {instead}"
         )
     return rate / gradient_rms
 

@@ -74,9 +74,9 @@ class SynapticMemory:
             for t tasks and S steps. η is the learning rate, or the mean that a schedule has over
             the steps; with the penalty in the loss, it is divided by 1 − m under SGD with momentum
             m, and under Adam, Nadam and RMSprop by the root mean square that gradients had in the
-            first task. κ is 30, or another number as in "auto:100". The steps are those of all epochs, so early
-            stopping makes the hold weaker than intended, and a rate that callbacks change counts
-            as it is when the fit begins.
+            first task. κ is 30, or another number as in "auto:100". The steps are those of all
+            epochs, so early stopping makes the hold weaker than intended, and a rate that callbacks
+            change counts as it is when the fit begins.
 
     Raises:
         ValueError: If `strength` is negative, not a finite number in float32, or another text.
