@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import DivergedError, train
+from keras_mas.training.run import DivergedError, finished_result, train
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import Settings
 from keras_mas.training.summary import strength_text
@@ -97,6 +97,9 @@ class Grid:
             return None
         settings = dataclasses.replace(settings, strength=strength, seed=seed)
         stream = self.stream(seed)
+        finished = finished_result(stream, settings, folder, split)
+        if finished is not None:  # without building a network to read it into
+            return finished
         self.learner = self.learner or Learner(stream)
         try:
             return train(stream, settings, folder, evaluate_on=split, learner=self.learner)
