@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import DivergedError, train
+from keras_mas.training.run import DivergedError, finished_result, train
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import Settings
+from keras_mas.training.summary import strength_text
 from keras_mas.training.tasks import TaskStream, load_tasks
 
 
@@ -82,8 +83,8 @@ class Grid:
             curve[beyond] = self._validation(name, settings, beyond)
         return _best(curve), [[each, curve[each]] for each in sorted(curve)]
 
-    def results(self, name: str, settings: Settings, strength: float) -> list[dict | None]:
-        """Return the test results of all seeds with a λ; None for one that diverged."""
+    def results(self, name: str, settings: Settings, strength: float | str) -> list[dict | None]:
+        """Return the test results of all seeds with a λ, or "auto"; None for one that diverged."""
         return [self._result(name, settings, strength, seed, "test") for seed in self.seeds]
 
     def _validation(self, name, settings, strength):
@@ -94,12 +95,16 @@ class Grid:
 
     def _result(self, name, settings, strength, seed, split):
         """Return the result of one run, which is read if it is there; None if it diverged."""
-        folder = self.folder / f"{name}-{strength:g}-{split}-{seed}"
+        text = strength_text(strength).replace(":", "-")
+        folder = self.folder / f"{name}-{text}-{split}-{seed}"
         failure = self.folder / f"{folder.name}.diverged.json"
         if failure.exists():
             return None
         settings = dataclasses.replace(settings, strength=strength, seed=seed)
         stream = self.stream(seed)
+        finished = finished_result(stream, settings, folder, split)
+        if finished is not None:  # without building a network to read it into
+            return finished
         self.learner = self.learner or Learner(stream)
         try:
             return train(stream, settings, folder, evaluate_on=split, learner=self.learner)

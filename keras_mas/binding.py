@@ -58,6 +58,11 @@ class Binding:
         self.watched: weakref.WeakSet[keras.Model] = weakref.WeakSet()
         self.metric = PenaltyMetric(on_new_trace=self._watch_all_fits)
 
+    def trace_again(self) -> None:
+        """Have every model that holds bound weights trace its steps anew."""
+        for model in models_with(state.weight for state in self.bound.values()):
+            trace_again(model)
+
     def states_of(self, model: keras.Layer) -> list[WeightState]:
         """Return the states that are bound to weights of a model, in the model's order."""
         return [self.bound[id(w)] for w in model.weights if id(w) in self.bound]

@@ -11,11 +11,21 @@ import numpy as np
 import tensorflow as tf
 
 from .arrays import load_arrays, save_arrays
+from .auto import (
+    auto_strength,
+    gradient_rms,
+    largest_strength,
+    mean_of,
+    optimizer_steps,
+    pull_rate,
+    share_free,
+    steps_of_fit,
+)
 from .binding import Binding, listed, moving_batch_norms, refuse_missing
-from .choices import BATCH_NORM
+from .choices import AUTO, BATCH_NORM, auto_text, kappa_of
 from .importance import ImportanceSums, compute_importance
 from .penalty import drift_penalty, penalty_gradient, proximal_step, warn_if_unstable
-from .states import SAVED_BY, WeightState, checked_strength, from_arrays, to_arrays
+from .states import SAVED_BY, Auto, WeightState, checked_strength, from_arrays, to_arrays
 from .weights import (
     checked_layer,
     find_by_place,
@@ -55,28 +65,52 @@ class SynapticMemory:
     `SynapticMemory.load(path).protect(model)` recognizes the weights of a loaded or rebuilt model.
 
     Args:
-        strength: λ ≥ 0, the weight of the penalty beside the loss. 0 is plain fine-tuning.
+        strength: λ ≥ 0, the weight of the penalty beside the loss. 0 is plain fine-tuning. "auto":
+            λ is found when a `fit` begins, from the learning rate, the steps of the fit and Ω, and
+            stands in its logs as `strength`:
+
+                λ = κ t / (2 η S mean Ω)
+
+            for t tasks and S steps. η is the learning rate, or the mean that a schedule has over
+            the steps; with the penalty in the loss, it is divided by 1 − m under SGD with momentum
+            m, and under Adam, Nadam and RMSprop by the root mean square that gradients had in the
+            first task. κ is 30, or another number as in "auto:100". The steps are those of all
+            epochs, so early stopping makes the hold weaker than intended, and a rate that callbacks
+            change counts as it is when the fit begins.
 
     Raises:
-        ValueError: If `strength` is negative, or not a finite number in float32.
+        ValueError: If `strength` is negative, not a finite number in float32, or another text.
     """
 
-    def __init__(self, strength: float = 1.0):
-        self._strength = keras.Variable(
-            checked_strength(strength), trainable=False, dtype="float32", name="strength"
-        )
+    def __init__(self, strength: float | str = 1.0):
+        self._strength = keras.Variable(0.0, trainable=False, dtype="float32", name="strength")
         self._states: list[WeightState] = []
         self._binding = Binding(self._states, self._strength, self.before_fit)
         self._tasks = 0
+        self._auto: Auto | None = None
+        self._is_taken = False  # whether λ has been found for the task under way
+        self._fit: Any = None  # the last one that λ was found for
+        self.strength = strength
 
     @property
     def strength(self) -> float:
-        """λ. Setting it acts in the next training step."""
+        """λ as it is now. Setting it, to a number, acts in the next training step.
+
+        Set to "auto", it is found when the next `fit` begins, whose steps are traced anew.
+        """
         return float(self._strength.numpy())
 
     @strength.setter
-    def strength(self, value: float) -> None:
-        self._strength.assign(checked_strength(value))
+    def strength(self, value: float | str) -> None:
+        kappa = kappa_of(value)
+        if kappa is None:
+            self._strength.assign(checked_strength(value))  # type: ignore[arg-type]
+        self._set_auto(None if kappa is None else Auto(kappa))
+
+    @property
+    def asked_strength(self) -> float | str:
+        """λ as it was asked for: "auto", or a number."""
+        return self.strength if self._auto is None else auto_text(self._auto.kappa)
 
     @property
     def tasks(self) -> int:
@@ -101,8 +135,9 @@ class SynapticMemory:
         values = sum(int(np.prod(state.anchor.shape)) for state in self._states)
         unbound = sum(state.weight is None for state in self._states)
         names = ", ".join(f"'{model.name}'" for model in self._binding.models())
+        auto = "" if self._auto is None else f"{self.asked_strength!r}, now "
         parts = [
-            f"strength={self.strength:g}",
+            f"strength={auto}{self.strength:g}",
             f"{self.tasks} task{'' if self.tasks == 1 else 's'}",
             f"{len(self._states)} weights ({values:,} values)",
             *([f"protects {names}"] if names else []),
@@ -229,8 +264,10 @@ class SynapticMemory:
             _check_array(state, now)
             omega, anchor = merge(*before, now, weight)
             updated[state] = _checked_importance(state, omega), _checked_anchor(state, anchor)
-        if _has_penalty_in_loss(model):
+        if _has_penalty_in_loss(model) and self._auto is None:
             self._warn_if_unstable(model, {s.name: new for s, (new, _) in updated.items()})
+        if self._auto is not None:
+            self._task_ended(self._auto, model, states)
         self._replace(updated)
         self._tasks += 1
         self._binding.freeze_batch_norms(model)
@@ -264,13 +301,59 @@ class SynapticMemory:
     def before_fit(self, model: keras.Model) -> None:
         """Check that the protection of a model acts, and warn if it is unstable.
 
-        Every `fit` of a model that holds protected weights begins with it.
+        Every `fit` of a model that holds protected weights begins with it, and here takes its λ if
+        that is to be found.
         """
         self.check(model)
-        if _has_penalty_in_loss(model):
+        if self._auto is not None:
+            self._take_for_fit(model)
+        elif _has_penalty_in_loss(model):
             states = self._binding.states_of(model)
             importance = {state.name: state.importance.numpy() for state in states}
             self._warn_if_unstable(model, importance)
+
+    def take_strength(self, model: keras.Model, batches: int | None) -> float:
+        """Find λ for the next task, if `strength="auto"`; every `fit` does this when it begins.
+
+        Around a training loop of your own, call it before the first step of every task.
+
+        Args:
+            model: The compiled model that is to be trained.
+            batches: Over how many batches, those of all epochs; None if that is not known.
+
+        Returns:
+            λ; 0 if nothing is remembered.
+
+        Raises:
+            ValueError: If λ was given; if the number of batches or how strongly the optimizer
+                follows the penalty is not known, though something is remembered.
+        """
+        if self._auto is None:
+            raise ValueError(
+                f"Expected a memory with strength='{AUTO}'. Received: one with λ = "
+                f"{self.strength:g}, which was given. Set `memory.strength` instead."
+            )
+        states = self._binding.states_of(model)
+        importance = [state.importance.numpy() for state in states]
+        mean = mean_of(importance) if states else 0.0
+        found = self._found(self._auto, model, batches, mean, importance) if mean else 0.0
+        self._strength.assign(checked_strength(found))
+        self._is_taken = True
+        return self.strength
+
+    def free_share(self) -> float | None:
+        """Return the share of weights that are free to learn the next task, with "auto".
+
+        Those whose time constant 1/(2 η λ Ω) is longer than the task, which depends on κ and on how
+        unequal Ω is alone.
+
+        Returns:
+            A fraction; None if λ was given, or no weights are protected.
+        """
+        importance = list(self.importance.values())
+        if self._auto is None or not importance:
+            return None
+        return share_free(importance, self._auto.kappa * self._tasks)
 
     def state_for(self, weight: keras.Variable) -> WeightState | None:
         """Return what is remembered of a weight that is bound to this memory, or None."""
@@ -344,7 +427,7 @@ class SynapticMemory:
         else:
             known = [(self.state_for(weight), identity) for identity, weight in identities(model)]
             states = [(state, identity, 0) for state, identity in known if state is not None]
-        return to_arrays(self._strength.numpy(), self._tasks, states)
+        return to_arrays(self._strength.numpy(), self._tasks, states, self._auto)
 
     def restore(self, arrays: Mapping[str, np.ndarray], model: keras.Layer | None = None) -> None:
         """Take over a `state`, in place: nothing is traced again.
@@ -359,7 +442,7 @@ class SynapticMemory:
                 not finite, or an importance is negative; or if the model has not all of the
                 weights. Then nothing is changed.
         """
-        strength, tasks, loaded = from_arrays(arrays)
+        strength, tasks, loaded, auto = from_arrays(arrays)
         found = {}
         if model is None:
             known = {(state.model, state.identity.place): state for state in self._states}
@@ -376,6 +459,7 @@ class SynapticMemory:
         if tasks < self._tasks:
             _log.warning("what is remembered goes back from %d tasks to %d", self._tasks, tasks)
         self.strength, self._tasks = strength, tasks
+        self._set_auto(auto)
         _forget(set(self._states) - set(same))  # unknown to what is restored
         for new, old in pairs:
             if old is None:
@@ -395,6 +479,7 @@ class SynapticMemory:
         """
         _forget(self._states)
         self._tasks = 0
+        self._is_taken = False
 
     def recognize(self, model: keras.Layer) -> None:
         """Protect the weights of a model that a loaded memory remembers, and no others.
@@ -407,6 +492,57 @@ class SynapticMemory:
         """
         self._binding.refuse_foreign(model)
         self._binding.bind(model, self._binding.recognize(model, strict=True))
+
+    def _set_auto(self, auto):
+        """Say how λ is found, or that it was given; λ stays as it is."""
+        has_changed = (self._auto is None) != (auto is None)
+        self._auto, self._is_taken = auto, False
+        self._binding.metric.strength = None if auto is None else lambda: self._strength
+        if has_changed:
+            self._binding.trace_again()
+
+    def _take_for_fit(self, model):
+        fit, batches = steps_of_fit(model)
+        if fit is not None and fit is not self._fit:  # or a step without `fit` after one
+            self._fit = fit
+            self.take_strength(model, batches)
+        elif not self._is_taken and any(state.importance.numpy().any() for state in self._states):
+            raise ValueError(
+                f"Expected a `fit`, which says how many steps it has, for strength='{AUTO}'. "
+                f"Received: another way to train '{model.name}'. Call "
+                "`memory.take_strength(model, batches)` before the first step of a task."
+            )
+
+    def _found(self, auto: Auto, model, batches, mean, importance):
+        """Return λ = κ t / (2 η S mean Ω), or the largest that the optimizer is sure to follow."""
+        if batches is None:
+            raise ValueError(
+                f"Expected data of a known length for strength='{AUTO}', whose λ depends on how "
+                f"many steps '{model.name}' is trained for. Received: data whose length is not "
+                "known. Pass `steps_per_epoch` to `fit`, or give a number as strength."
+            )
+        optimizer, in_loss = model.optimizer, _has_penalty_in_loss(model)
+        steps = optimizer_steps(optimizer, batches)
+        rate = pull_rate(optimizer, steps, in_loss, auto.gradient_rms)
+        found = auto_strength(auto.kappa, self._tasks, mean, rate, steps)
+        if in_loss:
+            found = min(found, largest_strength(optimizer, max(o.max() for o in importance)))
+        return found
+
+    def _task_ended(self, auto: Auto, model, states):
+        """Note how large gradients were, and say so if weights moved before λ was found."""
+        if not any(state.importance.numpy().any() for state in states):
+            # Later ones are those of the penalty, too, and λ would grow with itself.
+            weights = [state.weight for state in states]
+            auto.gradient_rms = gradient_rms(getattr(model, "optimizer", None), weights)
+        if not self._is_taken and any(_has_moved(state) for state in states):
+            _log.warning(
+                "Weights that hold earlier tasks have changed, and λ was not found for the task "
+                "that changed them: it was %g. In a training loop of your own, call "
+                "`memory.take_strength(model, batches)` before the first step of a task.",
+                self.strength,
+            )
+        self._is_taken = False
 
     def _replace(self, updated):
         """Replace Ω and θ* by their new values, for all states or for none."""
@@ -448,9 +584,7 @@ class SynapticMemory:
         moved = [
             state.name
             for state in states
-            if not getattr(state.weight.constraint, "was_evaluated", True)
-            and state.importance.numpy().any()
-            and not np.array_equal(state.weight.numpy(), state.anchor.numpy())
+            if not getattr(state.weight.constraint, "was_evaluated", True) and _has_moved(state)
         ]
         if moved:
             # Not a warning of Python's: weights may have been set by hand.
@@ -560,6 +694,13 @@ def _forget(states):
     for state in states:
         state.importance.assign(tf.zeros_like(state.importance))
         state.anchor.assign(state.anchor if state.weight is None else state.weight)
+
+
+def _has_moved(state):
+    """Return whether a weight has left its anchor, though it matters."""
+    return state.importance.numpy().any() and not np.array_equal(
+        state.weight.numpy(), state.anchor.numpy()
+    )
 
 
 def _has_penalty_in_loss(model):

@@ -45,7 +45,8 @@ class MASModel(keras.Model):
         inputs: As for a functional `keras.Model`.
         outputs: As for a functional `keras.Model`.
         name: Name of the model.
-        strength: λ ≥ 0, the weight of the penalty beside the loss. 0 is plain fine-tuning.
+        strength: λ ≥ 0, the weight of the penalty beside the loss. 0 is plain fine-tuning. "auto",
+            for which `penalty="decoupled"` suits every optimizer: see `SynapticMemory`.
         penalty: `"in_loss"`, the paper's; or `"decoupled"`: the optimizer steps on the task's loss
             alone, and then θ ← θ* + (θ − θ*) / (1 + 2 η λ Ω) with the learning rate η, the proximal
             step of the same penalty, as AdamW treats weight decay. It is stable for every λ. The
@@ -71,7 +72,7 @@ class MASModel(keras.Model):
     def __init__(
         self,
         *args: Any,
-        strength: float = 1.0,
+        strength: float | str = 1.0,
         penalty: str = "in_loss",
         memory: SynapticMemory | None = None,
         batch_norm: str | None = None,
@@ -95,11 +96,11 @@ class MASModel(keras.Model):
 
     @property
     def strength(self) -> float:
-        """λ. Setting it acts in the next training step."""
+        """λ as it is now; see `SynapticMemory.strength`."""
         return self.memory.strength
 
     @strength.setter
-    def strength(self, value: float) -> None:
+    def strength(self, value: float | str) -> None:
         self.memory.strength = value
 
     @property
@@ -220,7 +221,7 @@ class MASModel(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Return the model's config with λ; Ω and θ* travel with the variables."""
         own = {
-            "strength": self.strength,
+            "strength": self.memory.asked_strength,
             "penalty": self.penalty,
             "batch_norm": self.batch_norm or "freeze",  # which has been said
         }

@@ -13,7 +13,7 @@ import numpy as np
 from .weights import WeightIdentity
 
 # The keys of a saved memory. Those of arrays end with the name of the weight.
-_STRENGTH, _TASKS, _WEIGHTS = "strength", "tasks", "weights"
+_STRENGTH, _TASKS, _WEIGHTS, _AUTO = "strength", "tasks", "weights", "auto"
 _IMPORTANCE, _ANCHOR = "importance/", "anchor/"
 
 # The key of the name of the method that saved a memory; a memory itself knows of none.
@@ -66,8 +66,24 @@ class WeightState:
         )
 
 
+@dataclasses.dataclass
+class Auto:
+    """What λ is found by when a `fit` begins; see `keras_mas.auto`.
+
+    Attributes:
+        kappa: κ, how strongly each task is held.
+        gradient_rms: Root mean square of the gradients of the first task; NaN if unknown.
+    """
+
+    kappa: float
+    gradient_rms: float = np.nan
+
+
 def to_arrays(
-    strength: np.ndarray, tasks: int, states: Iterable[tuple[WeightState, WeightIdentity, int]]
+    strength: np.ndarray,
+    tasks: int,
+    states: Iterable[tuple[WeightState, WeightIdentity, int]],
+    auto: Auto | None = None,
 ) -> dict[str, np.ndarray]:
     """Return what is remembered as a flat dict of arrays, the inverse of `from_arrays`.
 
@@ -76,8 +92,11 @@ def to_arrays(
         tasks: How many tasks have been consolidated.
         states: Each state with the identity of its weight, and the number of the model that the
             identity belongs to.
+        auto: What λ is found by; None for a λ that was given.
     """
     arrays, weights = {_STRENGTH: strength, _TASKS: np.array(tasks)}, []
+    if auto is not None:
+        arrays[_AUTO] = np.array(dataclasses.astuple(auto))
     for state, identity, model in states:
         weights.append({"name": state.name, "model": model, **dataclasses.asdict(identity)})
         arrays[_IMPORTANCE + state.name] = state.importance.numpy()
@@ -86,8 +105,10 @@ def to_arrays(
     return arrays
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[float, int, list[WeightState]]:
-    """Check arrays that `to_arrays` made and return λ, the number of tasks and the states.
+def from_arrays(
+    arrays: Mapping[str, np.ndarray],
+) -> tuple[float, int, list[WeightState], Auto | None]:
+    """Check arrays that `to_arrays` made and return λ, the number of tasks, the states and `auto`.
 
     Raises:
         ValueError: If arrays are missing, of other shapes than their weights or not finite, or an
@@ -103,11 +124,27 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[float, int, list[Weig
         raise ValueError(f"Expected arrays of a memory. Received: others ({error}).") from error
     names = {state.name for state in states}
     expected = {kind + name for kind in (_IMPORTANCE, _ANCHOR) for name in names}
-    if len(names) != len(states) or set(arrays) != expected | {_STRENGTH, _TASKS, _WEIGHTS}:
+    if len(names) != len(states) or set(arrays) - {_AUTO} != expected | {
+        _STRENGTH,
+        _TASKS,
+        _WEIGHTS,
+    }:
         raise ValueError("Expected two arrays for each weight of a saved memory. Received: others.")
     if not isinstance(tasks, int) or tasks < 0:
         raise ValueError(f"Expected a number of tasks. Received: {tasks}.")
-    return checked_strength(strength), tasks, states
+    return checked_strength(strength), tasks, states, _parsed_auto(arrays)
+
+
+def _parsed_auto(arrays):
+    if _AUTO not in arrays:
+        return None
+    values = np.asarray(arrays[_AUTO])
+    if values.shape != (2,) or values.dtype.kind != "f" or not 0 < values[0] < np.inf:
+        raise ValueError(
+            f"Expected two numbers, the first one > 0, for '{_AUTO}'. Received: {values}. The file "
+            "is damaged; take an older one."
+        )
+    return Auto(*values.tolist())
 
 
 def _parsed_state(arrays, weight):

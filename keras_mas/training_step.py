@@ -32,11 +32,16 @@ class PenaltyMetric(keras.metrics.Metric):
 
     Args:
         on_new_trace: Called, without arguments, when a training step is being traced.
+
+    Attributes:
+        strength: Returns λ, if that is to stand beside the penalty; a step that was traced stays as
+            it is. (A variable would be taken for one of the metric's own.)
     """
 
     def __init__(self, on_new_trace: Callable[[], None] = lambda: None):
         super().__init__(name="penalty")
         self.on_new_trace = on_new_trace
+        self.strength: Callable[[], keras.Variable] | None = None
         self._updated_in: Callable = _nowhere
         self._eager_sum = 0.0
 
@@ -68,16 +73,19 @@ class PenaltyMetric(keras.metrics.Metric):
         """Do nothing: each regularizer writes its own term."""
 
     def result(self) -> dict[str, Any]:
-        """Return `{"penalty": scalar}` within a training step, and nothing elsewhere."""
+        """Return `{"penalty": scalar}`, and λ, within a training step, and nothing elsewhere."""
         graph = _outermost_graph()
         if self._updated_in() is not graph or not self.variables:
             return {}
         if graph is _EAGER:
             self._updated_in = _nowhere  # until the next update
             penalty, self._eager_sum = self._eager_sum, 0.0
-            return {self.name: penalty}
+            return {self.name: penalty, **self._strength()}
         terms = tf.stack([tf.convert_to_tensor(term) for term in self.variables])
-        return {self.name: tf.reduce_sum(tf.maximum(terms, 0.0))}
+        return {self.name: tf.reduce_sum(tf.maximum(terms, 0.0)), **self._strength()}
+
+    def _strength(self):
+        return {} if self.strength is None else {"strength": tf.convert_to_tensor(self.strength())}
 
 
 class UpdateCheck(keras.constraints.Constraint):

@@ -19,8 +19,9 @@ class Namespace:
         pass
 
 class Bare:
-    has_strength = has_penalty = trains_all_heads = learns_all_tasks = False
+    has_strength = takes_auto = has_penalty = trains_all_heads = learns_all_tasks = False
     first_task_depends_on_strength = True
+    free_share = None
     default_strength = 1.0
 
     def callbacks(self): ...

@@ -28,7 +28,7 @@ LAYERS = (
     {"callbacks", "heads", "model"},
     {"memory"},
     {"binding"},
-    {"regularizer", "states", "training_step"},
+    {"auto", "regularizer", "states", "training_step"},
     {"importance"},
     {
         "arrays",

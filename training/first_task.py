@@ -21,7 +21,10 @@ def shared_first_task(directory: Path, description: dict[str, Any]) -> Path:
     learning_rate, epochs = recipe.for_task(0)
     first = {"learning_rate": learning_rate, "epochs": epochs}
     later = {"first_learning_rate": None, "first_epochs": None}
-    decides = description | {"strength": None, "recipe": description["recipe"] | first | later}
+    recorded = description["recipe"] | first | later
+    # With "auto", what λ is found by is measured in the first task, and saved with it.
+    strength = description["strength"] if isinstance(description["strength"], str) else None
+    decides = description | {"strength": strength, "recipe": recorded}
     return directory / digest(decides)
 
 

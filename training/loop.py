@@ -79,16 +79,17 @@ class CompiledLoop:
         Returns:
             The metrics of the last epoch, by name.
         """
-        self._prepare()
         model, steps = self.model, -(-len(split) // batch_size)
         following = keras.callbacks.CallbackList(
             list(callbacks),
+            add_history=True,  # which tells how many steps there will be
             add_progbar=verbose != 0,
             model=model,
             verbose=verbose,
             epochs=epochs,
             steps=steps,
         )
+        self._prepare()
         logs: dict[str, float] = {}
         model.stop_training = False
         epochs_of_data = _epochs(split, batch_size, seed, augment, pause_every)

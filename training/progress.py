@@ -124,6 +124,8 @@ class TaskLines(Bars, Listener):
         self.bars.update(self.now, visible=False)
         so_far = result.accuracies[: result.number]
         when = f"{result.seconds:.1f} s" if result.seconds else "as saved"
+        if result.free is not None:
+            when = f"λ {result.strength:.3g}  {result.free:.0%} free  {when}"
         self.console.print(
             f"{self.title}  task {result.number}/{len(self.stream.tasks)}  "
             f"{result.task.name:{self.width}}  accuracy {so_far[-1]:.3f}  "

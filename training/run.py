@@ -77,6 +77,8 @@ class TaskResult:
         folder: Folder of what was saved after the task.
         history: The metrics of each epoch, by name.
         evaluations: What was measured while the task was being learned.
+        strength: λ that was found for the task; None if it was given.
+        free: Share of the weights that are free to learn the next task; None likewise.
     """
 
     number: int
@@ -88,6 +90,8 @@ class TaskResult:
     folder: Path = Path()
     history: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     evaluations: Sequence["Evaluation"] = ()
+    strength: float | None = None
+    free: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,6 +326,7 @@ class _Run:
         self.rows = []
         self.baseline: list[float] = []
         self.evaluations: list[Evaluation] = []
+        self.found: dict[str, list[float]] = {"strengths": [], "free": []}  # with --strength auto
         self.memory = {"kept_by_method": 0}
         self.learner = learner or Learner(stream)
         with self._timed("training"):
@@ -353,6 +358,7 @@ class _Run:
                 with atomic_folder(self.shared) as unfinished:
                     link_files(saved, unfinished)
             seconds = time.perf_counter() - started
+        self._note_strength()
         result = self._task_result(number, task, seconds, saved)
         with self.learner.method.evaluated():
             for listener in self.listeners:
@@ -387,7 +393,15 @@ class _Run:
             "memory": self.memory,
             "versions": _versions(),
             **(self._stability() if settings.evaluate_every else {}),
+            **(self.found if self.found["free"] else {}),
         }
+
+    def _note_strength(self):
+        """Note λ that was found for a task, and how much of the network is still free after it."""
+        free = self.learner.method.free_share
+        if free is not None:
+            self.found["strengths"].append(self.history.history["strength"][-1])
+            self.found["free"].append(free)
 
     def _stability(self):
         """Return what was measured while tasks were being learned, and the worst of it."""
@@ -558,6 +572,8 @@ class _Run:
             folder=folder,
             history=self.history.history,
             evaluations=self._evaluations_of(number),
+            strength=_last(self.found["strengths"]),
+            free=_last(self.found["free"]),
         )
 
     def save_network(self):
@@ -578,6 +594,10 @@ class _Run:
 
     def _timed(self, phase):
         return _Stopwatch(self.seconds, phase)
+
+
+def _last(values):
+    return values[-1] if values else None
 
 
 def _load_model(folder):

@@ -269,7 +269,7 @@ _RESULT: dict[str, Check] = {
     "scenario": is_text,
     "tasks": are(is_text),
     "method": is_text,
-    "strength": lambda value: value is None or is_number(value),
+    "strength": lambda value: value is None or is_number(value) or is_text(value),
     "penalty": lambda value: value is None or is_text(value),
     "seed": is_number,
     "accuracy_matrix": are(are(is_fraction)),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_mas.choices import PENALTIES
+from keras_mas.choices import AUTO, PENALTIES, auto_text, kappa_of
 from keras_mas.errors import UsageError
 from keras_mas.methods import METHODS, load_method
 from keras_mas.plugins import is_own, load_named
@@ -22,6 +22,7 @@ from .options import (
     check_options,
     label,
     listed,
+    number,
     option,
     option_fields,
 )
@@ -57,6 +58,22 @@ def frozen_layers(text: str) -> str:
     raise argparse.ArgumentTypeError(
         f"expected a whole number of layers ≥ 0, all or none, received {text!r}"
     )
+
+
+def strength(text: str) -> float | str:
+    """Return `--strength` as a number, or as it is for "auto"; an argparse type."""
+    if not text.startswith(AUTO):
+        try:
+            return number(float, NOT_NEGATIVE)(text)
+        except argparse.ArgumentTypeError:
+            raise argparse.ArgumentTypeError(
+                f"expected a number {NOT_NEGATIVE} or {AUTO}, received {text!r}"
+            ) from None
+    try:
+        kappa_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +239,8 @@ class Settings:
 
     Attributes:
         method: Name out of `keras_mas.methods.METHODS`, or MODULE:CLASS, as `load_method` reads it.
-        strength: λ ≥ 0; the method's own default if it is not given.
+        strength: λ ≥ 0, or "auto", as for `SynapticMemory`; the method's own default if it is not
+            given.
         penalty: Name out of `keras_mas.choices.PENALTIES`: where the penalty acts.
         seed: Seed of the initial weights, the order of the examples and the held-out ones.
         recipe: How each task is trained.
@@ -243,11 +261,12 @@ class Settings:
         besides=_OWN_METHOD,
         metavar="NAME",
     )
-    strength: float = option(
+    strength: float | str = option(
         None,
-        "weight of the penalty beside the loss, ≥ 0 (default: the method's own, 1 for mas)",
-        bounds=NOT_NEGATIVE,
+        "weight of the penalty beside the loss, ≥ 0; or auto, to find it for each task from the "
+        "learning rate, the steps and the importance (default: the method's own, 1 for mas)",
         metavar="λ",
+        parse=strength,
     )
     penalty: str = option(
         "in_loss",
@@ -269,8 +288,7 @@ class Settings:
 
     def __post_init__(self):
         check_options(self)
-        if self.strength is None:
-            object.__setattr__(self, "strength", load_method(self.method).default_strength)
+        object.__setattr__(self, "strength", _strength_of(load_method(self.method), self.strength))
         if self.recipe.batch_norm == "per-task" and load_method(self.method).trains_all_heads:
             raise UsageError(
                 f"Expected batch normalization that tasks share for method '{self.method}', which "
@@ -311,6 +329,25 @@ class Settings:
     def learns_all_tasks(self) -> bool:
         """Whether the method learns every task together with the data of all earlier ones."""
         return load_method(self.method).learns_all_tasks
+
+
+def _strength_of(method, strength):
+    """Return λ as results record it, if a method can have it."""
+    if strength is None or (isinstance(strength, str) and not method.has_strength):
+        return method.default_strength
+    try:
+        kappa = kappa_of(strength)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if kappa is None and strength not in NOT_NEGATIVE:
+        raise UsageError(
+            f"Expected `strength` to be a number {NOT_NEGATIVE} or {AUTO}. Received: {strength!r}."
+        )
+    if kappa is None:
+        return strength
+    from keras_mas.methods.base import checked_strength_of
+
+    return checked_strength_of(method, auto_text(kappa))
 
 
 def run_name(stream: TaskStream, settings: Settings) -> str:
@@ -421,7 +458,7 @@ class ComparisonPlan:
     Attributes:
         methods: Names of methods, separated by commas, each once.
         seeds: Seeds, separated by commas, each once, 1,000 at most; `0-9` stands for 0 to 9.
-        strength: λ of all methods, as in `3`; or of some, as in `mas=1,ewc=100`; None for the
+        strength: λ of all methods, as in `3`; or of some, as in `mas=auto,ewc=100`; None for the
             default of each method.
         search: Whether λ of each method that has one is searched for instead.
         against: The method that differences are taken from: `first`, `best` by average accuracy,
@@ -440,7 +477,8 @@ class ComparisonPlan:
     seeds: str = option("0,1,2", "seeds, as in 0,1,2 or 0-9", metavar="SEEDS")
     strength: str | None = option(
         None,
-        "λ of all methods, as in 3, or of each, as in mas=1,ewc=100 (default: the method's own)",
+        "λ of all methods, as in 3 or auto, or of each, as in mas=auto,ewc=100 (default: the "
+        "method's own)",
         metavar="λ",
     )
     search: bool = option(
@@ -482,7 +520,7 @@ class ComparisonPlan:
         return _different("--seeds", "seed", [seed for numbers in ranges for seed in numbers])
 
     @property
-    def strengths(self) -> dict[str | None, float]:
+    def strengths(self) -> dict[str | None, float | str]:
         """λ by the name of the method; by None for all methods."""
         if self.strength is None:
             return {}
@@ -542,9 +580,9 @@ def _range(text):
 
 def _strength(text):
     try:
-        return float(text)
+        return text if text.startswith(AUTO) else float(text)
     except ValueError:
         raise UsageError(
-            "Expected --strength to be a number ≥ 0, or one for each method as in mas=1,ewc=100. "
-            f"Received: {text!r}."
+            f"Expected --strength to be a number ≥ 0 or {AUTO}, or one for each method as in "
+            f"mas=1,ewc=100. Received: {text!r}."
         ) from None

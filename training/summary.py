@@ -29,7 +29,12 @@ def title(result: Result) -> str:
     if settings["strength"] is None:
         return settings["method"]
     penalty = f" {settings['penalty']}" if settings["penalty"] == "decoupled" else ""
-    return f"{settings['method']} λ={settings['strength']:g}{penalty}"
+    return f"{settings['method']} λ={strength_text(settings['strength'])}{penalty}"
+
+
+def strength_text(strength: float | str) -> str:
+    """Return λ as it is shown: a number in six digits, or "auto"."""
+    return strength if isinstance(strength, str) else f"{strength:g}"
 
 
 def method_settings(result: Result) -> dict[str, Any]:

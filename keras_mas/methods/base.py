@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from ..arrays import load_arrays, save_arrays
-from ..choices import checked_penalty
+from ..choices import checked_penalty, kappa_of
+from ..errors import UsageError
 from ..states import SAVED_BY, checked_strength
 
 
@@ -34,14 +35,16 @@ class Method:
     heads of all tasks so far, and `MultiHead(trunk)` makes these.
 
     Args:
-        strength: λ ≥ 0; None for `default_strength`.
+        strength: λ ≥ 0, or "auto", as for `SynapticMemory`; None for `default_strength`.
         penalty: Name out of `keras_mas.choices.PENALTIES`: where a quadratic penalty acts.
 
     Raises:
         ValueError: If λ is negative or no finite number, or there is no such penalty.
+        UsageError: If λ is "auto", and the method cannot find it.
 
     Attributes:
         has_strength: Whether λ makes a difference. If not, it is neither searched for nor reported.
+        takes_auto: Whether λ may be "auto".
         has_penalty: Whether `penalty` makes a difference.
         first_task_depends_on_strength: Whether λ makes a difference to the first task already. If
             not, runs that differ in λ alone share what was learned of it.
@@ -54,14 +57,16 @@ class Method:
     """
 
     has_strength: ClassVar[bool] = False
+    takes_auto: ClassVar[bool] = False
     has_penalty: ClassVar[bool] = False
     first_task_depends_on_strength: ClassVar[bool] = True
     default_strength: ClassVar[float] = 1.0
     trains_all_heads: ClassVar[bool] = False
     learns_all_tasks: ClassVar[bool] = False
 
-    def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
-        self.strength = checked_strength(self.default_strength if strength is None else strength)
+    def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
+        given = self.default_strength if strength is None else strength
+        self.strength = checked_strength_of(type(self), given)
         self.penalty = checked_penalty(penalty)
 
     def model(self, inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
@@ -79,9 +84,9 @@ class Method:
                 keeps them per task itself, says "update".
         """
 
-    def restart(self, strength: float) -> None:
+    def restart(self, strength: float | str) -> None:
         """Forget every task and take another λ: a run begins, with the weights as they are."""
-        self.strength = checked_strength(strength)
+        self.strength = checked_strength_of(type(self), strength)
 
     def before_task(self, model: keras.Model, x: Any, y: Any = None) -> None:
         """Prepare for a task, before its first training step.
@@ -124,6 +129,11 @@ class Method:
 
     def save(self, path: Path) -> None:
         """Write what the method remembers to a `.npz` file, if it remembers anything."""
+
+    @property
+    def free_share(self) -> float | None:
+        """The share of weights that are free to learn the next task, if λ is "auto"."""
+        return None
 
     def load(self, path: Path, tasks: int) -> None:
         """Take over what `save` wrote; the weights are those that were saved beside it.
@@ -175,6 +185,25 @@ class RememberingMethod(Method):
 
         what = f"what the method {_name_of(self)} remembers of {counted(tasks, 'task')}"
         load_arrays(path, restore, what)
+
+
+def checked_strength_of(method: type[Method], strength: float | str) -> Any:
+    """Return a strength as it is, if a class of methods can have it.
+
+    Raises:
+        ValueError: If it is no number ≥ 0 and not "auto".
+        UsageError: If it is "auto", and the method cannot find λ.
+    """
+    if kappa_of(strength) is None:
+        return checked_strength(strength)  # type: ignore[arg-type]
+    if not method.takes_auto:
+        name = method.__module__.rpartition(".")[2]
+        raise UsageError(
+            f"Expected a number as strength of the method '{name}'. Received: {strength!r}, which "
+            "finds λ for a quadratic penalty on weights that stays as it is during a task. Give a "
+            "number, or search for it."
+        )
+    return strength
 
 
 def _name_of(method):

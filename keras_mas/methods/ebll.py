@@ -245,14 +245,14 @@ class Method(lwf.Method):
         penalty: Unused.
     """
 
-    def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
+    def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
         self.encoders = Encoders(np.zeros([0, 0], "float32"), np.zeros([0], "float32"))
 
     def _made_model(self, inputs, outputs, name):
         return EncoderModel(inputs, outputs, name, learned=self.learned, encoders=self.encoders)
 
-    def restart(self, strength: float) -> None:
+    def restart(self, strength: float | str) -> None:
         """Forget every task and take another λ."""
         super().restart(strength)
         self.encoders.clear()

@@ -51,7 +51,7 @@ class Method(l2.Method):
 
     default_strength: ClassVar[float] = 0.01
 
-    def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
+    def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
         # Σ_k s_k and Σ_k s_k θ_k, s being the precision, by the places of the merged weights.
         self._sums: dict[str, np.ndarray] = {}
@@ -70,7 +70,7 @@ class Method(l2.Method):
         """
         return {name: np.ones(w.shape, w.dtype) for name, w in trainable_weights(model).items()}
 
-    def restart(self, strength: float) -> None:
+    def restart(self, strength: float | str) -> None:
         """Forget every task, and take another λ."""
         super().restart(strength)
         self._sums, self._scaled_sums = {}, {}

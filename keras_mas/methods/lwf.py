@@ -175,7 +175,7 @@ class Method(base.RememberingMethod):
     first_task_depends_on_strength: ClassVar[bool] = False  # there is nothing to hold in it
     trains_all_heads: ClassVar[bool] = True
 
-    def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
+    def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
         self.learned = Learned()
         self._heads: list = []
@@ -191,7 +191,7 @@ class Method(base.RememberingMethod):
         self._heads = list_of_heads(outputs)
         return model
 
-    def restart(self, strength: float) -> None:
+    def restart(self, strength: float | str) -> None:
         """Forget every task and take another λ."""
         super().restart(strength)
         self._note(0, Learned().logits)

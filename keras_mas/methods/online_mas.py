@@ -187,8 +187,9 @@ class Method(QuadraticMethod):
 
     first_task_depends_on_strength: ClassVar[bool] = True  # a plateau may be within it
     trains_all_heads: ClassVar[bool] = True
+    takes_auto: ClassVar[bool] = False  # it consolidates in the middle of a fit
 
-    def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
+    def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
         self.plateaus = PlateauDetector()
         self._model: Any = None
@@ -206,7 +207,7 @@ class Method(QuadraticMethod):
         )
         return self._model
 
-    def restart(self, strength: float) -> None:
+    def restart(self, strength: float | str) -> None:
         """Forget everything, and take another λ."""
         super().restart(strength)
         self.plateaus.restart()

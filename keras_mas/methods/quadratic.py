@@ -23,21 +23,27 @@ class QuadraticMethod(base.RememberingMethod):
     """
 
     has_strength: ClassVar[bool] = True
+    takes_auto: ClassVar[bool] = True
     has_penalty: ClassVar[bool] = True
     first_task_depends_on_strength: ClassVar[bool] = False  # Ω = 0 in it
 
-    def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
+    def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         self.memory = SynapticMemory()
         super().__init__(strength, penalty)
 
     @property
-    def strength(self) -> float:
-        """λ of the memory. Setting it acts in the next training step."""
-        return self.memory.strength
+    def strength(self) -> float | str:
+        """λ of the memory as it was asked for; see `SynapticMemory.strength`."""
+        return self.memory.asked_strength
 
     @strength.setter
-    def strength(self, value: float) -> None:
+    def strength(self, value: float | str) -> None:
         self.memory.strength = value
+
+    @property
+    def free_share(self) -> float | None:
+        """The share of weights that are free to learn the next task, if λ is "auto"."""
+        return self.memory.free_share()
 
     def importance(
         self, model: keras.Model, x: Any, y: Any = None, **options: Any
@@ -73,7 +79,7 @@ class QuadraticMethod(base.RememberingMethod):
         """Protect the trainable weights of a model from now on."""
         self.memory.protect(shared, batch_norm=batch_norm)
 
-    def restart(self, strength: float) -> None:
+    def restart(self, strength: float | str) -> None:
         """Forget every task: Ω = 0, and θ* are the weights as they are.
 
         Statistics of batch normalization that were frozen stay frozen, as after `memory.forget`.
@@ -118,6 +124,7 @@ class QuadraticMethod(base.RememberingMethod):
         saved.restore(arrays)
         if saved.tasks != tasks:
             raise ValueError(f"it is a memory of {counted(saved.tasks, 'task')}, not of {tasks}")
-        strength = self.strength
+        asked = self.strength
         self.memory.restore(arrays)
-        self.strength = strength
+        if self.strength != asked:
+            self.strength = asked

@@ -122,7 +122,7 @@ class Method(QuadraticMethod):
     damping: ClassVar[float] = 0.1
     default_strength: ClassVar[float] = 100.0
 
-    def __init__(self, strength: float | None = None, penalty: str = "in_loss"):
+    def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
         self.path_integral = PathIntegral()
 
@@ -137,7 +137,7 @@ class Method(QuadraticMethod):
             path_integral=self.path_integral,
         )
 
-    def restart(self, strength: float) -> None:
+    def restart(self, strength: float | str) -> None:
         """Forget every task, and the path so far."""
         super().restart(strength)
         self.path_integral.reset()

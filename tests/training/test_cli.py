@@ -398,7 +398,12 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
             ["train", "insects.toml", "--batch-norm", "own"],
             "one of frozen, per-task, shared, received",
         ),
-        (["train", "insects.toml", "--strength", "-1"], "expected a number ≥ 0, received '-1'"),
+        (["train", "insects.toml", "--strength", "-1"], "a number ≥ 0 or auto, received '-1'"),
+        (["train", "insects.toml", "--strength", "auto:x"], "auto:KAPPA with a number > 0"),
+        (
+            ["train", "insects.toml", "--strength", "auto", "--method", "lwf"],
+            "number as strength of the method 'lwf'. Received: 'auto'",
+        ),
         (["train", "insects.toml", "--strength", "nan"], "received 'nan'"),
         (["train", "insects.toml", "--epochs", "2.5"], "expected a whole number ≥ 1"),
         (["train", "insects.toml", "--strenght", "1"], "unrecognized arguments: --strenght"),

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import os
 import pty
@@ -54,6 +55,15 @@ def test_without_a_terminal_there_is_a_line_per_task(stream, screen):
         "mas λ=1  task 1/3  ants  accuracy 1.000  mean so far 1.000  as saved",
         "mas λ=1  task 2/3  bees  accuracy 0.500  mean so far 0.750  2.0 s",
     ]
+
+
+def test_a_strength_that_was_found_is_shown(stream, screen):
+    console = screen(False)
+    result = dataclasses.replace(learned(stream, 2), strength=67.0307, free=0.6398)
+    with TaskLines(stream, "mas λ=auto") as lines:
+        lines.task_finished(result)
+    expected = "bees  accuracy 0.500  mean so far 0.750  λ 67  64% free  2.0 s"
+    assert console.file.getvalue().splitlines() == [f"mas λ=auto  task 2/3  {expected}"]
 
 
 def test_the_bars_count_tasks_epochs_and_importance(stream, screen):

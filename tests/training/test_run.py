@@ -265,6 +265,30 @@ def test_an_interrupted_run_goes_on_to_the_same_result(stream, settings, tmp_pat
     assert all(np.array_equal(expected[1][path], found[1][path]) for path in expected[1])
 
 
+@pytest.mark.parametrize("penalty", ["in_loss", "decoupled"])
+def test_a_run_finds_its_strengths_again_when_it_goes_on(stream, settings, tmp_path, penalty):
+    asked = dataclasses.replace(settings, strength="auto", penalty=penalty)
+    notes = Notes()
+    whole = train(stream, asked, tmp_path / "whole", listeners=[notes])
+    first, *strengths = whole["strengths"]
+    assert whole["strength"] == "auto"
+    assert first == 0.0
+    assert min(strengths) > 0
+    # What one more task holds is free no more.
+    assert 1 > whole["free"][0] > whole["free"][-1] > 0
+    assert [each.strength for each in notes.result] == whole["strengths"]
+    assert [each.free for each in notes.result] == whole["free"]
+    with pytest.raises(KeyboardInterrupt):
+        train(stream, asked, tmp_path / "parts", listeners=[Notes(fail_at=3)])
+    parts = train(stream, asked, tmp_path / "parts")
+    for key in ("strengths", "free", "accuracy_matrix"):
+        assert parts[key] == whole[key]
+
+
+def test_strengths_are_not_recorded_of_one_that_was_given(stream, settings, tmp_path):
+    assert not {"strengths", "free"} & set(train(stream, settings, tmp_path))
+
+
 def test_a_finished_run_is_not_repeated(stream, settings, tmp_path):
     first = train(stream, settings, tmp_path / "run")
     notes = Notes()

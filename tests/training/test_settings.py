@@ -15,11 +15,11 @@ from keras_mas.training.options import (
     option_fields,
     size,
 )
+from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.settings import (
     DEFAULT_FOR_VECTORS,
     Following,
     Recipe,
-    SearchSpace,
     Settings,
     frozen_layers,
     run_name,
@@ -33,6 +33,10 @@ from keras_mas.training.tasks import LoadOptions
         ({}, {}, "insects-mas-1-seed0"),
         ({"method": "finetune", "seed": 3}, {}, "insects-finetune-seed3"),
         ({"strength": 0.5, "penalty": "decoupled"}, {}, "insects-mas-0.5-decoupled-seed0"),
+        ({"strength": "auto"}, {}, "insects-mas-auto-seed0"),
+        ({"strength": "auto:30"}, {}, "insects-mas-auto-seed0"),
+        ({"strength": "auto:100"}, {}, "insects-mas-auto.100-seed0"),
+        ({"strength": "auto", "method": "finetune"}, {}, "insects-finetune-seed0"),
         # Six digits do not tell this λ from others.
         ({"strength": 1 / 3}, {}, "insects-mas-0.3333333333333333-seed0"),
         ({}, {"epochs": 5}, "insects-mas-1-epochs5-seed0"),
@@ -73,7 +77,9 @@ def test_a_run_is_named_after_a_scenario_that_is_not_the_streams_own(stream, usu
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Settings(strength=-1.0), "`strength` to be a number ≥ 0. Received: -1.0"),
+        (lambda: Settings(strength=-1.0), "`strength` to be a number ≥ 0 or auto. Received: -1.0"),
+        (lambda: Settings(strength="auto:0"), "auto:KAPPA with a number > 0 .* Received: 'auto:0'"),
+        (lambda: Settings(method="ebll", strength="auto"), "strength of the method 'ebll'"),
         (lambda: Settings(strength=math.inf), "Received: inf"),
         (lambda: Settings(strength=math.nan), "Received: nan"),
         (
@@ -88,7 +94,6 @@ def test_a_run_is_named_after_a_scenario_that_is_not_the_streams_own(stream, usu
         (lambda: Recipe(freeze="-1"), "In `freeze`, expected a whole number of layers ≥ 0"),
         (lambda: Recipe(batch_norm="own"), "`batch_norm` to be one of frozen, per-task, shared"),
         (lambda: SearchSpace(trials=0), "`trials`"),
-        (lambda: SearchSpace(tuner="grid"), "one of bayesian, random. Received: 'grid'"),
     ],
 )
 def test_values_out_of_range_are_refused_in_code_too(make, words):

@@ -15,7 +15,12 @@ from keras_mas.training.comparison_table import (
 )
 from keras_mas.training.report import write_csv
 from keras_mas.training.settings import Settings
-from keras_mas.training.summary import best, groups, new_task_accuracy
+from keras_mas.training.summary import best, groups, new_task_accuracy, title
+
+
+def test_a_title_says_that_the_strength_is_found():
+    asked = {"method": "mas", "strength": "auto:100", "penalty": "decoupled"}
+    assert title(asked) == "mas λ=auto:100 decoupled"
 
 
 def entry(method, seed, accuracy, forgetting=0.0, strength=1.0, **fields):

@@ -1,0 +1,212 @@
+"""`strength="auto"` against fixed λ: how far each setting is from the best one of every case.
+
+    python benchmarks/auto_strength.py [--cases rotated-digits,letters-13] [--seeds 0,1]
+
+A case is a stream with a network and an optimizer: Adam 0.001 or SGD 0.05 with momentum 0.9. Every
+run is kept under runs/grids and not repeated. The best setting of a case is chosen among the fixed
+ones by its test data, which favours them. Writes results/auto_strength.json, where rows of other
+cases stay as they are, and results/auto_strength.png. Streams of `peers_streams` are cut from the
+data sets that TFDS_DATA_DIR holds.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from grid import Grid, replace_rows
+from peers_keras_mas import stream_of
+from peers_streams import STREAMS, prepared, read_tasks
+
+from keras_mas.choices import AUTO, kappa_of
+from keras_mas.training.run_directory import read_json
+from keras_mas.training.settings import Recipe, Settings
+from keras_mas.training.summary import strength_text
+from keras_mas.training.tasks import TaskStream
+
+PENALTIES = ("decoupled", "in_loss")
+FIXED = {
+    "decoupled": [10.0**power for power in range(4)],
+    "in_loss": [10.0**power for power in range(-2, 1)],
+}
+KAPPAS = (10, 30, 100, 300)
+OPTIMIZERS = {"adam": 0.001, "sgd": 0.05}
+
+
+def _image_recipe(stream: str, backbone: str) -> Recipe:
+    return Recipe(backbone=backbone, epochs=STREAMS[stream].epochs, batch_size=128)
+
+
+def _digits_recipe(backbone: str = "mlp-100-100", **changes: int) -> Recipe:
+    return Recipe(backbone=backbone, epochs=10, **changes)
+
+
+# Case → stream and recipe, its optimizer left to `OPTIMIZERS`.
+CASES = {
+    "rotated-digits": ("rotated-digits", _digits_recipe()),
+    "letters-13": ("letters-13", _image_recipe("letters-13", "mlp-100-100")),
+    "five-small": ("five-small", _image_recipe("five-small", "mlp-100-100")),
+    "permuted-digits": ("permuted-digits", _digits_recipe()),
+    "split-digits": ("split-digits", _digits_recipe()),
+    "five-small-cnn": ("five-small", _image_recipe("five-small", "cnn-8-16")),
+    "rotated-digits-batch16": ("rotated-digits", _digits_recipe(batch_size=16)),
+    "rotated-digits-wide": ("rotated-digits", _digits_recipe("mlp-400-400")),
+    "long-50": ("long-50", _image_recipe("long-50", "mlp-256-256")),
+}
+
+
+class PreparedGrid(Grid):
+    """A grid over one of the streams of `peers_streams`, whose split is no matter of the seed."""
+
+    def stream(self, seed: int) -> TaskStream:
+        """Return the stream, whatever the seed."""
+        if not self.streams:
+            path = prepared(self.tasks, Path("runs/peers"))
+            self.streams[0] = stream_of(self.tasks, read_tasks(path))
+        return self.streams[0]
+
+
+def rows_of(case, grid):
+    """Return a row for every optimizer, penalty and strength of a case."""
+    stream, recipe = CASES[case]
+    rows = []
+    for optimizer, rate in OPTIMIZERS.items():
+        chosen = dataclasses.replace(
+            recipe,
+            optimizer=optimizer,
+            learning_rate=rate,
+            first_learning_rate=None,
+            first_epochs=None,
+        )
+        for penalty in PENALTIES:
+            settings = Settings("mas", 0.0, penalty, recipe=chosen)
+            name = f"{case}, {optimizer}, {penalty}"
+            strengths = [*FIXED[penalty], *(f"{AUTO}:{kappa}" for kappa in KAPPAS)]
+            for strength in strengths:
+                results = grid.results(name, settings, strength)
+                rows.append(_row(case, optimizer, penalty, strength, results))
+                print(_line(rows[-1]), flush=True)
+    return rows
+
+
+def _row(case, optimizer, penalty, strength, results):
+    row = {
+        "stream": case,
+        "name": f"{optimizer}, {penalty}, {strength_text(strength)}",
+        "optimizer": optimizer,
+        "penalty": penalty,
+        "strength": strength,
+    }
+    for key in ("average_accuracy", "forgetting"):
+        row[key] = [None if result is None else round(result[key], 4) for result in results]
+    taken = [result["strengths"][1:] for result in results if result and "strengths" in result]
+    if taken:
+        row["taken"] = [[float(f"{value:.4g}") for value in each] for each in taken]
+        row["free"] = [round(result["free"][-1], 4) for result in results if result]
+    return row
+
+
+def _line(row):
+    accuracy = mean_accuracy(row)
+    text = "diverged" if accuracy is None else f"{accuracy:.4f}"
+    return f"{row['stream']}  {row['name']}  {text}  λ {row.get('taken', [''])[0]}"
+
+
+def mean_accuracy(row: dict) -> float | None:
+    """Return the mean over the seeds of average accuracy; None if one diverged."""
+    found = row["average_accuracy"]
+    return None if None in found else statistics.mean(found)
+
+
+def losses(rows: list[dict]) -> dict[tuple[str, float | str], dict[tuple[str, str], float]]:
+    """Return by penalty and strength what is lost against the best fixed one, by case.
+
+    A run that diverged counts as accuracy 0.
+    """
+    best: dict[tuple[str, str], float] = {}
+    for row in rows:
+        if not isinstance(row["strength"], str):
+            case = row["stream"], row["optimizer"]
+            best[case] = max(best.get(case, 0.0), mean_accuracy(row) or 0.0)
+    found: dict = {}
+    for row in rows:
+        case = row["stream"], row["optimizer"]
+        lost = best[case] - (mean_accuracy(row) or 0.0)
+        found.setdefault((row["penalty"], row["strength"]), {})[case] = lost
+    return found
+
+
+def print_losses(rows):
+    """Print a line for every setting: what it loses on average, at worst, and where."""
+    print(f"{'setting':24} {'mean':>7} {'worst':>7}")
+    for (penalty, strength), lost in losses(rows).items():
+        case = max(lost, key=lambda case: lost[case])
+        mean = statistics.mean(lost.values())
+        print(
+            f"{penalty + ' ' + strength_text(strength):24} {mean:7.4f} {lost[case]:7.4f}  "
+            f"{', '.join(case)}; {len(lost)} cases"
+        )
+
+
+def draw(rows, path):
+    """Draw what every setting loses in every case: fixed λ on the left, κ on the right."""
+    figure, grid = plt.subplots(2, 2, figsize=(10, 6), sharey=True, sharex="col")
+    found = losses(rows)
+    cases = sorted({case for lost in found.values() for case in lost})
+    colours = plt.get_cmap("tab20")
+    for across, penalty in zip(grid, PENALTIES, strict=True):
+        for panel, is_auto in zip(across, (False, True), strict=True):
+            for number, case in enumerate(cases):
+                points = sorted(
+                    (kappa_of(strength) or strength, 100 * lost[case])
+                    for (kind, strength), lost in found.items()
+                    if kind == penalty and isinstance(strength, str) == is_auto and case in lost
+                )
+                panel.plot(
+                    *zip(*points, strict=True),
+                    marker="o",
+                    markersize=3,
+                    color=colours(number),
+                    label=", ".join(case),
+                )
+            panel.axhline(1, color="black", linewidth=0.6, linestyle=":")
+            panel.set_xscale("log")
+            panel.set_ylim(20, -3)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.set_title(f"{penalty}, {'auto' if is_auto else 'fixed'}", fontsize=10, loc="left")
+        across[0].set_ylabel("points lost to the best fixed λ")
+    grid[1][0].set_xlabel("λ")
+    grid[1][1].set_xlabel("κ")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="center right", fontsize=7)
+    figure.tight_layout(rect=(0, 0, 0.8, 1))
+    figure.savefig(path, dpi=130)
+
+
+def main():
+    """Measure, print, record and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--seeds", default="0,1")
+    args = parser.parse_args()
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    table = Path("results/auto_strength.json")
+    grids: dict[str, Grid] = {}
+    for case in filter(None, args.cases.split(",")):
+        stream, _ = CASES[case]
+        kind = PreparedGrid if stream in STREAMS else Grid
+        grid = grids.setdefault(stream, kind(stream, "task", seeds=seeds))
+        replace_rows(table, rows_of(case, grid))
+    rows = read_json(table)["rows"]
+    print_losses(rows)
+    draw(rows, Path("results/auto_strength.png"))
+
+
+if __name__ == "__main__":
+    main()
