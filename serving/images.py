@@ -136,7 +136,9 @@ def _of_size(pixels: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
     )
     right = tf.reduce_all(found == list(shape))
     with tf.control_dependencies([tf.debugging.Assert(right, [message, found])]):
-        return tf.ensure_shape(pixels, shape)
+        pixels = tf.identity(pixels)
+    pixels.set_shape(shape)
+    return pixels
 
 
 def _resized(pixels: tf.Tensor, shape: tuple[int, int, int], keep_ratio: bool) -> tf.Tensor:

@@ -135,7 +135,7 @@ def test_heads_that_read_different_tensors_have_no_features(shop, tmp_path, make
         task: keras.Model(point, keras.layers.Dense(2)(x))
         for task, x in zip("ab", own, strict=True)
     }
-    for models in (heads, {"a": keras.Model(point, own[0])}):  # the latter reads inputs alone
+    for models in (heads, {"a": keras.Model(point, own["a"])}):  # the latter reads inputs alone
         version = LoadedVersion(export_version(models, tmp_path / str(len(models))))
         assert sorted(version.signatures) == sorted([*models, "examples", "serving_default"])
 
