@@ -71,22 +71,23 @@ def build_signatures(
         Signature(name, spec, _checked(function, input_shape), 0.0)
         for name, function in functions.items()
     ]
-    if None in input_shape:  # one batch cannot hold images of several sizes, or such examples
+    known = [size for size in input_shape if size is not None]
+    if len(known) < len(input_shape):  # one batch cannot hold examples of several sizes
         return signatures
     answers_all = Signature(DEFAULT_SIGNATURE, spec, classify, 0.0)
     if resize is not None:
-        answers_all = _of_images(classify, input_shape, resize)
+        answers_all = _of_images(classify, known, resize)
         signatures.append(answers_all)
     return [*signatures, _of_examples(answers_all)]
 
 
-def _of_images(classify: _Endpoint, input_shape: Shape, resize: str) -> Signature:
+def _of_images(classify: _Endpoint, input_shape: Sequence[int], resize: str) -> Signature:
     height, width, channels = input_shape
 
     def run(contents: tf.Tensor) -> _Outputs:
         return classify(images.decode(contents, (height, width, channels), resize))
 
-    black = tf.io.encode_png(np.zeros(input_shape, np.uint8)).numpy()
+    black = tf.io.encode_png(np.zeros((height, width, channels), np.uint8)).numpy()
     return Signature(ENCODED, tf.TensorSpec([None], tf.string, name=IMAGE_BYTES), run, black)
 
 

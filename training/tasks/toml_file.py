@@ -116,7 +116,7 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
         rescale=rescale,
         usual_scenario=usual,
         columns=columns,
-        resize=size and size.mode,
+        resize=size.mode if size else None,
     )
 
 
