@@ -3,10 +3,12 @@
 import contextlib
 import keyword
 import os
+import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,21 +18,18 @@ from keras_mas.errors import UsageError
 from keras_mas.files import atomic_folder, check_writable
 from keras_mas.logs import quiet
 
+from . import warmup
+from .images import RESIZE_MODES
+from .manifest import weights_checksum, write_manifest
 from .paths import list_versions, parse_version
 from .runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError
-
-_Shape = tuple[int | None, ...]
-_Endpoint = Callable[[tf.Tensor], dict[str, tf.Tensor]]
-
-# Stands for a dimension of unknown size in the test run of a version. 224 is customary for images,
-# and every network of keras.applications accepts it.
-_UNKNOWN_SIZE = 224
+from .signatures import ENCODED, EXAMPLES, FEATURES, Shape, Signature, build_signatures
 
 # The end of the name of a variable's value in a checkpoint.
 _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 
 # SavedModel keeps the attribute `signatures` for itself.
-_RESERVED = {DEFAULT_SIGNATURE, "signatures"}
+_RESERVED = {DEFAULT_SIGNATURE, FEATURES, ENCODED, EXAMPLES, "signatures"}
 
 # What TensorFlow accepts as a name scope inside another; each layer opens one of its name.
 _SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]+")
@@ -61,6 +60,9 @@ def export_version(
     *,
     input_name: str = "inputs",
     classes: Mapping[str, Sequence[object]] | None = None,
+    resize: str | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    warmup_batch_sizes: Sequence[int] = warmup.BATCH_SIZES,
 ) -> Path:
     """Write one version of a model for TensorFlow Serving, with a signature per task.
 
@@ -70,15 +72,38 @@ def export_version(
         class           int64 [N]        index of the largest
         label           string [N]       its class name
 
-    The signature `serving_default` returns the outputs of every task in one request, as
-    `<task>/probabilities`, `<task>/class` and `<task>/label`. The graph itself refuses inputs of
-    another shape, because no server compares a request with the signature.
+    Four signatures answer for all tasks:
+
+        serving_default   takes the same, and returns the outputs of every task in one request, as
+                          `<task>/probabilities`, `<task>/class` and `<task>/label`
+        features          takes the same, and returns `features`, float32 [N, F]: what the last
+                          layer of every head reads. Only if this is one tensor, as in functional
+                          models on one trunk
+        encoded           takes `{"image_bytes": string [N]}`, files of JPEG or PNG images, which
+                          are decoded and resized as in training; returns as `serving_default`.
+                          Only if inputs are images
+        examples          takes `{"examples": string [N]}`, serialized `tf.Example`s with a feature
+                          named as the input of `encoded`, or else `input_name`; returns as
+                          `serving_default`
+
+    The last two need inputs of a known size. The graph itself refuses inputs of another shape and
+    what is no image, because no server compares a request with the signature. NaN is an input as
+    any other.
 
     Only the variables that inference reads are stored, each once, even if the heads share them: no
-    optimizer, no importance Ω, no anchor θ*.
+    optimizer, no importance Ω, no anchor θ*. Beside them are the requests with which a server
+    warms up, see `warmup`, and a manifest, see `manifest.read_manifest`:
 
-    The version is written to a hidden folder beside `directory`, loaded, run once per signature and
-    renamed. Other processes see a complete version or none.
+        format     number of this format
+        classes    the class names of every task
+        input      the `name` and `shape` of an input, without N; None for an unknown size
+        resize     as below
+        weights    `weights_checksum` of the stored weights
+        versions   of Python, TensorFlow, Keras and NumPy
+        run        what the caller adds: where the version comes from
+
+    The version is written to a hidden folder beside `directory`, loaded in the C++ runtime, sent
+    its own warm-up requests and renamed. Other processes see a complete version or none.
 
     Args:
         heads: Non-empty mapping from task name to a built Keras model with one input and logits
@@ -88,13 +113,17 @@ def export_version(
         input_name: Name of the input in every signature, a Python identifier.
         classes: Mapping from task name to its C class names, all different, for some or all tasks.
             Default: "0", "1", ….
+        resize: If inputs are images `[N, H, W, 1 or 3]` of values from 0 to 255, how others get
+            this size, one of `images.RESIZE_MODES`; None if they are none.
+        manifest: The entry `run` of the manifest, of what JSON can hold.
+        warmup_batch_sizes: Batch sizes of the requests with which a server warms up.
 
     Returns:
         `directory` as a `Path`.
 
     Raises:
-        UsageError: If the version exists or cannot be written, or a name, a head or a list of
-            classes is not as above. Nothing has been written then.
+        UsageError: If the version exists or cannot be written, or a name, a head, a list of
+            classes or an option is not as above. Nothing has been written then.
         ExportError: If a head has a lookup table, the disk is full, or the written model does not
             load or run. What was written has been removed.
     """
@@ -102,13 +131,25 @@ def export_version(
     _refuse_existing(directory)
     _check_names(heads, input_name)
     input_shape = _shared_input_shape(heads)
+    _check_resize(resize, input_shape)
+    warmup.check_batch_sizes(warmup_batch_sizes)
     labels = _labels(heads, classes or {})
     check_exportable(heads, directory)
-    archive = _build_archive(heads, labels, input_shape, input_name)
+    signatures = build_signatures(heads, labels, input_shape, input_name, resize)
     try:
         with atomic_folder(directory) as unfinished:
-            _write(archive, unfinished)
-            _check_runs(unfinished, [*heads, DEFAULT_SIGNATURE], input_name, input_shape)
+            _write(signatures, unfinished)
+            warmup.write_warmup(unfinished, directory.parent.name, signatures, warmup_batch_sizes)
+            content = {
+                "classes": labels,
+                "input": {"name": input_name, "shape": list(input_shape)},
+                "resize": resize,
+                "weights": weights_checksum(_stored_weights(unfinished)),
+                "versions": _versions(),
+                "run": dict(manifest or {}),
+            }
+            write_manifest(unfinished, content)
+            _check_runs(unfinished)
             _refuse_existing(directory)  # another process may have published it meanwhile
     except OSError as error:
         _refuse_existing(directory)  # or just now
@@ -125,21 +166,29 @@ def is_exported(heads: Mapping[str, keras.Model], directory: str | os.PathLike) 
         heads: As for `export_version`.
         directory: Folder of a version, which need not exist.
     """
-    prefix = Path(directory) / "variables" / "variables"
-    if not prefix.with_suffix(".index").exists():
-        return False
-    try:
-        reader = tf.train.load_checkpoint(str(prefix))
-    except tf.errors.OpError:  # a damaged index
-        return False
-    names = [name for name in reader.get_variable_to_shape_map() if name.endswith(_VALUE)]
-    stored = Counter(_content(reader.get_tensor(name)) for name in names)
     weights = {id(weight): weight for head in heads.values() for weight in head.weights}
-    return stored == Counter(_content(weight.numpy()) for weight in weights.values())
+    try:
+        stored = weights_checksum(_stored_weights(directory))
+    except tf.errors.OpError:  # there is none, or it is damaged
+        return False
+    return stored == weights_checksum(weight.numpy() for weight in weights.values())
 
 
-def _content(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
-    return array.dtype.name, array.shape, array.tobytes()
+def _stored_weights(directory: str | os.PathLike) -> Iterator[np.ndarray]:
+    """Yield the weights of a version."""
+    reader = tf.train.load_checkpoint(str(Path(directory) / "variables" / "variables"))
+    for name in reader.get_variable_to_shape_map():
+        if name.endswith(_VALUE):
+            yield reader.get_tensor(name)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+    }
 
 
 def _refuse_existing(directory: Path) -> None:
@@ -212,7 +261,7 @@ def _check_layer_names(task: str, head: keras.Model) -> None:
             )
 
 
-def _shared_input_shape(heads: Mapping[str, keras.Model]) -> _Shape:
+def _shared_input_shape(heads: Mapping[str, keras.Model]) -> Shape:
     """Return the shape of one input, without the batch, on which all heads agree."""
     shapes = {task: _input_shape(task, head) for task, head in heads.items()}
     (first_task, expected), *others = shapes.items()
@@ -226,7 +275,7 @@ def _shared_input_shape(heads: Mapping[str, keras.Model]) -> _Shape:
     return expected
 
 
-def _input_shape(task: str, head: keras.Model) -> _Shape:
+def _input_shape(task: str, head: keras.Model) -> Shape:
     shape = getattr(head, "input_shape", None) if getattr(head, "built", False) else None
     if shape is None:
         raise UsageError(
@@ -285,88 +334,27 @@ def _is_shape(shape: object) -> bool:
     return isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
 
 
-def _build_archive(
-    heads: Mapping[str, keras.Model],
-    labels: Mapping[str, Sequence[str]],
-    input_shape: _Shape,
-    input_name: str,
-) -> keras.export.ExportArchive:
-    signature = [tf.TensorSpec([None, *input_shape], tf.float32, name=input_name)]
+def _check_resize(resize: str | None, input_shape: Shape) -> None:
+    if resize is None:
+        return
+    if resize not in RESIZE_MODES:
+        raise UsageError(
+            f"Expected `resize` to be None or one of {', '.join(map(repr, RESIZE_MODES))}. "
+            f"Received: {resize!r}."
+        )
+    if len(input_shape) != 3 or input_shape[-1] not in (1, 3):
+        raise UsageError(
+            "Expected inputs of shape [H, W, 1] or [H, W, 3], to decode images. Received: heads "
+            f"that take {list(input_shape)}. Pass `resize=None` for inputs that are no images."
+        )
+
+
+def _write(signatures: Iterable[Signature], directory: Path) -> None:
     # Endpoints find the variables they read. `track` would store every weight a second time, and
     # with them whatever else a model holds: Ω, θ* and the optimizer.
     archive = keras.export.ExportArchive()
-    for task, head in heads.items():
-        classify = _classify_one(head, labels[task])
-        archive.add_endpoint(task, _endpoint(classify, input_shape), signature)
-    classify = _classify_all(heads, labels)
-    archive.add_endpoint(DEFAULT_SIGNATURE, _endpoint(classify, input_shape), signature)
-    return archive
-
-
-def _classify_one(head: keras.Model, labels: Sequence[str]) -> _Endpoint:
-    def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _classification(head(inputs, training=False), labels)
-
-    return classify
-
-
-def _classify_all(
-    heads: Mapping[str, keras.Model], labels: Mapping[str, Sequence[str]]
-) -> _Endpoint:
-    logits_of = _joint(heads)
-
-    def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {
-            f"{task}/{name}": value
-            for task, logits in logits_of(inputs, training=False).items()
-            for name, value in _classification(logits, labels[task]).items()
-        }
-
-    return classify
-
-
-def _joint(heads: Mapping[str, keras.Model]) -> Callable[..., Mapping[str, tf.Tensor]]:
-    """Return a function from inputs to the logits of every task.
-
-    Functional heads on one input tensor become one model, in which the trunk runs once. Heads that
-    cannot be joined run one after the other, each with the trunk.
-    """
-
-    def one_by_one(inputs: tf.Tensor, training: bool) -> dict[str, tf.Tensor]:
-        return {task: head(inputs, training=training) for task, head in heads.items()}
-
-    first = next(iter(heads.values()))
-    try:
-        outputs = {task: head.outputs[0] for task, head in heads.items()}
-        joint = keras.Model(first.inputs[0], outputs)
-    except ValueError:  # several input tensors, or two layers of one name
-        return one_by_one
-    # A head with a `call` of its own is more than its graph of layers.
-    functional = all(type(head).call is type(joint).call for head in heads.values())
-    return joint if functional else one_by_one
-
-
-def _classification(logits: tf.Tensor, labels: Sequence[str]) -> dict[str, tf.Tensor]:
-    # Under mixed precision the logits are float16, which REST cannot carry.
-    logits = tf.cast(logits, tf.float32)
-    index = tf.argmax(logits, axis=-1, output_type=tf.int64)
-    return {
-        "probabilities": tf.nn.softmax(logits),
-        "class": index,
-        "label": tf.gather(tf.constant(labels), index),
-    }
-
-
-def _endpoint(classify: _Endpoint, input_shape: _Shape) -> _Endpoint:
-    def endpoint(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        # The shape in the signature is only metadata. Without this operation an image of the wrong
-        # size fails deep in the graph or, under global pooling, is classified all the same.
-        return classify(tf.ensure_shape(inputs, [None, *input_shape], name="check_input_shape"))
-
-    return endpoint
-
-
-def _write(archive: keras.export.ExportArchive, directory: Path) -> None:
+    for signature in signatures:
+        archive.add_endpoint(signature.name, signature.run, [signature.input])
     try:
         with quiet():
             archive.write_out(str(directory), verbose=False)
@@ -383,18 +371,14 @@ def _write(archive: keras.export.ExportArchive, directory: Path) -> None:
         ) from error
 
 
-def _check_runs(
-    directory: Path, signature_names: Collection[str], input_name: str, input_shape: _Shape
-) -> None:
-    """Load a version as a server would, and send every signature one input of zeros."""
-    zeros = np.zeros([1, *(size or _UNKNOWN_SIZE for size in input_shape)], np.float32)
+def _check_runs(directory: Path) -> None:
+    """Load a version as a server would, which sends it its own warm-up requests."""
     try:
         with contextlib.closing(LoadedVersion(directory)) as version:
-            for name in signature_names:
-                version.run(name, {input_name: zeros})
-    except (LoadError, tf.errors.OpError) as error:
+            warmup.replay_warmup(directory, version)
+    except (LoadError, warmup.WarmupError) as error:
         raise ExportError(
-            f"Expected the exported model to answer an input of zeros of shape {list(zeros.shape)} "
-            f"in the C++ runtime. Received: {error}. Nothing was published; a layer of the model "
-            "may use an operation or a resource that cannot be served."
+            "Expected the exported model to answer its warm-up requests in the C++ runtime. "
+            f"Received: {error}. Nothing was published; a layer of the model may use an operation "
+            "or a resource that cannot be served."
         ) from error

@@ -1,8 +1,11 @@
 """Versions of a served model from a run: one after each task."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.export import check_exportable, export_version, is_exported
@@ -11,7 +14,11 @@ from keras_mas.serving.paths import version_path
 from .heads import unique_heads
 from .run import Listener, TaskResult
 from .run_directory import task_folder
+from .settings import Settings
 from .tasks import TaskStream
+
+# What the manifest of a version takes from the result of its run.
+_OF_RUN = ("stream", "scenario", "method", "strength", "penalty", "seed", "data")
 
 
 class Exporter(Listener):
@@ -19,14 +26,37 @@ class Exporter(Listener):
 
     Args:
         base: Folder of the served model.
+        stream: The tasks.
+        settings: How they are learned.
+        command: The command of the run, for the manifests.
     """
 
-    def __init__(self, base: Path):
-        self.base = base
+    def __init__(self, base: Path, stream: TaskStream, settings: Settings, command: str):
+        self.base, self.command = base, command
+        self.resize = resize_of(stream)
+        self.result = {
+            "stream": stream.name,
+            "scenario": stream.scenario,
+            **settings.of_method,
+            "seed": settings.seed,
+            "data": stream.data_fingerprint,
+            "tasks": [task.name for task in stream.tasks],
+        }
+        self.rows: list[list[float]] = []
 
     def task_finished(self, result: TaskResult) -> None:
         """Export the heads learned so far, unless they have been exported already."""
-        export_heads(self.base, result.number, result.models, result.classes)
+        self.rows.append(result.accuracies)
+        export_heads(
+            self.base,
+            result.number,
+            result.models,
+            result.classes,
+            resize=self.resize,
+            manifest=manifest_of(
+                self.result | {"accuracy_matrix": self.rows}, result.number, self.command
+            ),
+        )
 
 
 def export_heads(
@@ -34,6 +64,9 @@ def export_heads(
     number: int,
     models: dict[str, keras.Model],
     classes: dict[str, tuple[str, ...]],
+    *,
+    resize: str | None = None,
+    manifest: Mapping[str, Any] | None = None,
 ) -> Path:
     """Export the heads of a run as a version, unless it holds these heads already.
 
@@ -42,14 +75,40 @@ def export_heads(
         number: The version.
         models: Model of every head, by the head's name.
         classes: Class names of every head.
+        resize: As for `export_version`.
+        manifest: As for `export_version`.
 
     Returns:
         The folder of the version.
     """
     folder = version_path(base, number)
     if not (folder.exists() and is_exported(models, folder)):
-        export_version(models, folder, classes=classes)
+        export_version(models, folder, classes=classes, resize=resize, manifest=manifest)
     return folder
+
+
+def manifest_of(result: Mapping[str, Any], number: int, command: str) -> dict[str, Any]:
+    """Return what the manifest of a version says of its run.
+
+    Args:
+        result: The result of the run, or what of it is known already.
+        number: How many tasks had been learned.
+        command: The command of the run.
+    """
+    return {
+        **{key: result[key] for key in _OF_RUN if key in result},  # older results have no `data`
+        "tasks": result["tasks"][:number],
+        "accuracy_matrix": [row[:number] for row in result["accuracy_matrix"][:number]],
+        "command": command,
+    }
+
+
+def resize_of(stream: TaskStream) -> str | None:
+    """Return how files of images become inputs of a stream, as `export_version` takes it."""
+    shape, dtype = stream.input_shape, stream.tasks[0].train.dtype
+    if dtype != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3):
+        return None
+    return stream.resize or "none"
 
 
 def check_export(stream: TaskStream, base: Path, run: Path | None) -> None:

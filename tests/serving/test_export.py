@@ -114,6 +114,116 @@ def most_products(version):
     )
 
 
+def test_the_features_are_what_the_heads_read(tmp_path, make_dense):
+    point = keras.Input((2,))
+    features = keras.layers.ReLU()(make_dense([[1.0], [2.0]], [3.0])(point))
+    heads = {
+        task: keras.Model(point, make_dense(kernel, [0.0] * 2)(features))
+        for task, kernel in (("a", [[1.0, 2.0]]), ("b", [[3.0, 4.0]]))
+    }
+    version = LoadedVersion(export_version(heads, tmp_path / "1"))
+    answer = version.run("features", {"inputs": np.array([[1.0, 1.0], [-5.0, 0.0]], np.float32)})
+    assert answer["features"].dtype == np.float32
+    assert answer["features"].tolist() == [[6.0], [0.0]]  # 1 + 2 + 3; -5 + 3, cut off
+
+
+def test_heads_that_read_different_tensors_have_no_features(shop, tmp_path, make_dense):
+    assert "features" not in shop.signatures  # each has an input of its own
+    point = keras.Input((2,))
+    own = [keras.layers.Dense(2)(point) for _ in range(2)]
+    heads = {
+        task: keras.Model(point, keras.layers.Dense(2)(x))
+        for task, x in zip("ab", own, strict=True)
+    }
+    for models in (heads, {"a": keras.Model(point, own[0])}):  # the latter reads inputs alone
+        version = LoadedVersion(export_version(models, tmp_path / str(len(models))))
+        assert sorted(version.signatures) == sorted([*models, "examples", "serving_default"])
+
+
+def example(**features):
+    kinds = {float: ("float_list", tf.train.FloatList), bytes: ("bytes_list", tf.train.BytesList)}
+    feature = {}
+    for name, values in features.items():
+        field, kind = kinds[type(values[0])]
+        feature[name] = tf.train.Feature(**{field: kind(value=values)})
+    examples = tf.train.Example(features=tf.train.Features(feature=feature))
+    return examples.SerializeToString()
+
+
+def test_serialized_examples_are_answered_as_their_inputs(shop, inputs):
+    examples = np.array([example(inputs=[float(v) for v in row]) for row in inputs], object)
+    answer = shop.run("examples", {"examples": examples})
+    expected = shop.run("serving_default", {"inputs": inputs})
+    assert answer.keys() == expected.keys()
+    for name, values in answer.items():
+        assert values.tolist() == expected[name].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (example(inputs=[1.0, 2.0, 3.0]), "Values size: 3 but output shape: [2]"),
+        (example(x=[1.0, 2.0]), "Feature: inputs (data type: float) is required"),
+        (b"no example", "Could not parse example input"),
+    ],
+)
+def test_what_is_no_example_of_an_input_is_refused(shop, content, message):
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        shop.run("examples", {"examples": np.array([content], object)})
+    assert message in caught.value.message
+
+
+def test_nan_is_an_input_like_any_other(shop):
+    answer = shop.run("pets", {"inputs": np.array([[np.nan, 0.0], [0.0, 1.0]], np.float32)})
+    assert np.isnan(answer["probabilities"][0]).all() and answer["class"].tolist()[1] == 1
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A model of images 2x2 whose logits are the pixels in the first row and column, over 100."""
+    image = keras.Input((2, 2, 3))
+    corner = keras.layers.Reshape([3])(keras.layers.Cropping2D(((0, 1), (0, 1)))(image))
+    model = keras.Model(image, keras.layers.Rescaling(0.01)(corner))
+    classes = {"colour": ["red", "green", "blue"]}
+    folder = tmp_path_factory.mktemp("photos") / "1"
+    return export_version({"colour": model}, folder, classes=classes, resize="crop")
+
+
+def png(*pixels):
+    return tf.io.encode_png(np.array(pixels, np.uint8)).numpy()
+
+
+def test_files_of_images_are_answered_as_their_pixels(photos):
+    version = LoadedVersion(photos)
+    red, blue = [200, 100, 0], [0, 0, 200]
+    # The second image is cropped to its middle.
+    files = [png([red, blue], [blue, blue]), png([red, blue, red, red], [red, red, red, red])]
+    answer = version.run("encoded", {"image_bytes": np.array(files, object)})
+    assert answer["colour/label"].tolist() == [b"red", b"blue"]
+    odds = np.exp([2.0, 1.0, 0.0])
+    np.testing.assert_allclose(answer["colour/probabilities"][0], odds / odds.sum(), rtol=1e-5)
+    # Examples hold files, too.
+    examples = np.array([example(image_bytes=[file]) for file in files], object)
+    again = version.run("examples", {"examples": examples})
+    assert again["colour/label"].tolist() == [b"red", b"blue"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="content of a JPEG or PNG file"):
+        version.run("encoded", {"image_bytes": np.array([b"photo.jpg"], object)})
+
+
+def test_the_size_of_a_version_is_that_of_its_weights_and_graph(tmp_path):
+    image = keras.Input((16, 16, 3))
+    features = keras.layers.Dense(128)(keras.layers.Flatten()(image))
+    heads = {task: keras.Model(image, keras.layers.Dense(10)(features)) for task in "abc"}
+    version = export_version(heads, tmp_path / "1", resize="crop", warmup_batch_sizes=[1, 8, 512])
+    # 768·128 + 128 in the trunk, 128·10 + 10 in each of three heads.
+    weights = 4 * (98_432 + 3 * 1_290)
+    graph = (version / "saved_model.pb").stat().st_size
+    files = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+    assert weights + graph <= files <= 1.05 * (weights + graph)
+    # 512 inputs are 1.5 MB, and a warm-up request of them is smaller than one.
+    assert (version / "assets.extra" / "tf_serving_warmup_requests").stat().st_size < 20_000
+
+
 def functions_of(version):
     saved = saved_model_pb2.SavedModel()
     saved.ParseFromString((version / "saved_model.pb").read_bytes())
@@ -295,7 +405,7 @@ def test_a_model_that_cannot_run_is_not_published(tmp_path):
 
     inputs = keras.Input((2,))
     model = keras.Model(inputs, Impossible()(inputs))
-    with pytest.raises(ExportError, match=r"(?s)zeros of shape \[1, 2\].* Nothing was published"):
+    with pytest.raises(ExportError, match=r"(?s)'inputs' \[1, 2\]\)\. Nothing was published"):
         export_version({"a": model}, tmp_path / "1")
     assert names_in(tmp_path) == []
 
@@ -360,6 +470,7 @@ REFUSED = [
     ({"serving_default": small()}, {}, "Received: 'serving_default'. Rename the task."),
     ({"_a": small()}, {}, "Received: '_a'. Rename the task."),
     ({"": small()}, {}, "Received: ''. Rename the task."),
+    ({"features": small()}, {}, "Received: 'features'. Rename the task."),
     ({"signatures": small()}, {}, "Received: 'signatures'. Rename the task."),
     ({"\ud800": small()}, {}, "Received: '\\ud800'. Rename the task."),
     ({1: small()}, {}, "Received: 1. Rename the task."),
@@ -368,6 +479,9 @@ REFUSED = [
     ({"a": small()}, {"classes": {"b": ["x", "y"]}}, "among ['a']. Received: 'b'."),
     ({"a": small()}, {"input_name": "my input"}, "Received: 'my input'."),
     ({"a": small()}, {"input_name": "class"}, "Received: 'class'."),
+    ({"a": small()}, {"resize": "crop"}, "or [H, W, 3], to decode images. Received: heads that"),
+    ({"a": small()}, {"resize": "fit"}, "'crop', 'stretch', 'none'. Received: 'fit'."),
+    ({"a": small()}, {"warmup_batch_sizes": [1, 0]}, "Received: [1, 0]. Name those"),
 ]
 
 

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from keras_mas.methods import METHODS
+from keras_mas.serving.manifest import read_manifest
 from keras_mas.serving.paths import list_versions
+from keras_mas.serving.runtime import LoadedVersion
 from keras_mas.serving.standin import StandIn
 from keras_mas.training.cli import (
     _sentence,
@@ -170,6 +172,13 @@ def test_train_then_report_then_export(here, capsys):
 
     answer(capsys, "export", runs[1], "--to", "models/fine", "--version", 2)
     assert list(list_versions(here / "models/fine")) == [2]
+    # Either command says of a version where it comes from.
+    answer(capsys, "export", runs[0], "--to", "models/again", "--version", 2)
+    of_run = read_manifest(here / "models/insects/2")["run"]
+    assert read_manifest(here / "models/again/2")["run"] == of_run
+    assert of_run["accuracy_matrix"] == [row[:2] for row in result["accuracy_matrix"][:2]]
+    assert (of_run["method"], of_run["strength"], of_run["tasks"]) == ("mas", 1.0, ["ants", "bees"])
+    assert of_run["command"].startswith("keras-mas train insects.toml ")
 
 
 COMPARE = ["compare", "insects.toml", *QUICK, "--seeds", "0,1"]
@@ -712,6 +721,17 @@ def test_images_on_disk_are_learned_measured_exported_and_asked_about(photos, he
     again = json.loads(answer(capsys, *photos, "--batch-size", "4", "--json"))
     assert again["accuracy_matrix"] == result["accuracy_matrix"]
     assert {path: path.stat().st_mtime_ns for path in (here / "cache").rglob("*.npy")} == written
+    version = LoadedVersion(here / "models/2")
+    for name, kind in (("first", "dark"), ("second", "light")):
+        file = (here / name / "test" / kind / "0.png").read_bytes()
+        pixels = np.array(Image.open(io.BytesIO(file)), np.float32)[None]
+        from_file = version.run("encoded", {"image_bytes": np.array([file], object)})
+        from_pixels = version.run(name, {"inputs": pixels})["probabilities"]
+        np.testing.assert_allclose(from_file[f"{name}/probabilities"], from_pixels, rtol=1e-5)
+    [run] = (here / "runs").iterdir()
+    answer(capsys, "export", run, "--to", "again", "--version", 1, "--resize", "stretch")
+    assert read_manifest(here / "again/1")["resize"] == "stretch"
+    assert read_manifest(here / "models/1")["resize"] == "crop"
     with StandIn({"photos": here / "models"}, grpc_port=0, rest_port=0) as server:
         ask = ["predict", "photos", "--server", f"127.0.0.1:{server.rest_port}", "--cache-memory"]
         rows = answer(capsys, *ask, "1kB", "--cache-dir", "cache", "--examples-of", "photos.toml")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from keras_mas.errors import UsageError
 
+from ..tasks.images import RESIZE_MODES
 from . import shared
 
 SUMMARY = "write a run's models as SavedModels to serve"
@@ -26,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="only the model after N tasks (default: all of them)",
     )
+    parser.add_argument(
+        "--resize",
+        choices=(*RESIZE_MODES, "none"),
+        help="add a signature for JPEG and PNG files, whose images are resized so; none: images of "
+        "another size are refused (default: no such signature)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.files import check_writable
 
     from ..console import result_console
-    from ..exporting import export_heads
+    from ..exporting import export_heads, manifest_of
     from ..run import saved_heads
     from ..run_directory import read_result
 
@@ -41,11 +48,18 @@ def run(args: argparse.Namespace) -> None:
     base = args.to or Path("models") / result["stream"]
     check_writable(base)
     learned = len(result["tasks"])
+    command = shared.train_command(result.get("arguments", {}))
     if args.version and args.version > learned:
         raise UsageError(
             f"Expected a version from 1 to {learned}, the tasks learned in '{args.directory}'. "
             f"Received: --version {args.version}."
         )
     for number in [args.version] if args.version else range(1, learned + 1):
-        folder = export_heads(base, number, *saved_heads(args.directory, number))
+        folder = export_heads(
+            base,
+            number,
+            *saved_heads(args.directory, number),
+            resize=args.resize,
+            manifest=manifest_of(result, number, command),
+        )
         result_console().print(f"exported {folder}", soft_wrap=True)

@@ -106,11 +106,9 @@ def _about_inputs(inputs, args, client):
 
 def _head(args, signatures):
     """Return the head that answers for `--task`; a head that tasks share answers for all."""
-    from keras_mas.serving.runtime import DEFAULT_SIGNATURE
-
     from ..heads import SHARED_HEADS
 
-    heads = [name for name in signatures if name != DEFAULT_SIGNATURE]
+    heads = [name for name, signature in signatures.items() if "label" in signature.outputs]
     if args.task in heads:
         return args.task
     if len(heads) == 1 and (args.task is None or heads[0] in SHARED_HEADS.values()):

@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
     listeners: list[Listener] = [lines, *followers(following, settings, directory)]
     if args.export:
         check_export(stream, args.export, None if args.overwrite else directory)
-        listeners.append(Exporter(args.export))
+        command = shared.train_command(shared.recorded(vars(args)))
+        listeners.append(Exporter(args.export, stream, settings, command))
     with lines:
         result = train(
             stream,

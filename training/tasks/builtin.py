@@ -135,7 +135,7 @@ def _split_omniglot(options):
         alphabet = re.sub(r"[^\w.-]", "", name.rpartition("_")[0], flags=re.ASCII)
         alphabets.setdefault(alphabet, []).append(label)
     tasks = tasks_of_groups(Source(drawn.classes, train, test), alphabets, options)
-    return _stream("split-omniglot", "task", tasks, options, _PIXELS)
+    return _stream("split-omniglot", "task", tasks, options, _PIXELS, "crop")
 
 
 # The data sets of the paper's tasks, and the share of test data where they have none.
@@ -169,6 +169,7 @@ def _register_paper_stream(name, tasks):
             tuple(make_task(task, _paper_source(task, options), None, options) for task in tasks),
             options,
             _PIXELS,
+            "crop",
         )
 
 
@@ -223,7 +224,14 @@ def _rotations() -> Iterable[tuple[str, Change | None]]:
     return ((f"rotation-{a}", Rotation(a) if a else None) for a in range(0, 180, 18))
 
 
-def _stream(name, scenario, tasks: tuple[Task, ...], options: LoadOptions, rescale: Rescale):
+def _stream(
+    name,
+    scenario,
+    tasks: tuple[Task, ...],
+    options: LoadOptions,
+    rescale: Rescale,
+    resize: str | None = None,
+):
     return TaskStream(
         name,
         options.scenario or scenario,
@@ -231,6 +239,7 @@ def _stream(name, scenario, tasks: tuple[Task, ...], options: LoadOptions, resca
         rescale,
         builtin=True,
         usual_scenario=scenario,
+        resize=resize,
     )
 
 

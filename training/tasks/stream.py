@@ -326,6 +326,7 @@ class TaskStream:
         left_out: What could not be decoded and was left out, by its path or name.
         usual_scenario: The scenario that the stream's definition names; None if it is `scenario`.
         columns: What the inputs of tables are, in their order; empty for other inputs.
+        resize: How images were resized, one of `images.RESIZE_MODES`; None if none were.
 
     Raises:
         UsageError: If there is no task, a name cannot be used or is used twice, the scenario is
@@ -342,6 +343,7 @@ class TaskStream:
     left_out: tuple[str, ...] = ()
     usual_scenario: str | None = None
     columns: tuple[str, ...] = ()
+    resize: str | None = None
 
     def __post_init__(self):
         check_name(self.name, "stream")

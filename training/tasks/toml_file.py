@@ -106,7 +106,8 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
     """
     table = _parse(path)
     entries = _checked_entries(table, path)
-    sources, rescale, columns = _read(entries, path, _image_size(table), options)
+    size = _image_size(table)
+    sources, rescale, columns = _read(entries, path, size, options)
     usual = table.get("scenario", "task")
     return TaskStream(
         name=table["name"],
@@ -115,6 +116,7 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
         rescale=rescale,
         usual_scenario=usual,
         columns=columns,
+        resize=size.mode if size else None,
     )
 
 

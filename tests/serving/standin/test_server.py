@@ -114,7 +114,7 @@ def test_metadata_has_the_signatures(url):
     metadata = requests.get(f"{url}/shop/versions/1/metadata").json()
     assert metadata["model_spec"]["version"] == "1"
     signatures = metadata["metadata"]["signature_def"]["signature_def"]
-    assert sorted(signatures) == ["fruit", "pets", "serving_default"]
+    assert sorted(signatures) == ["examples", "fruit", "pets", "serving_default"]
     image = signatures["pets"]["inputs"]["inputs"]
     assert image["dtype"] == "DT_FLOAT"
     assert [dim["size"] for dim in image["tensor_shape"]["dim"]] == ["-1", "2"]
@@ -126,7 +126,7 @@ def test_metadata_over_grpc(predictions):
     response = predictions.GetModelMetadata(request)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     assert response.metadata["signature_def"].Unpack(signatures)
-    assert sorted(signatures.signature_def) == ["fruit", "pets", "serving_default"]
+    assert sorted(signatures.signature_def) == ["examples", "fruit", "pets", "serving_default"]
     assert response.model_spec.version.value == 2
 
 

@@ -1,0 +1,113 @@
+"""Requests that a model server sends to itself before it answers others.
+
+The first request to a signature takes longer: memory is allocated, and kernels are chosen.
+TensorFlow Serving replays `assets.extra/tf_serving_warmup_requests` of a version, a TFRecord of
+`PredictionLog`, while it loads the version, and refuses a version that fails on one of them.
+"""
+
+import itertools
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+from keras_mas.errors import UsageError
+
+from .runtime import LoadedVersion
+from .signatures import Signature
+
+BATCH_SIZES = (1, 32)
+"""Batch sizes of the requests, unless others are asked for."""
+
+_PATH = Path("assets.extra") / "tf_serving_warmup_requests"
+
+# The server refuses a version with more.
+_MOST_RECORDS = 1000
+
+# Stands for a dimension of unknown size. 224 is customary for images, and every network of
+# keras.applications accepts it.
+_UNKNOWN_SIZE = 224
+
+
+class WarmupError(RuntimeError):
+    """A version failed on one of its own requests; the message says which and why."""
+
+
+def check_batch_sizes(batch_sizes: Collection[int]) -> None:
+    """Check the batch sizes of requests.
+
+    Raises:
+        UsageError: If there is none, or one is no positive integer.
+    """
+    if not batch_sizes or any(type(size) is not int or size < 1 for size in batch_sizes):
+        raise UsageError(
+            "Expected at least one batch size to warm up with, all of them whole numbers from 1. "
+            f"Received: {list(batch_sizes)}. Name those that the server will see, such as [1, 32]."
+        )
+
+
+def write_warmup(
+    directory: str | os.PathLike,
+    model: str,
+    signatures: Sequence[Signature],
+    batch_sizes: Iterable[int],
+) -> None:
+    """Write a request to every signature in every batch size, 1,000 of them at most.
+
+    A request repeats one input, which is written once: the server fills a tensor with the last
+    value that the request has. So 32 images take as many bytes as one.
+
+    Args:
+        directory: Folder of a version that is not visible yet.
+        model: Name that the model will be served by.
+        signatures: The signatures.
+        batch_sizes: Numbers of inputs, each ≥ 1.
+    """
+    path = Path(directory) / _PATH
+    path.parent.mkdir(exist_ok=True)
+    pairs = itertools.product(batch_sizes, signatures)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for size, signature in itertools.islice(pairs, _MOST_RECORDS):
+            writer.write(_record(model, signature, size).SerializeToString(deterministic=True))
+
+
+def replay_warmup(directory: str | os.PathLike, version: LoadedVersion) -> None:
+    """Send a version the requests in its folder, as TensorFlow Serving does when it loads it.
+
+    Args:
+        directory: Folder of the version.
+        version: The version in the C++ runtime.
+
+    Raises:
+        WarmupError: If a request fails.
+    """
+    for record in tf.data.TFRecordDataset(str(Path(directory) / _PATH)).as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
+        signature = request.model_spec.signature_name
+        try:
+            version.run(signature, inputs)
+        except tf.errors.OpError as error:
+            shapes = ", ".join(f"'{name}' {list(array.shape)}" for name, array in inputs.items())
+            raise WarmupError(f"{error.message} (signature '{signature}', {shapes})") from error
+
+
+def _record(model: str, signature: Signature, size: int) -> prediction_log_pb2.PredictionLog:
+    spec = model_pb2.ModelSpec(name=model, signature_name=signature.name)
+    request = predict_pb2.PredictRequest(model_spec=spec)
+    request.inputs[signature.input.name].CopyFrom(_repeated(signature, size))
+    return prediction_log_pb2.PredictionLog(
+        predict_log=prediction_log_pb2.PredictLog(request=request)
+    )
+
+
+def _repeated(signature: Signature, size: int) -> tensor_pb2.TensorProto:
+    """Return a batch of one input, whose values are all `signature.sample`."""
+    _, *shape = signature.input.shape.as_list()
+    proto = tf.make_tensor_proto(signature.sample, signature.input.dtype)
+    extents = [size, *(extent or _UNKNOWN_SIZE for extent in shape)]
+    proto.tensor_shape.CopyFrom(tf.TensorShape(extents).as_proto())
+    return proto

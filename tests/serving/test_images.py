@@ -1,0 +1,127 @@
+"""A served model decodes and resizes images as training does."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from keras_mas.serving.images import RESIZE_MODES, decode
+from keras_mas.training.tasks import images as training
+from keras_mas.training.tasks.images import ImageSize, read_image, resized
+
+
+def test_the_modes_are_those_of_training():
+    assert (*training.RESIZE_MODES, "none") == RESIZE_MODES
+
+
+def picture(width, height, mode="RGB"):
+    """A picture of smooth patches and noise, transparent in places if the mode can be."""
+    random = np.random.default_rng(0)
+    patches = Image.fromarray(random.integers(0, 256, (3, 4, 4), dtype=np.uint8))
+    smooth = np.asarray(patches.resize((width, height)), int)
+    noisy = np.clip(smooth + random.integers(-20, 21, smooth.shape), 0, 255)
+    image = Image.fromarray(noisy.astype(np.uint8))
+    return image.convert("RGB").quantize(16) if mode == "P" else image.convert(mode)
+
+
+def content(image, form, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def served(file, shape, resize):
+    """What the graph of a served model makes of a file, in graph mode as there."""
+    return tf.function(lambda files: decode(files, shape, resize))(tf.constant([file]))[0].numpy()
+
+
+def trained(file, tmp_path, size=None):
+    (tmp_path / "image").write_bytes(file)
+    return resized("image", read_image(tmp_path / "image"), size)
+
+
+FILES = [
+    ("JPEG", "RGB", {}),
+    ("JPEG", "RGB", {"quality": 98, "subsampling": 0}),
+    ("JPEG", "RGB", {"progressive": True}),
+    ("JPEG", "L", {}),
+    *(("PNG", mode, {}) for mode in ("RGB", "L", "RGBA", "LA", "P", "1")),
+    ("PNG", "P", {"transparency": 3}),
+    ("PNG", "L", {"transparency": 0}),
+]
+
+
+@pytest.mark.parametrize(("form", "mode", "options"), FILES)
+def test_the_pixels_are_those_of_training(tmp_path, form, mode, options):
+    file = content(picture(19, 14, mode), form, **options)
+    np.testing.assert_array_equal(served(file, (14, 19, 3), "none"), trained(file, tmp_path))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_photograph_is_turned_as_the_camera_was_held(tmp_path, orientation, order):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112], exif[0x0131] = "a maker", orientation, "software"
+    exif.endian = order
+    file = content(picture(12, 9), "JPEG", exif=exif)
+    expected = trained(file, tmp_path)
+    assert expected.shape == ((9, 12, 3) if orientation < 5 else (12, 9, 3))
+    np.testing.assert_array_equal(served(file, expected.shape, "none"), expected)
+
+
+def test_damaged_exif_data_are_no_orientation():
+    whole = content(picture(12, 9), "JPEG")
+    for tiff in (b"", b"II", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff"):
+        segment = b"Exif\0\0" + tiff
+        length = (len(segment) + 2).to_bytes(2, "big")
+        file = whole[:2] + b"\xff\xe1" + length + segment + whole[2:]
+        np.testing.assert_array_equal(
+            served(file, (9, 12, 3), "none"), served(whole, (9, 12, 3), "none")
+        )
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_grey_inputs_are_those_of_tensorflow_datasets(form):
+    for mode in ("L", "RGB"):
+        file = content(picture(12, 9, mode), form)
+        expected = tf.image.decode_image(file, channels=1)
+        np.testing.assert_array_equal(served(file, (9, 12, 1), "none"), expected)
+
+
+@pytest.mark.parametrize("size", [(40, 25), (25, 40), (33, 7), (6, 5), (16, 16)])
+@pytest.mark.parametrize("mode", ["crop", "stretch"])
+def test_images_are_resized_as_in_training(tmp_path, size, mode):
+    # Pillow rounds to whole levels after each pass. Resizing without regard to the pixels that are
+    # reduced to one, or cropping a pixel further left, is off by tens of levels.
+    file = content(picture(*size), "PNG")
+    difference = served(file, (16, 16, 3), mode) - trained(file, tmp_path, ImageSize(16, mode))
+    assert np.abs(difference).max() <= 1
+    assert np.abs(difference).mean() < 0.3
+
+
+def test_every_image_of_a_batch_has_its_own_size():
+    files = [content(picture(*size), "PNG") for size in ((20, 10), (8, 8))]
+    batch = decode(tf.constant(files), (8, 8, 3), "crop")
+    for file, image in zip(files, batch, strict=True):
+        np.testing.assert_array_equal(served(file, (8, 8, 3), "crop"), image)
+    assert decode(tf.constant([], tf.string), (8, 8, 3), "crop").shape == (0, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (b"", "a JPEG or PNG file.* bytes:] [0]"),
+        (b"GIF89a", "a JPEG or PNG file.* bytes:] [6]"),
+        (b"\xff\xd8\xffjunk", "Invalid JPEG data"),
+        (b"\x89PNG\r\n\x1a\njunk", "Invalid PNG"),
+        (content(picture(5, 4), "PNG"), "8 rows and 8 columns of pixels.* channels:] [4 5 3]"),
+        (content(picture(8, 8), "JPEG")[:300], "JPEG"),
+    ],
+)
+def test_what_is_no_image_or_has_another_size_is_refused(file, message):
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        served(file, (8, 8, 3), "none")
+    *parts, last = message.split(".*")
+    assert all(part in caught.value.message for part in (*parts, last))
