@@ -89,10 +89,15 @@ def _unknown(name):
         return "Expected λ to be varied by --strength-min and --strength-max, not in --vary."
     if name == "seed":
         return "Expected seeds to be varied by --executions-per-trial, not in --vary."
+    known, given = [_as_typed(each) for each in fields()], _as_typed(name)
     return (
-        f"Expected an option of `keras-mas train` in --vary, out of {', '.join(fields())}. "
-        f"Received: {name!r}.{did_you_mean(name, fields())}"
+        f"Expected an option of `keras-mas train` in --vary, out of {', '.join(known)}. "
+        f"Received: {given!r}.{did_you_mean(given, known)}"
     )
+
+
+def _as_typed(name):
+    return name.replace("_", "-")
 
 
 def _range(name, field, given):
