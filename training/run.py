@@ -493,9 +493,9 @@ class _Run:
         most_frequent, accuracy = np.bincount(labels).max() / len(labels), self.rows[-1][number]
         if accuracy <= most_frequent:
             warnings.warn(
-                f"Task '{task.name}' was not learned: its accuracy is {accuracy:.4f}, and naming "
-                f"the most frequent class every time gives {most_frequent:.4f}. Lower "
-                "`--learning-rate`, or raise `--epochs`.",
+                f"Task '{task.name}' was not learned with {title(self.settings.of_method)}: its "
+                f"accuracy is {accuracy:.4f}, and naming the most frequent class every time gives "
+                f"{most_frequent:.4f}. Lower `--learning-rate`, or raise `--epochs`.",
                 NotLearnedWarning,
                 stacklevel=2,
             )
