@@ -357,8 +357,20 @@ def models_with(weights: Iterable[keras.Variable]) -> list[keras.Model]:
     A model around a trunk is known to nobody but its owner, and Keras keeps no list of models.
     """
     wanted = {id(weight) for weight in weights}
-    models = [thing for thing in gc.get_objects() if issubclass(type(thing), keras.Model)]
+    models = _living_models()
     return [model for model in models if any(id(weight) in wanted for weight in _weights_of(model))]
+
+
+def _living_models():
+    found = {}
+    # By generation, the youngest first, since objects move up. Another thread cannot finish a tuple
+    # that a list of all objects refers to, and tuples that are being made are young: the lists of
+    # the young are short and gone at once.
+    for generation in range(len(gc.get_threshold())):
+        things = gc.get_objects(generation)
+        found |= {id(thing): thing for thing in things if issubclass(type(thing), keras.Model)}
+        del things
+    return list(found.values())
 
 
 def _weights_of(model):

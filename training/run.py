@@ -60,7 +60,7 @@ class DivergedError(RuntimeError):
 
 
 class NotLearnedWarning(UserWarning):
-    """A task that was just learned is known no better than by naming its most frequent class."""
+    """The first task was learned no better than by always naming its most frequent class."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +353,8 @@ class _Run:
             with self.learner.method.evaluated():
                 self.rows.append(self._accuracies())
                 self._save(saved, number)
-            self._warn_if_not_learned(number, task)
+            if number == 0:  # later ones have other reasons, such as a λ that is too strong
+                self._warn_if_not_learned(task)
             if is_shared:
                 with atomic_folder(self.shared) as unfinished:
                     link_files(saved, unfinished)
@@ -481,16 +482,10 @@ class _Run:
                     f"{self._cure()}, or look at what the method does after a task."
                 )
 
-    def _warn_if_not_learned(self, number, task):
-        """Warn of a network that died, as a pretrained one does at a learning rate too high for it.
-
-        After the first task a λ that is too strong keeps the network from learning, too; that is
-        what a search is to find out.
-        """
-        if number > 0 and self.settings.has_strength:
-            return
+    def _warn_if_not_learned(self, task):
+        """Warn of a network that died, as a pretrained one does at a learning rate too high."""
         labels = task.splits[self.evaluate_on].labels
-        most_frequent, accuracy = np.bincount(labels).max() / len(labels), self.rows[-1][number]
+        most_frequent, accuracy = np.bincount(labels).max() / len(labels), self.rows[0][0]
         if accuracy <= most_frequent:
             warnings.warn(
                 f"Task '{task.name}' was not learned with {title(self.settings.of_method)}: its "

@@ -353,9 +353,7 @@ def test_a_task_that_was_not_learned_is_named(stream, settings, tmp_path):
     }
     tasks = (Task(first.name, first.classes, **blank), *others)
     nothing_to_see = dataclasses.replace(stream, tasks=tasks)
-    with pytest.warns(
-        NotLearnedWarning, match="'ants' was not .* mas λ=1: its .* is 0.5000"
-    ):
+    with pytest.warns(NotLearnedWarning, match="'ants' was not .* mas λ=1: its .* is 0.5000"):
         train(nothing_to_see, settings, tmp_path / "run")
 
 

@@ -132,8 +132,8 @@ def standard_error(matrix: Rows, examples: Sequence[int]) -> float:
         examples: How many examples each task was measured on.
 
     Example:
-        >>> standard_error([[1.0]], [2])  # p = 3/4
-        0.3061862178478973
+        >>> round(standard_error([[1.0]], [2]), 4)  # p = 3/4
+        0.3062
     """
     part = 1 / len(examples)
     counted = zip(matrix[-1], examples, strict=True)
