@@ -362,7 +362,7 @@ def models_with(weights: Iterable[keras.Variable]) -> list[keras.Model]:
 
 
 def _living_models():
-    found = {}
+    found: dict[int, keras.Model] = {}
     # By generation, the youngest first, since objects move up. Another thread cannot finish a tuple
     # that a list of all objects refers to, and tuples that are being made are young: the lists of
     # the young are short and gone at once.
