@@ -257,8 +257,9 @@ class _Trials:
         # another learning rate, for example, nothing is known of that.
         completed = [t.results[execution] for t in self.ended if t.is_completed]
         only_strength = completed and set(self.ended[0].values) == {STRENGTH}
-        matrices = [result["accuracy_matrix"] for result in completed] if only_strength else []
-        ceilings = ceilings_of(matrices) or [1.0] * len(self.stream.tasks)
+        ceilings = [1.0] * len(self.stream.tasks)
+        if only_strength:
+            ceilings = ceilings_of([result["accuracy_matrix"] for result in completed])
         return Judge(ceilings, required, self.space.max_forgetting)
 
 

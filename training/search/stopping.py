@@ -72,9 +72,12 @@ def forgetting_bound(rows: Rows) -> float:
 
 
 def ceilings_of(matrices: Sequence[Rows]) -> list[float]:
-    """Return the highest accuracy right after each task, over finished runs; 1 without any."""
-    if not matrices:
-        return []
+    """Return the highest accuracy right after each task, `[T]`, over the matrices of runs.
+
+    Example:
+        >>> ceilings_of([[[0.7, 0.9], [0.8, 0.4]], [[0.6, 0.0], [0.9, 0.5]]])
+        [0.7, 0.5]
+    """
     return [max(matrix[j][j] for matrix in matrices) for j in range(len(matrices[0]))]
 
 

@@ -6,7 +6,6 @@ from keras_mas.training.search.stopping import (
     CannotWinError,
     Judge,
     accuracy_bound,
-    ceilings_of,
     forgetting_bound,
     standard_error,
 )
@@ -27,40 +26,35 @@ def test_the_forgetting_that_is_certain():
     assert forgetting(whole) == pytest.approx(forgetting_bound(ROWS))
 
 
-def test_a_ceiling_is_what_was_reached_right_after_the_task():
-    runs = [[[0.7, 0.9], [0.8, 0.4]], [[0.6, 0.0], [0.9, 0.5]]]
-    assert ceilings_of(runs) == [0.7, 0.5]
-    assert ceilings_of([]) == []
-
-
-def follow(judge, rows):
-    for number, row in enumerate(rows, 1):
-        judge.task_finished(TaskResult(number, None, row, {}, {}, 1.0))
-
-
 def stop_of(judge, rows):
-    with pytest.raises(CannotWinError) as raised:
-        follow(judge, rows)
-    return raised.value.stop
+    """Why a run with these rows is stopped; None if it is not."""
+    try:
+        for number, row in enumerate(rows, 1):
+            judge.task_finished(TaskResult(number, None, row, {}, {}, 1.0))
+    except CannotWinError as error:
+        return error.stop
+    return None
 
 
 def test_a_run_is_stopped_when_it_falls_behind_what_is_needed():
     # It can reach (0.9 + 3) / 4 = 0.975 after one task, and 3.3 / 4 = 0.825 after two.
-    follow(Judge([1.0] * 4, 0.82, None), ROWS)
+    assert stop_of(Judge([1.0] * 4, 0.82, None), ROWS) is None
     stop = stop_of(Judge([1.0] * 4, 0.83, None), ROWS)
     assert stop.reason == ("stopped after task 2 of 4: it could reach 0.8250, and 0.8300 is needed")
     assert (stop.bound, len(stop.rows)) == (pytest.approx(0.825), 2)
-    follow(Judge([1.0] * 4, None, None), ROWS)  # nothing to compare with
+    assert stop_of(Judge([1.0] * 4, None, None), ROWS) is None  # nothing to compare with
 
 
 def test_a_run_that_has_forgotten_too_much_is_stopped():
-    follow(Judge([1.0] * 4, None, 0.14), ROWS)
+    assert stop_of(Judge([1.0] * 4, None, 0.14), ROWS) is None
     stop = stop_of(Judge([1.0] * 4, None, 0.13), ROWS)
     assert stop.reason == "stopped after task 2 of 4: it would forget 0.1333 or more"
 
 
 def test_a_run_that_is_finished_is_not_stopped():
-    follow(Judge([1.0, 1.0], 0.9, 0.0), [[0.95, 0.0], [0.1, 0.1]])
+    rows = [[0.95, 0.0, 0.0], [0.9, 0.95, 0.0], [0.1, 0.1, 0.1]]
+    assert stop_of(Judge([1.0] * 3, 0.9, 0.2), rows) is None
+    assert stop_of(Judge([1.0] * 4, 0.9, 0.2), [[*row, 0.0] for row in rows])  # one task is left
 
 
 def test_a_standard_error():
