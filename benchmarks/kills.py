@@ -1,6 +1,6 @@
 """Whether a run that is killed at any moment ends as one that is not.
 
-    python benchmarks/kills.py [--kills 50] [--stream split-digits] [--method mas] [--epochs N] [--seed 0]
+    python benchmarks/kills.py [--kills 50] [--stream split-digits] [--method mas] [--epochs N]
 
 A run is trained without a disturbance. Then the same run, in a folder of its own, is killed
 (SIGKILL) after a random time, up to that which the undisturbed one took, and started again, until
@@ -10,6 +10,7 @@ run and exits with 1 if one differs.
 """
 
 import argparse
+import os
 import random
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -52,7 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
             run(command, cut)
             same = weights(cut) == weights(whole)
             differing += not same
-            print(f"run {number}: killed {of_this} times, {'identical' if same else 'DIFFERENT'}")
+            print(
+                f"run {number}: killed {of_this} times, {'identical' if same else 'DIFFERENT'}",
+                flush=True,
+            )
             shutil.rmtree(cut)
     print(f"{kills} kills, {number} runs, {differing} of them different")
     sys.exit(differing > 0)

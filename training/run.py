@@ -451,7 +451,7 @@ class _Run:
                 pause_every=self.settings.evaluate_every,
                 begun=begun,
             )
-        self._check_finite(self.history.history["loss"][-1], task)
+        self._check_finite(self.history.history["loss"], task)
         with self._timed("importance"):
             self.learner.after_task(number, data, on_progress=self._importance_measured)
         self._check_weights(number, task)
@@ -513,11 +513,13 @@ class _Run:
         for listener in self.listeners:
             listener.importance_measured(examples, total)
 
-    def _check_finite(self, loss, task):
-        if not math.isfinite(loss):
+    def _check_finite(self, losses, task):
+        """Refuse a loss that was no number in the last epoch, after which training stopped."""
+        if not math.isfinite(losses[-1]):
             raise DivergedError(
-                f"Expected a finite loss. Received: {loss} while learning task '{task.name}' with "
-                f"{title(self.settings.of_method)}. Lower {self._cure()}."
+                f"Expected a finite loss. Received: {losses[-1]} in epoch {len(losses)} of task "
+                f"'{task.name}' with {title(self.settings.of_method)}. Lower {self._cure()}; the "
+                "tasks before it are kept."
             )
 
     def _check_weights(self, number, task):

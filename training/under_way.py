@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -93,8 +94,9 @@ class SaveUnderWay(keras.callbacks.Callback):
         self._last = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Save, if it is time to."""
-        if time.monotonic() - self._last >= EVERY:
+        """Save, if it is time to; never what a loss that is no number has spoiled."""
+        is_time = time.monotonic() - self._last >= EVERY
+        if is_time and math.isfinite((logs or {}).get("loss", 0.0)):
             is_stopped = self.model.stop_training
             self.save(self.params["epochs"] if is_stopped else epoch + 1)
             self._last = time.monotonic()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_mas.training import under_way
-from keras_mas.training.run import Listener, saved_heads, train
+from keras_mas.training.run import DivergedError, Listener, saved_heads, train
 from keras_mas.training.run_directory import UNDER_WAY, DamagedError
 from keras_mas.training.run_logs import followers
 from keras_mas.training.settings import Following
@@ -216,6 +216,15 @@ def test_saves_are_a_second_apart(two_tasks, settings, tmp_path, monkeypatch):
         now[0] += 0.4
         callback.on_epoch_end(epoch)
     assert saved == [3, 6, 9]
+
+
+def test_what_diverged_is_not_saved(two_tasks, settings, tmp_path):
+    asked = with_recipe(settings, optimizer="sgd", learning_rate=1e3)
+    with pytest.raises(DivergedError, match="epoch"):
+        train(two_tasks, asked, tmp_path / "run")
+    path = tmp_path / "run" / UNDER_WAY
+    begun = under_way.TaskUnderWay.read(path.parent)
+    assert begun is None or np.all(np.isfinite(begun.history["loss"]))
 
 
 def test_what_another_task_left_is_not_taken_for_this_one(two_tasks, settings, tmp_path):
