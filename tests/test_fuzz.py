@@ -22,7 +22,7 @@ NAMES = [
     "toml",
     "npz",
     "npz-values",
-,]
+]
 
 
 @pytest.fixture(scope="module")
