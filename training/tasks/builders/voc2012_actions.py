@@ -45,18 +45,15 @@ class Voc2012Actions(ImageArchive):
     def _generate_examples(self, folder: Path, split: str) -> Examples:
         for line in lines(folder / "ImageSets" / "Action" / f"{split}.txt"):
             image, number = line.split()[:2]  # such as "2010_006215 1": the first person in it
-            objects = ElementTree.parse(within(folder / "Annotations", f"{image}.xml")).findall(
-                "object"
-            )
-            person = objects[int(number) - 1]
+            described = within(folder / "Annotations", f"{image}.xml")
+            photograph = within(folder / "JPEGImages", f"{image}.jpg")
+            person = ElementTree.parse(described).findall("object")[int(number) - 1]
             done = [action for action in ACTIONS if _does(person, action)]
             if len(done) == 1:
                 yield (
                     f"{image}-{number}",
                     {
-                        "image": cut_out(
-                            within(folder / "JPEGImages", f"{image}.jpg"), _box(person)
-                        ),
+                        "image": cut_out(photograph, _box(person)),
                         "label": done[0],
                     },
                 )
