@@ -70,9 +70,7 @@ def strength(text: str) -> float | str:
         try:
             return number(float, NOT_NEGATIVE)(text)
         except argparse.ArgumentTypeError:
-            raise argparse.ArgumentTypeError(
-                f"expected {_STRENGTHS}, received {text!r}"
-            ) from None
+            raise argparse.ArgumentTypeError(f"expected {_STRENGTHS}, received {text!r}") from None
     try:
         _checked_text(text)
     except ValueError as error:
@@ -347,9 +345,7 @@ def _strength_of(method, strength):
         raise UsageError(str(error)) from None
     if text is None:
         if strength not in NOT_NEGATIVE:
-            raise UsageError(
-                f"Expected `strength` to be {_STRENGTHS}. Received: {strength!r}."
-            )
+            raise UsageError(f"Expected `strength` to be {_STRENGTHS}. Received: {strength!r}.")
         return strength
     from keras_mas.methods.base import check_finds_strength
 
