@@ -17,6 +17,7 @@ import keras_tuner as kt
 import numpy as np
 
 from keras_mas import MASModel, MultiHead, metrics
+from keras_mas.arrays import load_arrays, save_arrays
 from keras_mas.callbacks import Consolidate
 from keras_mas.choices import PENALTIES
 from keras_mas.methods import load_method
@@ -35,7 +36,7 @@ ACCURACY, FORGETTING, TRANSFER = "average_accuracy", "forgetting", "backward_tra
 BOUNDED, DIVERGED = "bounded_accuracy", "diverged"
 
 _DECLARE = 'hp.Float("strength", 1e-3, 1e3, sampling="log")'
-_WEIGHTS = "learned.weights.h5"
+_WEIGHTS = "learned.npz"
 # More trials than there are.
 _ALL = 10**9
 
@@ -238,7 +239,11 @@ class ContinualTuner(kt.Tuner):
         """Return the model of a trial whose weights were kept."""
         network = self._network(trial.hyperparameters, self._tasks, self.seed)
         model = network.whole()
-        model.load_weights(self._best_weights(trial))
+        load_arrays(
+            self._best_weights(trial),
+            lambda arrays: model.set_weights([arrays[str(k)] for k in range(len(arrays))]),
+            "the weights of a trial",
+        )
         network.release()
         return model
 
@@ -328,7 +333,8 @@ class ContinualTuner(kt.Tuner):
         path = self._best_weights(trial)
         path.parent.mkdir(parents=True, exist_ok=True)
         with network.method.evaluated():
-            network.whole().save_weights(path)
+            weights = network.whole().get_weights()
+        save_arrays(path, {str(k): weight for k, weight in enumerate(weights)})
 
     def _best_weights(self, trial):
         return Path(self.get_trial_dir(trial.trial_id)) / _WEIGHTS
