@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import warnings
 import weakref
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def own_memory(hp):
 
 def with_heads(hp):
     hp.Choice("strength", [0.0, 300.0])
-    hp.Fixed("learning_rate", 0.05)
+    hp.Fixed("learning_rate", 0.2)
     inputs = keras.Input([4])
-    return keras_mas.MultiHead(keras.Model(inputs, keras.layers.Dense(8, "relu")(inputs)))
+    return keras_mas.MultiHead(keras.Model(inputs, keras.layers.Dense(2, "tanh")(inputs)))
 
 
 def random(trials=2, **options):
@@ -131,7 +132,6 @@ def test_strength_holds_the_first_task(searched):
     tuner, *_ = searched
     # The grid tries λ = 0 first, and λ = 300 then.
     free, held = measured(tuner, "forgetting")
-    print(free, held, measured(tuner, "accuracy/ants"), measured(tuner, "average_accuracy"))
     assert free > held + 0.1
     assert held < 0.05
 
@@ -216,9 +216,11 @@ def test_a_bound_on_forgetting_changes_what_is_best(trained, tmp_path):
 def test_trials_that_crash_or_diverge_are_named_and_never_the_best(trained, tmp_path, capsys):
     trained.wrong[1] = RuntimeError("no room\nleft")
     tuner = made(strengths(200.0, 20.0, 50.0), grid(), tmp_path)
-    with pytest.warns(UserWarning, match="2 of 3 trials gave no result: .*") as found:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
         tuner.search(TASKS)
     text = str(found[-1].message)
+    assert "2 of 3 trials gave no result: " in text
     assert "trial 0000 diverged: strength 200" in text
     assert "trial 0001 failed: strength 20: left" in text
     best = tuner.get_best_hyperparameters(3)
@@ -231,9 +233,7 @@ def test_trials_that_crash_or_diverge_are_named_and_never_the_best(trained, tmp_
 
 def test_a_search_without_a_result_says_so(trained, tmp_path):
     tuner = made(strengths(200.0, 300.0), grid(), tmp_path)
-    with pytest.raises(
-        RuntimeError, match=r"learned all tasks. Received: none of 2: trial 0000 div"
-    ):
+    with pytest.raises(RuntimeError, match="Received: none of 2: trial 0000 diverged"):
         tuner.search(TASKS)
 
 
