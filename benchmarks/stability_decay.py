@@ -22,8 +22,8 @@ from keras_mas.training.settings import Settings, recipe_for
 from keras_mas.training.stability_decay import MARGIN, decay_text
 from keras_mas.training.summary import new_task_accuracy, strength_text
 
-FIXED = [0.001, 0.01, 0.1, 1.0, 10.0]
-# The proof that a λ found without old data will do.
+FIXED = [0.001, 0.01, 0.1, 1.0]
+# More than this may not be lost to the best fixed λ.
 MOST_LOST = 0.01
 
 

@@ -52,7 +52,7 @@ class ContinualHyperModel(kt.HyperModel):
 
     def __init__(self, build: Any = None, name: str | None = None, tunable: bool = True):
         if build is not None:
-            self.build = build
+            self.build = build  # type: ignore[method-assign]
         super().__init__(name, tunable)
 
     def build(self, hp: kt.HyperParameters) -> keras.Model | MultiHead:
