@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
-from keras_mas.training.run import Listener, train
+from keras_mas.training.run import Listener, saved_heads, train
 from keras_mas.training.settings import ComparisonPlan, Settings, run_name
 from keras_mas.training.stability_decay import decay_text, margin_of, stability_decay
 from keras_mas.training.tasks import Split, Task, TaskStream
@@ -100,10 +101,15 @@ def test_a_run_says_which_strengths_it_took_and_why(stream, decaying, tmp_path, 
 def test_trying_changes_nothing(stream, decaying, tmp_path):
     # A run whose λ is given as what was found learns the same.
     found = train(stream, decaying, tmp_path / "found", evaluate_on="validation")
-    first, second, third = found["strengths"]
+    second = found["strengths"][1]
     other = dataclasses.replace(decaying, strength=second)
     given = train(stream, other, tmp_path / "given", evaluate_on="validation")
     assert given["accuracy_matrix"][:2] == found["accuracy_matrix"][:2]
+    weights = [
+        [w for model in saved_heads(tmp_path / name, 2)[0].values() for w in model.get_weights()]
+        for name in ("found", "given")
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
     # The accuracy of the try that was taken is the one that the run then reaches.
     for number in (1, 2):
         tried = found["decayed"][number]["tries"][-1][1]
