@@ -1,6 +1,9 @@
 """What learns: a network with a method of continual learning, compiled once for many runs."""
 
+import contextlib
 import functools
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -13,11 +16,13 @@ from keras_mas.arrays import load_arrays, save_arrays
 from keras_mas.errors import UsageError
 from keras_mas.heads import AllHeads
 from keras_mas.methods import load_method
+from keras_mas.penalty import UnstablePenaltyWarning
 
 from .heads import heads_of
 from .loop import CompiledLoop
 from .network import Network
 from .settings import Settings
+from .stability_decay import margin_of, strength_of_method
 from .tasks import Split, Task, TaskStream
 from .under_way import TaskUnderWay
 
@@ -58,7 +63,7 @@ class Learner:
         self.settings = settings
         self.network.initialize(settings.seed)
         self.network.load(self._head(0))  # where it is protected, it begins there
-        self.method.restart(settings.strength)
+        self.method.restart(strength_of_method(settings.strength))
         _reset(self.optimizer)
 
     def learn(
@@ -71,7 +76,7 @@ class Learner:
         verbose: int = 0,
         pause_every: int | None = None,
         begun: TaskUnderWay | None = None,
-    ) -> None:
+    ) -> dict[str, float]:
         """Learn a task.
 
         Args:
@@ -82,6 +87,9 @@ class Learner:
             verbose: As for `model.fit`.
             pause_every: As for `CompiledLoop.fit`.
             begun: The same task after some epochs, to go on from; None to begin it.
+
+        Returns:
+            The metrics of the last epoch, by name; none if `begun` had ended it.
 
         Raises:
             DamagedError: If `begun` is of something else than this task.
@@ -104,7 +112,7 @@ class Learner:
         if begun is not None:
             with begun.naming_damage():
                 self._go_on(model, begun.arrays)
-        self._loop(head).fit(
+        logs = self._loop(head).fit(
             examples,
             epochs=epochs,
             batch_size=recipe.batch_size,
@@ -118,6 +126,7 @@ class Learner:
             initial_epoch=0 if begun is None else begun.epochs,
         )
         self.network.keep(head)
+        return logs
 
     def under_way(self, number: int) -> dict[str, dict[str, np.ndarray]] | None:
         """Return everything that learning a task changes, as it is between two epochs.
@@ -151,16 +160,62 @@ class Learner:
         met = [model.labels_met] if isinstance(model, AllHeads) else []
         return {"model": [*model.variables, *met], "optimizer": self.optimizer.variables}
 
+    def largest_strength(self, number: int, split: Split) -> float:
+        """Return the first λ that stability decay tries for a task, of which λ is to be found.
+
+        Args:
+            number: Number of the task, from 0.
+            split: Its training examples.
+        """
+        if not isinstance(self.method.strength, str):
+            return self.method.strength  # the one of the task before
+        recipe = self.settings.recipe
+        self.optimizer.learning_rate, epochs = recipe.for_task(number)
+        model = self.network.load(self._head(number))
+        steps = epochs * -(-len(split) // recipe.batch_size)
+        return self.method.memory.take_strength(model, steps)
+
+    def tried_accuracy(self, number: int, strength: float) -> float:
+        """Return the accuracy that a task's validation data has if it is learned with a λ.
+
+        Only the task's own training and validation data are read. What has been learned stays as it
+        is, but λ of the method is then the one that was tried.
+
+        Args:
+            number: Number of the task, from 0.
+            strength: λ.
+
+        Returns:
+            A fraction; 0 if the training diverged.
+        """
+        task = self.stream.tasks[number]
+        variables = [*self.network.weights, *self.optimizer.variables]
+        before = [variable.numpy() for variable in variables]
+        self.method.strength = strength
+        try:
+            nan = keras.callbacks.TerminateOnNaN()
+            with _without_warning():
+                loss = self.learn(number, task.train, callbacks=[nan])["loss"]
+            weights = self.network.model_of(self._head(number)).weights
+            is_finite = all(np.all(np.isfinite(weight.numpy())) for weight in weights)
+            diverged = not (math.isfinite(loss) and is_finite)
+            return 0.0 if diverged else self.accuracy(task, "validation")
+        finally:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+
     def after_task(self, number: int, split: Split, on_progress: Callable | None = None) -> None:
         """Have the method take note of the task that was just learned."""
         recipe = self.settings.recipe
         total = min(recipe.max_examples, len(split))
-        self.method.after_task(
-            self.network.load(self._head(number)),
-            _Batches(self._labelled(number, split), recipe.batch_size),
-            max_examples=recipe.max_examples,
-            on_progress=on_progress and (lambda examples, _: on_progress(examples, total)),
-        )
+        is_found = margin_of(self.settings.strength) is not None
+        with _without_warning() if is_found else contextlib.nullcontext():
+            self.method.after_task(
+                self.network.load(self._head(number)),
+                _Batches(self._labelled(number, split), recipe.batch_size),
+                max_examples=recipe.max_examples,
+                on_progress=on_progress and (lambda examples, _: on_progress(examples, total)),
+            )
 
     def accuracy(self, task: Task, split: str) -> float:
         """Return the accuracy on a split of a task."""
@@ -209,7 +264,8 @@ class Learner:
     def _build(self, settings):
         keras.backend.clear_session(free_memory=False)
         recipe = settings.recipe
-        self.method = load_method(settings.method)(settings.strength, settings.penalty)
+        strength = strength_of_method(settings.strength)
+        self.method = load_method(settings.method)(strength, settings.penalty)
         self.network = Network(
             self.stream, recipe, self.method.model, all_heads=self.method.trains_all_heads
         )
@@ -293,6 +349,14 @@ def _structure_of(stream):
 
 def _optimizer(name):
     return keras.optimizers.SGD(momentum=0.9) if name == "sgd" else keras.optimizers.Adam()
+
+
+@contextlib.contextmanager
+def _without_warning():
+    """Say nothing of a λ that is too large for the optimizer: it is going to be lowered."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnstablePenaltyWarning)
+        yield
 
 
 def _reset(optimizer):

@@ -102,6 +102,12 @@ class Network:
             for layer in filter(has_frozen_statistics, self.trunk._flatten_layers()):
                 unfreeze_statistics(layer)
 
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """All weights of the trunk, the heads and the models to learn in, each once."""
+        models = [*self._heads.models.values(), *self.models.values()]
+        return list({id(w): w for model in models for w in model.weights}.values())
+
     def load(self, head: Head) -> keras.Model:
         """Return the model to learn in, or to evaluate, with the weights of a head."""
         model = self.models[self.logits(head)]

@@ -106,6 +106,15 @@ class TaskLines(Bars, Listener):
         status = f"epoch {min(int(epochs) + 1, total)}/{total}"
         self._show(task.name, status, epochs, total, done=epochs * _examples(task))
 
+    def strength_tried(self, strength: float, accuracy: float) -> None:
+        """Print what the task under way is learned to with a λ."""
+        task = self.stream.tasks[self.number - 1]
+        self.console.print(
+            f"{self.title}  task {self.number}/{len(self.stream.tasks)}  {task.name:{self.width}}  "
+            f"tried λ {strength:.3g}  accuracy {accuracy:.3f} on its validation data",
+            soft_wrap=True,
+        )
+
     def importance_measured(self, examples: int, total: int | None) -> None:
         """Show how many examples of the task's importance have been measured."""
         task = self.stream.tasks[self.number - 1]
@@ -125,7 +134,9 @@ class TaskLines(Bars, Listener):
         so_far = result.accuracies[: result.number]
         when = f"{result.seconds:.1f} s" if result.seconds else "as saved"
         if result.free is not None:
-            when = f"λ {result.strength:.3g}  {result.free:.0%} free  {when}"
+            when = f"{result.free:.0%} free  {when}"
+        if result.strength is not None:
+            when = f"λ {result.strength:.3g}  {when}"
         self.console.print(
             f"{self.title}  task {result.number}/{len(self.stream.tasks)}  "
             f"{result.task.name:{self.width}}  accuracy {so_far[-1]:.3f}  "

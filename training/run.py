@@ -31,6 +31,7 @@ from .run_directory import (
     OPTIMIZER,
     PROGRESS,
     RESULT,
+    TRIES,
     UNDER_WAY,
     are,
     claimed,
@@ -46,6 +47,7 @@ from .run_directory import (
     write_json,
 )
 from .settings import Settings
+from .stability_decay import Decayed, margin_of, stability_decay
 from .summary import title
 from .tasks import Split, Task, TaskStream, original_errors
 from .under_way import SaveUnderWay, TaskUnderWay
@@ -55,6 +57,7 @@ _PROGRESS = {
     "seconds": maps_to(is_number),
     "classes": maps_to(are(is_text)),
 }
+_TRIES = {"task": is_number, "tries": are(are(is_number))}
 
 
 class DivergedError(RuntimeError):
@@ -80,7 +83,7 @@ class TaskResult:
         history: The metrics of each epoch, by name.
         evaluations: What was measured while the task was being learned.
         strength: λ that was found for the task; None if it was given.
-        free: Share of the weights that are free to learn the next task; None likewise.
+        free: Share of the weights that are free to learn the next task, with strength "auto".
     """
 
     number: int
@@ -135,6 +138,9 @@ class Listener:
             history: The metrics of each of these epochs, by name.
             evaluations: What was measured in them.
         """
+
+    def strength_tried(self, strength: float, accuracy: float) -> None:
+        """The task has been learned with a λ, to see how well; of its validation data so much."""
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """The tasks so far have been measured while another one is being learned."""
@@ -339,10 +345,12 @@ class _Run:
         self.stream, self.settings, self.directory = stream, settings, directory
         self.evaluate_on, self.listeners, self.verbose = evaluate_on, listeners, verbose
         self.seconds = dict.fromkeys(("training", "importance", "evaluation", "saving"), 0.0)
+        self.margin = margin_of(settings.strength)
         self.rows = []
         self.baseline: list[float] = []
         self.evaluations: list[Evaluation] = []
-        self.found: dict[str, list[float]] = {"strengths": [], "free": []}  # with --strength auto
+        self.found: dict[str, list] = {}  # of every task, where λ is found
+        self.decayed: Decayed | None = None
         self.memory = {"kept_by_method": 0}
         self.learner = learner or Learner(stream)
         with self._timed("training"):
@@ -365,6 +373,7 @@ class _Run:
         else:
             for listener in self.listeners:
                 listener.task_started(number + 1, task, recipe.for_task(number)[1])
+            self._find_strength(number)
             self._learn(number, task)
             with self.learner.method.evaluated():
                 self.rows.append(self._accuracies())
@@ -410,15 +419,44 @@ class _Run:
             "memory": self.memory,
             "versions": _versions(),
             **(self._stability() if settings.evaluate_every else {}),
-            **(self.found if self.found["free"] else {}),
+            **self.found,
         }
 
     def _note_strength(self):
-        """Note λ that was found for a task, and how much of the network is still free after it."""
-        free = self.learner.method.free_share
-        if free is not None:
-            self.found["strengths"].append(self.history.history["strength"][-1])
-            self.found["free"].append(free)
+        """Note λ that was found for a task, and how it was, or what is still free after it."""
+        if self.margin is not None:
+            known = self.decayed and dataclasses.asdict(self.decayed)
+            self._note(strengths=self.decayed.strength if self.decayed else 0.0, decayed=known)
+        elif (free := self.learner.method.free_share) is not None:
+            self._note(strengths=self.history.history["strength"][-1], free=free)
+
+    def _note(self, **found):
+        for name, value in found.items():
+            self.found.setdefault(name, []).append(value)
+
+    def _find_strength(self, number):
+        """Find λ of a task by its own data, if it is to be found so; nothing is held in the first.
+
+        What has been tried is kept, so that a run that is cut off does not try it again.
+        """
+        if self.margin is None or number == 0:
+            return
+        path = self.directory / TRIES
+        tried = _read_tries(path, number)
+
+        def accuracy(strength):
+            if strength not in tried:
+                with _prints_to_stderr(self.verbose):
+                    tried[strength] = self.learner.tried_accuracy(number, strength)
+                write_json(path, {"task": number + 1, "tries": list(tried.items())})
+            for listener in self.listeners:
+                listener.strength_tried(strength, tried[strength])
+            return tried[strength]
+
+        with self._timed("training"):
+            start = self.learner.largest_strength(number, self.stream.tasks[number].train)
+            self.decayed = stability_decay(start, self.margin, accuracy)
+        self.learner.method.strength = self.decayed.strength
 
     def _stability(self):
         """Return what was measured while tasks were being learned, and the worst of it."""
@@ -573,6 +611,7 @@ class _Run:
                 "memory": self.memory,
                 "history": self.history.history,
                 "evaluations": [dataclasses.asdict(each) for each in self._evaluations_of(number)],
+                **({"decayed": dataclasses.asdict(self.decayed)} if self.decayed else {}),
             }
             write_json(unfinished / PROGRESS, progress)
 
@@ -585,6 +624,7 @@ class _Run:
             self.history = keras.callbacks.History()
             self.history.history = progress.get("history", {})
             self.evaluations += [Evaluation(**each) for each in progress.get("evaluations", ())]
+            self.decayed = _decayed(progress.get("decayed"))
         saved = _load_model(folder)
         with naming_damage(folder / MODEL, _cure(folder)):
             values = {weight.path: weight.numpy() for weight in saved.weights}
@@ -592,6 +632,8 @@ class _Run:
                 weight.assign(values[weight.path])
         with naming_damage(folder / MEMORY, _cure(folder)):
             self.learner.method.load(folder / MEMORY, number + 1)
+        if self.decayed is not None:
+            self.learner.method.strength = self.decayed.strength
         with naming_damage(folder / OPTIMIZER, _cure(folder)):
             self.learner.load_optimizer(folder / OPTIMIZER)
 
@@ -620,8 +662,8 @@ class _Run:
             folder=folder,
             history=self.history.history,
             evaluations=self._evaluations_of(number),
-            strength=_last(self.found["strengths"]),
-            free=_last(self.found["free"]),
+            strength=_last(self.found.get("strengths")),
+            free=_last(self.found.get("free")),
         )
 
     def save_network(self):
@@ -654,6 +696,19 @@ class _Run:
 
 def _last(values):
     return values[-1] if values else None
+
+
+def _read_tries(path, number):
+    """Return the accuracy of each λ that has been tried for a task, in order."""
+    if not path.exists():
+        return {}
+    known = read_json(path, _TRIES, cure="Remove it, and run the same command again.")
+    return dict(map(tuple, known["tries"])) if known["task"] == number + 1 else {}
+
+
+def _decayed(found):
+    """Return what is saved of how λ was found, if it was."""
+    return found and Decayed(found["best"], [tuple(each) for each in found["tries"]])
 
 
 def _load_model(folder):

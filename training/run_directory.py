@@ -9,6 +9,7 @@ A run's folder holds
                         moments) if that is kept
     under-way.npz       the task that is being learned after its last epoch: weights, optimizer,
                         what the method has added up, the metrics of its epochs
+    tries.json          which λ have been tried for a task, with `--strength decay`
     model.keras         the trunk and all heads, in the end
     result.json         the result, written last
     accuracy.png        a picture of it
@@ -53,6 +54,7 @@ RESULT = "result.json"
 MODEL, MEMORY, PROGRESS = "model.keras", "memory.npz", "progress.json"
 OPTIMIZER = "optimizer.npz"
 UNDER_WAY = "under-way.npz"
+TRIES = "tries.json"
 CSV_LOG, TENSORBOARD = "training.csv", "tensorboard"
 _MEMORY_PART = "memory:"
 _IMPORTANCE = "importance/"  # what precedes a weight's name in what `SynapticMemory.save` writes
@@ -75,7 +77,7 @@ _REPLACE = (
 
 # The path in a run's folder of every file that a run writes, as a regular expression.
 RUN_FILES = (
-    r"(arguments|result|\.lock)\.json|accuracy\.png|\.lock|model\.keras|under-way\.npz"
+    r"(arguments|result|tries|\.lock)\.json|accuracy\.png|\.lock|model\.keras|under-way\.npz"
     r"|\d+/(model\.keras|(memory|optimizer)\.npz|progress\.json)|training\.csv|tensorboard/.+"
 )
 

@@ -26,6 +26,7 @@ from .options import (
     option,
     option_fields,
 )
+from .stability_decay import DECAY, decay_text, margin_of
 from .tasks import TaskStream, builtin_names
 
 
@@ -47,6 +48,9 @@ _SEEDS = Bounds(at_least=0, at_most=2**32 - 1)
 # More are a slip of the pen, and a comparison that would never end.
 _MOST_SEEDS = 1000
 _OWN_METHOD = "MODULE:CLASS for a method of your own"
+# The strengths that are found for each task: by a formula, or by trying.
+_FOUND = (AUTO, DECAY)
+_STRENGTHS = f"a number {NOT_NEGATIVE}, {AUTO} or {DECAY}"
 
 
 def frozen_layers(text: str) -> str:
@@ -61,16 +65,14 @@ def frozen_layers(text: str) -> str:
 
 
 def strength(text: str) -> float | str:
-    """Return `--strength` as a number, or as it is for "auto"; an argparse type."""
-    if not text.startswith(AUTO):
+    """Return `--strength` as a number, or as it is if λ is found; an argparse type."""
+    if not text.startswith(_FOUND):
         try:
             return number(float, NOT_NEGATIVE)(text)
         except argparse.ArgumentTypeError:
-            raise argparse.ArgumentTypeError(
-                f"expected a number {NOT_NEGATIVE} or {AUTO}, received {text!r}"
-            ) from None
+            raise argparse.ArgumentTypeError(f"expected {_STRENGTHS}, received {text!r}") from None
     try:
-        kappa_of(text)
+        _checked_text(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -239,8 +241,9 @@ class Settings:
 
     Attributes:
         method: Name out of `keras_mas.methods.METHODS`, or MODULE:CLASS, as `load_method` reads it.
-        strength: λ ≥ 0, or "auto", as for `SynapticMemory`; the method's own default if it is not
-            given.
+        strength: λ ≥ 0, or "auto", as for `SynapticMemory`; or "decay", to find it for each task on
+            its own validation data, as `stability_decay` says; the method's own default if it is
+            not given.
         penalty: Name out of `keras_mas.choices.PENALTIES`: where the penalty acts.
         seed: Seed of the initial weights, the order of the examples and the held-out ones.
         recipe: How each task is trained.
@@ -267,7 +270,8 @@ class Settings:
     strength: float | str = option(
         None,
         "weight of the penalty beside the loss, ≥ 0; or auto, to find it for each task from the "
-        "learning rate, the steps and the importance (default: the method's own, 1 for mas)",
+        "learning rate, the steps and the importance; or decay, to lower it until the task is "
+        "learned, by its own validation data (default: the method's own, 1 for mas)",
         metavar="λ",
         parse=strength,
     )
@@ -344,18 +348,26 @@ def _strength_of(method, strength):
     if strength is None or (isinstance(strength, str) and not method.has_strength):
         return method.default_strength
     try:
-        kappa = kappa_of(strength)
+        text = _checked_text(strength)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if kappa is None and strength not in NOT_NEGATIVE:
-        raise UsageError(
-            f"Expected `strength` to be a number {NOT_NEGATIVE} or {AUTO}. Received: {strength!r}."
-        )
-    if kappa is None:
+    if text is None:
+        if strength not in NOT_NEGATIVE:
+            raise UsageError(f"Expected `strength` to be {_STRENGTHS}. Received: {strength!r}.")
         return strength
-    from keras_mas.methods.base import checked_strength_of
+    from keras_mas.methods.base import check_finds_strength
 
-    return checked_strength_of(method, auto_text(kappa))
+    check_finds_strength(method, text)
+    return text
+
+
+def _checked_text(strength):
+    """Return a strength that is found as results record it; None for a number."""
+    margin = margin_of(strength)
+    if margin is not None:
+        return decay_text(margin)
+    kappa = kappa_of(strength)
+    return None if kappa is None else auto_text(kappa)
 
 
 def run_name(stream: TaskStream, settings: Settings) -> str:
@@ -590,9 +602,9 @@ def _range(text):
 
 def _strength(text):
     try:
-        return text if text.startswith(AUTO) else float(text)
+        return text if text.startswith(_FOUND) else float(text)
     except ValueError:
         raise UsageError(
-            f"Expected --strength to be a number ≥ 0 or {AUTO}, or one for each method as in "
+            f"Expected --strength to be {_STRENGTHS}, or one for each method as in "
             f"mas=1,ewc=100. Received: {text!r}."
         ) from None

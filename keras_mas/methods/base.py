@@ -223,6 +223,16 @@ def checked_strength_of(method: type[Method], strength: float | str) -> Any:
     """
     if kappa_of(strength) is None:
         return checked_strength(strength)  # type: ignore[arg-type]
+    check_finds_strength(method, strength)
+    return strength
+
+
+def check_finds_strength(method: type[Method], strength: Any) -> None:
+    """Refuse a strength that stands for a way to find λ, such as "auto", of other methods.
+
+    Raises:
+        UsageError: If the method has not the penalty that λ is found for.
+    """
     if not method.takes_auto:
         name = method.__module__.rpartition(".")[2]
         raise UsageError(
@@ -230,7 +240,6 @@ def checked_strength_of(method: type[Method], strength: float | str) -> Any:
             "finds λ for a quadratic penalty on weights that stays as it is during a task. Give a "
             "number, or search for it."
         )
-    return strength
 
 
 def _name_of(method):

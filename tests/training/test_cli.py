@@ -411,7 +411,10 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
             ["train", "insects.toml", "--batch-norm", "own"],
             "one of frozen, per-task, shared, received",
         ),
-        (["train", "insects.toml", "--strength", "-1"], "a number ≥ 0 or auto, received '-1'"),
+        (
+            ["train", "insects.toml", "--strength", "-1"],
+            "≥ 0, auto or decay, received '-1'",
+        ),
         (["train", "insects.toml", "--strength", "auto:x"], "auto:KAPPA with a number > 0"),
         (
             ["train", "insects.toml", "--strength", "auto", "--method", "lwf"],

@@ -2,5 +2,6 @@
 
 `space` says what is varied (`dimensions`, `reading`), `proposals` in which order, by keras-tuner;
 `search` trains each trial as a run of its own, which `stopping` ends where it cannot win any more;
-`recommend` chooses; `progress`, `picture` and `hparams` show it.
+`recommend` chooses; `progress`, `picture` and `hparams` show it. `tuner` is for a user's own models
+and data (`own_tasks`), called from a script.
 """

@@ -1,7 +1,9 @@
 """The trials of a search for TensorBoard's HParams."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,15 +18,30 @@ def write_hparams(found: Found, folder: Path) -> None:
         found: What the search found.
         folder: Folder to write, in the place of what is there.
     """
-    from tensorboard.plugins.hparams import api
-
     shutil.rmtree(folder, ignore_errors=True)
     for trial in found.trials:
         if trial.is_completed:
             name = name_of_values(trial.values)
-            writer = tf.summary.create_file_writer(str(folder / name))
-            with writer.as_default(0):
-                api.hparams(dict(trial.values), trial_id=name)
-                tf.summary.scalar("average_accuracy", trial.accuracy)
-                tf.summary.scalar("forgetting", trial.forgetting)
-            writer.close()
+            measures = {"average_accuracy": trial.accuracy, "forgetting": trial.forgetting}
+            write_trial(folder / name, name, trial.values, measures)
+
+
+def write_trial(
+    folder: Path, name: str, values: Mapping[str, Any], measures: Mapping[str, float]
+) -> None:
+    """Write what was varied, and what was measured, of one trial.
+
+    Args:
+        folder: Folder of the trial.
+        name: Its name.
+        values: What was varied, by name.
+        measures: What was measured, by name.
+    """
+    from tensorboard.plugins.hparams import api
+
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default(0):
+        api.hparams(dict(values), trial_id=name)
+        for measure, value in measures.items():
+            tf.summary.scalar(measure, value)
+    writer.close()

@@ -82,6 +82,17 @@ class Trial:
         return {name: value for name, value in self.values.items() if name != STRENGTH}
 
 
+def bounded_accuracy(accuracy: float, forgetting: float, max_forgetting: float | None) -> float:
+    """Return average accuracy less ten times what exceeds the bound on forgetting, if there is one.
+
+    Example:
+        >>> round(bounded_accuracy(0.9, 0.03, 0.01), 6)
+        0.7
+    """
+    excess = 0.0 if max_forgetting is None else max(0.0, forgetting - max_forgetting)
+    return accuracy - 10 * excess
+
+
 def trial_line(trial: Trial) -> str:
     """Return what a trial found, in one line."""
     if not trial.is_completed:

@@ -1,0 +1,434 @@
+"""The tuner for a user's own models: what a trial does, what is refused, and how it goes on."""
+
+import gc
+import json
+import re
+import warnings
+import weakref
+from pathlib import Path
+
+import keras
+import keras_tuner as kt
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mas
+from keras_mas import metrics
+from keras_mas.training import ContinualHyperModel, ContinualTuner
+from keras_mas.training.search.own_tasks import own_tasks
+
+GUIDE = Path(__file__).parents[3] / "docs/tuning-your-own-model.md"
+
+
+def part(seed, count, first):
+    """Two classes around opposite points, which every task has of its own."""
+    centre = np.random.default_rng(first).normal(size=4)
+    labels = np.arange(count) % 2
+    noise = np.random.default_rng(seed).normal(0, 0.4, [count, 4])
+    return (noise + np.where(labels, 1, -1)[:, None] * centre).astype("float32"), labels
+
+
+TASKS = {name: (part(1, 64, k), part(2, 32, k)) for k, name in enumerate(["ants", "bees"])}
+FIT = {"epochs": 4, "batch_size": 16, "verbose": 0}
+
+
+def layers(model=keras.Model, **options):
+    inputs = keras.Input([4])
+    hidden = keras.layers.Dense(8, "relu")(inputs)
+    return model(inputs, keras.layers.Dense(2)(hidden), **options)
+
+
+def stock(hp):
+    hp.Float("strength", 1e-1, 1e3, sampling="log")
+    hp.Fixed("learning_rate", 0.05)
+    return layers()
+
+
+def own_memory(hp):
+    hp.Fixed("learning_rate", 0.05)
+    strength = hp.Float("strength", 1e-1, 1e3, sampling="log")
+    return layers(keras_mas.MASModel, strength=strength)
+
+
+def with_heads(hp):
+    hp.Choice("strength", [0.0, 300.0])
+    hp.Fixed("learning_rate", 0.2)
+    inputs = keras.Input([4])
+    return keras_mas.MultiHead(keras.Model(inputs, keras.layers.Dense(2, "tanh")(inputs)))
+
+
+def random(trials=2, **options):
+    return kt.oracles.RandomSearchOracle(max_trials=trials, seed=3, **options)
+
+
+def grid(**options):
+    return kt.oracles.GridSearchOracle(**options)
+
+
+def made(build=stock, oracle=None, folder="", **options):
+    return ContinualTuner(
+        build, oracle or random(), directory=str(folder), project_name="p", **options
+    )
+
+
+def measured(tuner, name):
+    trials = sorted(tuner.oracle.trials.values(), key=lambda trial: trial.trial_id)
+    return [trial.metrics.get_best_value(name) for trial in trials]
+
+
+def by_hand(strength):
+    """The accuracy matrix of what the README says to do with a Keras model."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    model = layers()
+    memory = keras_mas.SynapticMemory(strength).protect(model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.05), loss, metrics=["accuracy"])
+    rows = []
+    for train, _ in TASKS.values():
+        model.fit(*train, **FIT)
+        memory.consolidate(model, train[0])
+        predicted = [
+            np.argmax(model.predict(x, verbose=0), -1) == y for _, (x, y) in TASKS.values()
+        ]
+        rows.append([float(np.mean(right)) for right in predicted])
+    return rows
+
+
+def test_a_trial_is_what_one_would_do_by_hand(tmp_path):
+    tuner = made(oracle=random(1), folder=tmp_path)
+    tuner.search(TASKS, **FIT)
+    rows = by_hand(tuner.get_best_hyperparameters()[0]["strength"])
+    assert measured(tuner, "average_accuracy") == [metrics.average_accuracy(rows)]
+    assert measured(tuner, "forgetting") == [metrics.forgetting(rows)]
+    assert measured(tuner, "backward_transfer") == [metrics.backward_transfer(rows)]
+    assert [measured(tuner, f"accuracy/{name}") for name in TASKS] == [[a] for a in rows[-1]]
+    # A model with a memory of its own learns the same.
+    other = made(own_memory, random(1), tmp_path / "own")
+    other.search(TASKS, **FIT)
+    assert measured(other, "average_accuracy") == measured(tuner, "average_accuracy")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A finished search with heads, the models that were built, and the folder."""
+    folder = tmp_path_factory.mktemp("search")
+    living = weakref.WeakSet()
+
+    class Build(ContinualHyperModel):
+        def build(self, hp):
+            heads = with_heads(hp)
+            living.add(heads.trunk)
+            return heads
+
+    tuner = made(Build(), grid(), folder)
+    logs = keras.callbacks.TensorBoard(str(folder / "logs"))
+    tuner.search(TASKS, callbacks=[logs], **FIT)
+    return tuner, living, folder
+
+
+def test_strength_holds_the_first_task(searched):
+    tuner, *_ = searched
+    # The grid tries λ = 0 first, and λ = 300 then.
+    free, held = measured(tuner, "forgetting")
+    assert free > held + 0.1
+    assert held < 0.05
+
+
+def test_memory_and_disk_do_not_grow_with_the_trials(searched):
+    _, living, folder = searched
+    gc.collect()
+    assert len(living) <= 1
+    assert len(list(folder.glob("p/trial_*/learned.npz"))) == 1
+
+
+def test_the_best_model_is_what_the_best_trial_had_learned(searched):
+    tuner, *_ = searched
+    [model] = tuner.get_best_models()
+    found = max(tuner.oracle.trials.values(), key=lambda trial: trial.score)
+    for name, (_, (x, y)) in TASKS.items():
+        right = np.argmax(model.predict(x, verbose=0)[name], axis=-1) == y
+        assert np.mean(right) == found.metrics.get_best_value(f"accuracy/{name}")
+    assert not model.losses  # nothing holds it any more
+    with pytest.raises(ValueError, match="at most 1 models.*keep_models=2"):
+        tuner.get_best_models(2)
+
+
+def test_tensorboard_is_told_of_each_trial_and_task(searched):
+    _, _, folder = searched
+    for trial in ("0000", "0001"):
+        execution = folder / "logs" / trial / "execution0"
+        assert list(execution.glob("events*"))  # HParams
+        assert all(list((execution / name).rglob("events*")) for name in TASKS)
+
+
+def test_the_guide_has_a_script_of_twenty_lines_that_runs(tmp_path, monkeypatch, capsys):
+    [script] = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    lines = [line for line in script.splitlines() if line and "import" not in line]
+    assert len(lines) <= 20
+    monkeypatch.chdir(tmp_path)
+    exec(script.replace("max_trials=10", "max_trials=1").replace("(0, 2, 4, 6, 8)", "(0, 2)"), {})
+    assert "trial 0  average_accuracy 0.9" in capsys.readouterr().out
+
+
+# What follows trains nothing: a trial's accuracies are a formula of λ.
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replace the training: return what was asked of it; what is to go wrong may be added."""
+    asked, wrong = [], {}
+
+    def learned(self, network, trial, execution, tasks, fit_arguments):
+        strength = trial.hyperparameters["strength"]
+        asked.append(strength)
+        if (len(asked) - 1) in wrong:
+            raise wrong[len(asked) - 1]
+        if strength > 100:
+            return None
+        return [[1.0, 0.5], [0.5 + strength / 200, 0.8]]
+
+    monkeypatch.setattr(ContinualTuner, "_learned", learned)
+    monkeypatch.setattr(ContinualTuner, "_network", lambda *_: None)
+    monkeypatch.setattr(ContinualTuner, "_save", lambda *_: None)
+    learned.asked, learned.wrong = asked, wrong
+    return learned
+
+
+def strengths(*values):
+    def build(hp):
+        hp.Choice("strength", list(values))
+        return layers()
+
+    return build
+
+
+def test_a_bound_on_forgetting_changes_what_is_best(trained, tmp_path):
+    # λ = 10 forgets 0.45 and reaches 0.675 on average; λ = 100 forgets nothing, and reaches 0.9.
+    tuner = made(strengths(10.0, 90.0), grid(), tmp_path, max_forgetting=0.1)
+    tuner.search(TASKS, epochs=1)
+    expected = [0.675 - 10 * (0.45 - 0.1), 0.875]
+    assert measured(tuner, "bounded_accuracy") == pytest.approx(expected)
+    assert tuner.oracle.objective.name == "bounded_accuracy"
+
+
+def test_trials_that_crash_or_diverge_are_named_and_never_the_best(trained, tmp_path, capsys):
+    trained.wrong[1] = RuntimeError("no room\nleft")
+    tuner = made(strengths(200.0, 20.0, 50.0), grid(), tmp_path)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        tuner.search(TASKS)
+    text = str(found[-1].message)
+    assert "2 of 3 trials gave no result: " in text
+    assert "trial 0000 diverged: strength 200" in text
+    assert "trial 0001 failed: strength 20: left" in text
+    best = tuner.get_best_hyperparameters(3)
+    assert [hp["strength"] for hp in best] == [50.0]  # keras-tuner would add the other two
+    tuner.results_summary()
+    shown = capsys.readouterr().out.splitlines()
+    assert any("average_accuracy 0.7750  forgetting 0.2500  strength 50" in line for line in shown)
+    assert shown[-1].startswith("trial 0001 failed")
+
+
+def test_a_search_without_a_result_says_so(trained, tmp_path):
+    tuner = made(strengths(200.0, 300.0), grid(), tmp_path)
+    with pytest.raises(RuntimeError, match="Received: none of 2: trial 0000 diverged"):
+        tuner.search(TASKS)
+
+
+@pytest.mark.parametrize("oracle", [grid, lambda: random(4)])
+def test_a_search_that_was_cut_off_goes_on(trained, tmp_path, oracle):
+    values = [1.0, 2.0, 3.0, 4.0]
+    whole = made(strengths(*values), oracle(), tmp_path / "whole")
+    whole.search(TASKS)
+    expected = list(trained.asked)
+    trained.asked.clear()
+    trained.wrong[2] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        made(strengths(*values), oracle(), tmp_path / "cut").search(TASKS)
+    trained.wrong.clear()
+    again = made(strengths(*values), oracle(), tmp_path / "cut")
+    again.search(TASKS)
+    # The third trial is made again; none is lost, and none of the others made twice.
+    assert trained.asked == [*expected[:3], *expected[2:]]
+    assert measured(again, "average_accuracy") == measured(whole, "average_accuracy")
+    made(strengths(*values), oracle(), tmp_path / "cut").search(TASKS)
+    assert len(trained.asked) == len(expected) + 1
+
+
+def test_a_search_over_other_tasks_is_not_continued(trained, tmp_path):
+    made(strengths(1.0), grid(), tmp_path).search(TASKS, epochs=1)
+    other = {"ants": TASKS["bees"], "bees": TASKS["ants"]}
+    for tasks, epochs in ((other, 1), (TASKS, 2)):
+        with pytest.raises(ValueError, match="Expected the tasks, epochs.*overwrite=True"):
+            made(strengths(1.0), grid(), tmp_path).search(tasks, epochs=epochs)
+    made(strengths(1.0), grid(), tmp_path, overwrite=True).search(other, epochs=1)
+
+
+def test_the_folder_of_another_tuner_is_refused(tmp_path):
+    kt.RandomSearch(
+        lambda hp: stock(hp) and compiled(),
+        objective="val_loss",
+        directory=str(tmp_path),
+        project_name="p",
+    ).save()
+    with pytest.raises(ValueError, match="Received: one of another tuner"):
+        made(folder=tmp_path)
+
+
+def compiled():
+    model = layers()
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_seeds_of_executions_are_averaged(trained, tmp_path):
+    tuner = made(strengths(10.0), grid(), tmp_path, executions_per_trial=2)
+    tuner.search(TASKS)
+    assert trained.asked == [10.0, 10.0]
+    assert measured(tuner, "average_accuracy") == pytest.approx([0.675])
+
+
+X, Y = part(0, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ({}, "at least one task"),
+        ("ants", "a dict from name to data, or a list. Received: str"),
+        ({"ants": (X, Y)}, "validation data for task 'ants'.*training data alone"),
+        ({"ants": tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)}, "training data alone"),
+        ({"ants": ((X, Y), None)}, "validation data for task 'ants'"),
+        ({"ants": ((X, Y), (X, Y), (X, Y))}, "two parts of task 'ants'. Received: 3 parts"),
+        ({"ants": ((X, Y[:-1]), (X, Y))}, "the training data of task 'ants'. Received: 8 in"),
+        ({"ants": ((X, Y), (X[:0], Y[:0]))}, "examples in the validation data .* none"),
+        ({"ants": ((X, Y), (X, np.eye(2)[Y]))}, r"labels \[N\], whole numbers.*shape \(8, 2\)"),
+        ({"ants": ((X, Y + 0.5), (X, Y))}, "whole numbers, in the training data"),
+        (
+            [((X, Y), tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat())],
+            "the validation data of task 'task-1'. Received: one that repeats for ever",
+        ),
+        ([((X, Y), tf.data.Dataset.from_tensor_slices((X, Y)))], "single examples"),
+        ([((X, Y), tf.data.Dataset.from_tensor_slices(X).batch(4))], r"batches \(x, y\)"),
+    ],
+)
+def test_tasks_that_cannot_be_used_are_refused(tasks, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        own_tasks(tasks)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_shuffled_dataset_is_measured_by_its_own_labels(seed):
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(8, seed=seed).batch(4)
+    [task] = own_tasks([((X, Y), data)])
+    for inputs, labels in task.validation.batches():
+        for row, label in zip(inputs.numpy(), labels, strict=True):
+            assert label == Y[np.flatnonzero((row == X).all(axis=1))[0]]
+
+
+@pytest.mark.parametrize(
+    ("build", "labels", "words"),
+    [
+        (stock, Y + 1, "labels from 0 to 1, the numbers of the 2 logits .* 1 to 2 in the training"),
+        (stock, Y - 1, "Received: -1 to 0 in the training data of task 'ants'"),
+        (with_heads, Y + 4, "count|number the classes of each task from 0.*Subtract 4"),
+    ],
+)
+def test_labels_out_of_range_end_the_search(tmp_path, build, labels, words):
+    tuner = made(build, folder=tmp_path)
+    with pytest.raises(ValueError, match=words):
+        tuner.search({"ants": ((X, labels), (X, labels))}, **FIT)
+
+
+def declared(build):
+    def both(hp):
+        hp.Fixed("strength", 1.0)
+        return build(hp)
+
+    return both
+
+
+def method_named(name, build):
+    def named(hp):
+        hp.Fixed("method", name)
+        return build(hp)
+
+    return named
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (declared(lambda hp: None), "Received: None, a NoneType, from|`build`. Received: None"),
+        (declared(lambda hp: keras_mas.MASModel), "MultiHead"),
+        (lambda hp: layers(), "the hyperparameter 'strength'.*Received: none. Call `hp.Float"),
+        (
+            declared(lambda hp: keras_mas.MultiHead(layers(), keras_mas.MASModel)),
+            "to which the tuner adds heads",
+        ),
+        ("model", "a function of hyperparameters .* Received: str"),
+    ],
+)
+def test_what_is_no_model_is_refused_at_once(tmp_path, build, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        made(build, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (method_named("lwf", with_heads), "'lwf', which trains the heads of all tasks together"),
+        (method_named("si", stock), "'si', which has its own. Return `keras_mas.MultiHead"),
+        (
+            declared(lambda hp: keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])),
+            r"one output \[N, classes\] of two classes or more",
+        ),
+    ],
+)
+def test_what_cannot_learn_the_tasks_ends_the_search(tmp_path, build, words):
+    with pytest.raises(ValueError, match=words):
+        made(build, folder=tmp_path).search(TASKS, **FIT)
+
+
+@pytest.mark.parametrize(
+    ("oracle", "options", "words"),
+    [
+        (kt.oracles.HyperbandOracle(), {}, "Received: Hyperband's, whose budget cannot be kept"),
+        (random(objective="val_loss"), {}, r"kt.Objective\('average_accuracy', 'max'\)"),
+        (
+            random(objective=kt.Objective("average_accuracy", "max")),
+            {"max_forgetting": 0.01},
+            r"kt.Objective\('bounded_accuracy', 'max'\)",
+        ),
+        (random(objective=kt.Objective("average_accuracy", "min")), {}, "'average_accuracy', min"),
+        ("random", {}, "Expected an oracle .* Received: str"),
+        (random(), {"optimizer": "adam"}, "Expected no `optimizer`"),
+    ],
+)
+def test_what_a_sequence_cannot_be_tuned_by_is_refused(tmp_path, oracle, options, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        ContinualTuner(stock, oracle, directory=str(tmp_path), **options)
+
+
+@pytest.mark.parametrize(
+    ("callback", "words"),
+    [
+        (keras_mas.Consolidate(X), "consolidate each task twice"),
+        (keras.callbacks.BackupAndRestore("backup"), "skip every task after the first"),
+    ],
+)
+def test_callbacks_that_do_not_suit_a_sequence_are_refused(tmp_path, callback, words):
+    with pytest.raises(ValueError, match=words):
+        made(folder=tmp_path).search(TASKS, callbacks=[callback])
+
+
+def test_a_search_asks_for_nothing_again_when_it_is_read(trained, tmp_path):
+    made(strengths(1.0), grid(), tmp_path).search(TASKS)
+    state = json.loads((tmp_path / "p/tuner0.json").read_text())
+    assert state["searched"]
+    tuner = made(strengths(1.0), grid(), tmp_path)
+    with pytest.raises(ValueError, match="Call `search` with the tasks"):
+        tuner.get_best_models()
+    assert tuner.get_best_hyperparameters()[0]["strength"] == 1.0

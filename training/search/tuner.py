@@ -1,0 +1,597 @@
+"""A `Tuner` of keras-tuner for sequences of tasks: λ, and more, of a user's own Keras models.
+
+A trial of keras-tuner is one `fit`, judged by its best epoch. Here it is a whole sequence: the
+tasks are learned in turn, each is consolidated, and the accuracy on all of them at the end counts.
+"""
+
+import functools
+import gc
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_tuner as kt
+import numpy as np
+
+from keras_mas import MASModel, MultiHead, metrics
+from keras_mas.arrays import load_arrays, save_arrays
+from keras_mas.callbacks import Consolidate
+from keras_mas.choices import PENALTIES
+from keras_mas.methods import load_method
+from keras_mas.methods.base import Method
+from keras_mas.methods.quadratic import QuadraticMethod
+
+from ..console import result_console
+from .dimensions import STRENGTH
+from .hparams import write_trial
+from .own_tasks import OwnTask, fingerprint, own_tasks
+from .trial import bounded_accuracy
+
+METHOD, PENALTY, LEARNING_RATE = "method", "penalty", "learning_rate"
+# What every trial reports, beside the accuracy on each task.
+ACCURACY, FORGETTING, TRANSFER = "average_accuracy", "forgetting", "backward_transfer"
+BOUNDED, DIVERGED = "bounded_accuracy", "diverged"
+
+_DECLARE = 'hp.Float("strength", 1e-3, 1e3, sampling="log")'
+_WEIGHTS = "learned.npz"
+# More trials than there are.
+_ALL = 10**9
+
+
+class ContinualHyperModel(kt.HyperModel):
+    """What is built, compiled and fitted in a trial; derive from it for more than `build`.
+
+    Args:
+        build: Function from `keras_tuner.HyperParameters` to what `build` returns.
+        name: As for `keras_tuner.HyperModel`.
+        tunable: As for `keras_tuner.HyperModel`.
+    """
+
+    def __init__(self, build: Any = None, name: str | None = None, tunable: bool = True):
+        if build is not None:
+            self.build = build  # type: ignore[method-assign]
+        super().__init__(name, tunable)
+
+    def build(self, hp: kt.HyperParameters) -> keras.Model | MultiHead:
+        """Return the network, and declare λ as `hp.Float("strength", …, sampling="log")`.
+
+        A `keras.Model` or `keras_mas.MASModel` has one output `[N, classes]` for all tasks. A
+        `keras_mas.MultiHead(trunk)` without heads is given a head for every task.
+
+        Args:
+            hp: The hyperparameters.
+        """
+        raise NotImplementedError
+
+    def compile(self, hp: kt.HyperParameters, model: keras.Model) -> None:
+        """Compile a model that `build` did not compile, or that of a head.
+
+        Here: Adam with the hyperparameter "learning_rate", 0.001 if it is not declared, and a
+        sparse cross-entropy from logits.
+
+        Args:
+            hp: The hyperparameters.
+            model: The model.
+        """
+        rate = hp.values.get(LEARNING_RATE, 0.001)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+
+    def method(self, hp: kt.HyperParameters) -> Method:
+        """Return the method of continual learning.
+
+        Here: the hyperparameter "method", "mas" if it is not declared, with "strength" and, if it
+        is declared, "penalty".
+
+        Args:
+            hp: The hyperparameters.
+        """
+        kind = load_method(hp.values.get(METHOD, "mas"))
+        return kind(hp.values[STRENGTH], hp.values.get(PENALTY, PENALTIES[0]))
+
+
+class ContinualTuner(kt.Tuner):
+    """Searches λ, and anything else, with an oracle of keras-tuner.
+
+        tuner = ContinualTuner(build, kt.oracles.RandomSearchOracle(max_trials=10))
+        tuner.search({"january": (train, validation), "february": …}, epochs=5)
+        tuner.get_best_hyperparameters()[0]["strength"]
+
+    A trial learns the tasks in turn, with the same initial weights as every other trial, and
+    reports on validation data: `average_accuracy`, `forgetting` and `backward_transfer` at the end,
+    `accuracy/NAME` of every task, and `diverged`, 1 if the loss was no finite number. Then the
+    accuracies count as 0, and the search goes on.
+
+    The same script again continues a search that was cut off, as any search of keras-tuner: trials
+    that ended are kept, and one that was under way begins anew with the same hyperparameters.
+
+    Args:
+        hypermodel: `ContinualHyperModel`; or a function from hyperparameters to what its `build`
+            returns; or another `keras_tuner.HyperModel`, whose `fit` is used.
+        oracle: Random, grid or Bayesian. Hyperband is refused: it goes on from weights of an
+            earlier trial in the middle of a `fit`, and a sequence of tasks has many.
+        max_forgetting: If given, the objective is `bounded_accuracy`, the average accuracy less ten
+            times what forgetting exceeds this bound by; without it, `average_accuracy`.
+        keep_models: Of how many of the best trials the weights are kept on disk.
+        seed: Of the initial weights and the order of the examples; of the second execution of a
+            trial seed + 1, and so on.
+        **kwargs: As for `keras_tuner.Tuner`: `directory`, `project_name`, `overwrite`,
+            `executions_per_trial`, ….
+
+    Raises:
+        ValueError: If the oracle is Hyperband's or has another objective, "strength" is not
+            declared, or the directory holds another kind of search.
+        TypeError: If what is built is no model.
+    """
+
+    def __init__(
+        self,
+        hypermodel: Any,
+        oracle: kt.Oracle,
+        *,
+        max_forgetting: float | None = None,
+        keep_models: int = 1,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        _check_unused(kwargs)
+        _check_oracle(oracle, BOUNDED if max_forgetting is not None else ACCURACY)
+        self.max_forgetting, self.keep_models, self.seed = max_forgetting, keep_models, seed
+        self._searched: str | None = None  # what the trials on disk are of
+        self._tasks: list[OwnTask] = []
+        hypermodel = _adapted(hypermodel)
+        hypermodel.build = _checked(hypermodel.build)
+        super().__init__(oracle, hypermodel, **kwargs)
+        if STRENGTH not in {each.name for each in oracle.get_space().space}:
+            raise ValueError(
+                "Expected the hyperparameter 'strength', which λ is taken from. Received: "
+                f"{', '.join(each.name for each in oracle.get_space().space) or 'none'}. Call "
+                f"`{_DECLARE}` in `build`, or `hp.Fixed` for a single λ."
+            )
+
+    def search(self, tasks: Any, **fit_arguments: Any) -> None:
+        """Try hyperparameters until the oracle has no more.
+
+        Args:
+            tasks: The tasks in the order in which they are learned: a dict from name to (training
+                data, validation data), or a list of such pairs. Each part is (x, y), y being class
+                numbers `[N]`, or a `tf.data.Dataset` of batches (x, y).
+            **fit_arguments: Passed to `fit` for every task, such as `epochs`, `batch_size` and
+                `callbacks`, which are copied for every task, and see its validation data as
+                `val_loss`.
+
+        Raises:
+            ValueError: If the tasks cannot be used, or the directory holds a search over others.
+            TypeError: As `own_tasks`.
+            RuntimeError: If no trial was completed; or as keras-tuner, after several failures.
+        """
+        _check_callbacks(fit_arguments.get("callbacks") or ())
+        self._tasks = own_tasks(tasks)
+        self._check_same(fit_arguments)
+        super().search(self._tasks, **fit_arguments)
+        self._report_failures()
+
+    def run_trial(self, trial: Any, tasks: Sequence[OwnTask], **fit_arguments: Any) -> Any:
+        """Learn all tasks with the hyperparameters of a trial, once for every execution.
+
+        Args:
+            trial: The trial.
+            tasks: The tasks.
+            **fit_arguments: As for `search`.
+
+        Returns:
+            A dict of metrics for each execution.
+        """
+        results = []
+        for execution in range(self.executions_per_trial):
+            network = self._network(trial.hyperparameters, tasks, self.seed + execution)
+            matrix = self._learned(network, trial, execution, tasks, fit_arguments)
+            if not execution:
+                self._best_weights(trial).unlink(missing_ok=True)
+                if matrix is not None:
+                    self._save(network, trial)
+            results.append(self._metrics(matrix, tasks))
+            for callback in filter(_is_tensorboard, fit_arguments.get("callbacks") or ()):
+                folder = self._get_tensorboard_dir(callback.log_dir, trial.trial_id, execution)
+                write_trial(Path(folder), trial.trial_id, trial.hyperparameters.values, results[-1])
+        return results
+
+    def on_trial_end(self, trial: Any) -> None:
+        """Tell the oracle, and remove the weights of trials that are not among the best."""
+        super().on_trial_end(trial)
+        for other in self._completed()[self.keep_models :]:
+            self._best_weights(other).unlink(missing_ok=True)
+
+    def get_best_hyperparameters(self, num_trials: int = 1) -> list[kt.HyperParameters]:
+        """Return the best hyperparameters of trials that were completed, at most so many."""
+        return [trial.hyperparameters for trial in self._completed()[:num_trials]]
+
+    def get_best_models(self, num_models: int = 1) -> list[keras.Model]:
+        """Return what the best trials had learned after the last task.
+
+        Args:
+            num_models: How many, at most `keep_models`.
+
+        Returns:
+            The models; with a head for every task, one of all heads, whose output is a dict by the
+            name of the task. They are not protected any more.
+
+        Raises:
+            ValueError: If more are asked for than were kept, or no search has been made or read.
+        """
+        if num_models > self.keep_models:
+            raise ValueError(
+                f"Expected at most {self.keep_models} models, the weights of so many trials being "
+                f"kept. Received: {num_models}. Make the tuner with keep_models={num_models}, "
+                "before the search."
+            )
+        if not self._tasks:
+            raise ValueError(
+                "Expected a search before its models are asked for. Received: none. Call `search` "
+                "with the tasks, which reads the trials that are there."
+            )
+        return [self.load_model(trial) for trial in self._completed()[:num_models]]
+
+    def load_model(self, trial: Any) -> keras.Model:
+        """Return the model of a trial whose weights were kept."""
+        network = self._network(trial.hyperparameters, self._tasks, self.seed)
+        model = network.whole()
+        load_arrays(
+            self._best_weights(trial),
+            lambda arrays: model.set_weights([arrays[str(k)] for k in range(len(arrays))]),
+            "the weights of a trial",
+        )
+        network.release()
+        return model
+
+    def results_summary(self, num_trials: int = 10) -> None:
+        """Print the best trials, and how many were not completed."""
+        lines = [f"Results in {self.project_dir}, {self.oracle.objective.name}"]
+        for trial in self._completed()[:num_trials]:
+            found = {name: trial.metrics.get_best_value(name) for name in (ACCURACY, FORGETTING)}
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            lines.append(f"trial {trial.trial_id}  {shown}  {_values(trial)}")
+        console = result_console()
+        for line in [*lines, *self._failures()]:
+            console.print(line, soft_wrap=True)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what the trials are of."""
+        return {"searched": self._searched}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over what the trials in the directory are of."""
+        if "searched" not in state:
+            raise ValueError(
+                f"Expected a search of a ContinualTuner in '{self.project_dir}'. Received: one of "
+                "another tuner. Choose another `project_name`, or `overwrite=True`."
+            )
+        self._searched = state["searched"]
+
+    def reload(self) -> None:
+        """Read the search in the directory, a grid with what keras-tuner does not keep of it."""
+        super().reload()
+        if isinstance(self.oracle, kt.oracles.GridSearchOracle):
+            _restore_grid(self.oracle)
+
+    def _network(self, hp, tasks, seed):
+        keras.backend.clear_session()
+        gc.collect()  # models are parts of cycles
+        keras.utils.set_random_seed(seed)
+        return _Network(self.hypermodel, hp, tasks)
+
+    def _learned(self, network, trial, execution, tasks, fit_arguments):
+        """Return the accuracy matrix, or None if the loss was not finite."""
+        rows = []
+        arguments = dict(fit_arguments)
+        given = arguments.pop("callbacks", None) or []
+        for number, task in enumerate(tasks):
+            callbacks = self._callbacks(given, trial, execution, task)
+            if callbacks:
+                arguments["validation_data"] = _validation(task)
+            model = network.models[number]
+            network.method.before_task(model, *task.train.for_fit)
+            callbacks += [*network.method.callbacks(), keras.callbacks.TerminateOnNaN()]
+            history = self.hypermodel.fit(
+                trial.hyperparameters, model, *task.train.for_fit, callbacks=callbacks, **arguments
+            )
+            if not _is_finite(history, model):
+                return None
+            network.method.after_task(model, *task.train.for_fit)
+            with network.method.evaluated():
+                pairs = zip(network.models, tasks, strict=True)
+                rows.append([_accuracy(each, other) for each, other in pairs])
+        return rows
+
+    def _callbacks(self, given, trial, execution, task):
+        """Return copies of callbacks for one `fit`, with a folder of its own for TensorBoard."""
+        callbacks = self._deepcopy_callbacks(list(given))
+        for callback in filter(_is_tensorboard, callbacks):
+            folder = self._get_tensorboard_dir(callback.log_dir, trial.trial_id, execution)
+            callback.log_dir = str(Path(folder) / task.name)
+        return callbacks
+
+    def _metrics(self, matrix, tasks):
+        diverged = matrix is None
+        if diverged:
+            matrix = np.zeros([len(tasks)] * 2).tolist()
+        accuracy, forgetting = metrics.average_accuracy(matrix), metrics.forgetting(matrix)
+        found = {
+            ACCURACY: accuracy,
+            FORGETTING: forgetting,
+            TRANSFER: metrics.backward_transfer(matrix),
+            BOUNDED: bounded_accuracy(accuracy, forgetting, self.max_forgetting),
+            DIVERGED: float(diverged),
+        }
+        of_tasks = zip(tasks, matrix[-1], strict=True)
+        return found | {f"accuracy/{task.name}": value for task, value in of_tasks}
+
+    def _save(self, network, trial):
+        path = self._best_weights(trial)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with network.method.evaluated():
+            weights = network.whole().get_weights()
+        save_arrays(path, {str(k): weight for k, weight in enumerate(weights)})
+
+    def _best_weights(self, trial):
+        return Path(self.get_trial_dir(trial.trial_id)) / _WEIGHTS
+
+    def _completed(self):
+        """Return the trials that were completed and did not diverge, the best first."""
+        return [t for t in self._trials() if t.status == "COMPLETED" and not _has_diverged(t)]
+
+    def _trials(self):
+        """Return all trials, those that were completed first, in the order of their score."""
+        return self.oracle.get_best_trials(_ALL)
+
+    def _failures(self):
+        """Return a line for every trial that was not completed."""
+        for trial in self._trials():
+            if trial.status == "COMPLETED" and _has_diverged(trial):
+                yield f"trial {trial.trial_id} diverged: {_values(trial)}"
+            elif trial.status in ("FAILED", "INVALID"):
+                *_, last = (trial.message or "no message").strip().splitlines()
+                yield f"trial {trial.trial_id} failed: {_values(trial)}: {last}"
+
+    def _report_failures(self):
+        failures = list(self._failures())
+        if not failures:
+            return
+        text = "; ".join(failures)
+        if not self._completed():
+            raise RuntimeError(
+                f"Expected a trial that learned all tasks. Received: none of {len(failures)}: "
+                f"{text}. Correct what failed, lower the learning rate or the largest λ, and call "
+                "with `overwrite=True`."
+            )
+        total = len(self._trials())
+        warnings.warn(f"{len(failures)} of {total} trials gave no result: {text}.", stacklevel=3)
+
+    def _check_same(self, fit_arguments):
+        """Refuse to go on with a search of other tasks."""
+        settings = {k: v for k, v in fit_arguments.items() if k in ("epochs", "batch_size")}
+        searched = f"{fingerprint(self._tasks)} {sorted(settings.items())} {self.max_forgetting}"
+        if self._searched not in (None, searched):
+            raise ValueError(
+                f"Expected the tasks, epochs, batch size and bound of the search in "
+                f"'{self.project_dir}'. Received: others, whose trials cannot be compared with "
+                "those. Choose another `project_name`, or `overwrite=True`."
+            )
+        self._searched = searched
+        self.save()
+
+
+class _Network:
+    """The models of all tasks, with the method that protects what they share."""
+
+    def __init__(self, hypermodel, hp, tasks):
+        built = hypermodel.build(hp)
+        self.method = hypermodel.method(hp)
+        self.heads = built if isinstance(built, MultiHead) else None
+        _check_method(self.method, self.heads)
+        self.models = self._models(hypermodel, hp, tasks, built)
+
+    def whole(self):
+        """Return one model of all that was learned."""
+        return self.models[0] if self.heads is None else self.heads.joint()
+
+    def release(self):
+        """Let go of the weights: what is returned is a plain model."""
+        memory = getattr(self.method, "memory", None)
+        if memory is not None:
+            memory.release()
+
+    def _models(self, hypermodel, hp, tasks, built):
+        if self.heads is None:
+            self._protect(built, hp)
+            _compile(hypermodel, hp, built)
+            logits = _logits(built)
+            for task in tasks:
+                task.check_labels(logits, head_of_its_own=False)
+            return [built] * len(tasks)
+        built.make_model = self.method.model
+        per_task = built.batch_norm == "per_task"
+        self.method.protect(built.trunk, batch_norm="update" if per_task else None)
+        for task in tasks:
+            task.check_labels(task.classes, head_of_its_own=True)
+            _compile(hypermodel, hp, built.add(task.name, max(2, task.classes)))
+        return list(built.models.values())
+
+    def _protect(self, model, hp):
+        """Protect a whole model; a `MASModel` by its own memory, with λ of the trial."""
+        if not isinstance(model, MASModel):
+            self.method.protect(model)
+            return
+        strength = self.method.strength
+        self.method.memory = model.memory
+        self.method.strength = strength
+        if PENALTY in hp.values:
+            model.penalty = self.method.penalty
+        self.method.penalty = model.penalty
+
+
+def _compile(hypermodel, hp, model):
+    if not model.compiled:
+        hypermodel.compile(hp, model)
+
+
+def _logits(model):
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2 or (shape[-1] or 0) < 2:
+        raise kt.errors.FatalValueError(
+            "Expected a model with one output [N, classes] of two classes or more. Received: "
+            f"'{model.name}' with outputs {shape}. Return a `keras_mas.MultiHead(trunk)` from "
+            "`build` for a head for each task; give two classes two outputs, and a sparse "
+            "cross-entropy as loss."
+        )
+    return shape[-1]
+
+
+def _accuracy(model, task):
+    """Return the share of the validation examples whose largest output is that of their label."""
+    right = total = 0
+    for inputs, labels in task.validation.batches():
+        outputs = np.asarray(model.predict_on_batch(inputs))
+        right += int(np.sum(outputs.argmax(axis=-1) == labels))
+        total += len(labels)
+    return right / total
+
+
+def _is_finite(history, model):
+    """Return whether the loss and the weights are finite after a `fit`."""
+    losses = getattr(history, "history", {}).get("loss", [])
+    weights = (keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights)
+    return all(map(math.isfinite, losses[-1:])) and all(np.all(np.isfinite(w)) for w in weights)
+
+
+def _validation(task):
+    """Return validation data as `fit` takes them: a dataset, or (x, y)."""
+    data = task.validation.for_fit
+    return data if len(data) > 1 else data[0]
+
+
+def _adapted(hypermodel):
+    """Return a hypermodel, of our class, that builds and fits as the one that was given."""
+    if isinstance(hypermodel, ContinualHyperModel):
+        return hypermodel
+    if isinstance(hypermodel, kt.HyperModel):
+        adapted = ContinualHyperModel(hypermodel.build, hypermodel.name, hypermodel.tunable)
+        adapted.fit = hypermodel.fit
+        return adapted
+    if not callable(hypermodel):
+        raise TypeError(
+            "Expected a function of hyperparameters that returns a model, or a "
+            f"ContinualHyperModel. Received: {type(hypermodel).__name__}."
+        )
+    return ContinualHyperModel(hypermodel)
+
+
+def _checked(build):
+    """Return a function that builds what another one builds, and refuses what is no network."""
+
+    def checked(hp, *args, **kwargs):
+        built = build(hp, *args, **kwargs)
+        if isinstance(built, MultiHead):
+            if built.models or built.make_model is not keras.Model:
+                raise kt.errors.FatalValueError(
+                    "Expected `MultiHead(trunk)` from `build`, to which the tuner adds heads. "
+                    f"Received: one with {len(built.models)} heads and models of its own kind. "
+                    "Leave both out; `hp.Choice('penalty', …)` says where the penalty acts."
+                )
+        elif not isinstance(built, keras.Model):
+            raise kt.errors.FatalTypeError(
+                "Expected a `keras.Model`, or a `keras_mas.MultiHead(trunk)`, from `build`. "
+                f"Received: {built!r}, a {type(built).__name__}. Does it `return` the model?"
+            )
+        return built
+
+    return checked
+
+
+def _check_oracle(oracle, objective):
+    if not isinstance(oracle, kt.Oracle):
+        raise TypeError(
+            "Expected an oracle of keras-tuner, such as "
+            f"`kt.oracles.RandomSearchOracle(max_trials=10)`. Received: {type(oracle).__name__}."
+        )
+    if isinstance(oracle, kt.oracles.HyperbandOracle):
+        raise ValueError(
+            "Expected a random, grid or Bayesian oracle. Received: Hyperband's, whose budget "
+            "cannot be kept: it begins a trial with the weights that another one had after "
+            "`initial_epoch`, and in a sequence of tasks these are those of the last task alone."
+        )
+    if type(oracle.objective).__name__ == "DefaultObjective":  # none was given
+        oracle.objective = kt.Objective(objective, "max")
+    given = oracle.objective
+    if (getattr(given, "name", None), getattr(given, "direction", None)) != (objective, "max"):
+        shown = getattr(given, "name", given)
+        raise ValueError(
+            f"Expected no objective, or `kt.Objective('{objective}', 'max')`, which is what "
+            f"max_forgetting stands for if it is given. Received: {shown!r}, "
+            f"{getattr(given, 'direction', 'several')}."
+        )
+
+
+def _check_callbacks(callbacks):
+    for callback in callbacks:
+        if isinstance(callback, Consolidate | keras.callbacks.BackupAndRestore):
+            reason = (
+                "which would consolidate each task twice"
+                if isinstance(callback, Consolidate)
+                else "whose one folder makes it skip every task after the first"
+            )
+            raise ValueError(
+                f"Expected callbacks that suit every task. Received: a {type(callback).__name__}, "
+                f"{reason}. Leave it out."
+            )
+
+
+def _check_unused(arguments):
+    names = ("optimizer", "loss", "metrics", "max_model_size", "distribution_strategy")
+    for name in names:
+        if arguments.get(name) is not None:
+            raise ValueError(
+                f"Expected no `{name}`, which this tuner does not use. Received: one. Compile the "
+                "model in `build`, or in `compile` of a ContinualHyperModel."
+            )
+
+
+def _check_method(method, heads):
+    """Refuse a method that cannot learn in the models that were built."""
+    needs_data = method.trains_all_heads or method.learns_all_tasks
+    own_models = type(method).model not in (Method.model, QuadraticMethod.model)
+    if needs_data or (own_models and heads is None):
+        name = type(method).__module__.rpartition(".")[2]
+        cure = "Choose another method" if needs_data else "Return `keras_mas.MultiHead(trunk)`"
+        raise kt.errors.FatalValueError(
+            f"Expected a method that learns in the models of `build`. Received: '{name}', which "
+            f"{'trains the heads of all tasks together' if needs_data else 'has its own'}. {cure}."
+        )
+
+
+def _restore_grid(oracle):
+    """Give a grid its order back, which keras-tuner 1.4.8 does not save (issue 1055)."""
+    oracle._ordered_ids = type(oracle._ordered_ids)()
+    values = {name: trial.hyperparameters.values for name, trial in oracle.trials.items()}
+    compare = functools.cmp_to_key(lambda a, b: oracle._compare(values[a], values[b]))
+    for trial in sorted(values, key=compare):
+        oracle._ordered_ids.insert(trial)
+    # Each of them is looked at for a combination after it that has not been tried.
+    oracle._populate_next = list(oracle.end_order)
+
+
+def _is_tensorboard(callback):
+    return isinstance(callback, keras.callbacks.TensorBoard)
+
+
+def _has_diverged(trial):
+    return trial.metrics.exists(DIVERGED) and trial.metrics.get_best_value(DIVERGED) > 0
+
+
+def _values(trial):
+    """Return the hyperparameters of a trial in a line."""
+    values = trial.hyperparameters.values.items()
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values)
