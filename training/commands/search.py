@@ -126,10 +126,10 @@ def _advice(args, recommendation):
     )
     if recommendation.has_wide_plateau:
         least, largest = recommendation.plateau
-        yield f"Any λ from {least:.4g} to {largest:.4g} does."
+        yield f"Any λ from {least:.4g} to {largest:.4g} will do."
     for name, edge in recommendation.edges.items():
         if name == STRENGTH and not trial.strength:
-            yield "λ = 0, which is plain fine-tuning, does: nothing needs to be protected here."
+            yield "λ = 0, which is plain fine-tuning, will do: nothing needs protection here."
         elif name == STRENGTH:
             yield (
                 f"{trial.name} lies at the {edge} edge of the range. To look further: "

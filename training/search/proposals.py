@@ -1,5 +1,6 @@
 """Which settings are tried next: keras-tuner's oracles, whose proposals outlive the process."""
 
+import itertools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 
 from ..run_directory import are, read_json, write_json
 from ..settings import Settings
-from .dimensions import Choices, Range
+from .dimensions import Choices, Range, values_of
 from .space import SearchSpace, value_in
 
 _OBJECTIVE = "score"
+_STOPPED = {"status": "STOPPED", "values": None}
 
 # Starts of the fit of a Gaussian process to at most a few dozen trials. Keras-tuner has 20, which
 # takes it longer than a small network to learn a stream of tasks.
@@ -128,7 +130,7 @@ class _Seeded(_Oracle):
         if values is not None and self._duplicate(values):
             values = self._random_values()
         if values is None:  # all combinations have been tried
-            return {"status": "STOPPED", "values": None}
+            return _STOPPED
         return _running(self._rounded(values))
 
 
@@ -145,8 +147,21 @@ class _Bayesian(_Seeded, kt.oracles.BayesianOptimizationOracle):
         return process
 
 
-class _Grid(_Oracle, kt.oracles.GridSearchOracle):
-    """All combinations in order, which are the same after a restart."""
+class _Grid(_Oracle):
+    """All combinations of the values of a grid, the last option's next to each other.
+
+    Keras-tuner's grid waits for a trial to end before it proposes the next, in case the trial comes
+    up with options of its own, so that several workers would wait for each other.
+    """
+
+    def populate_space(self, trial_id):
+        """Propose the next combination."""
+        values = [values_of(each) for each in self.dimensions.values()]
+        combinations = itertools.product(*values)
+        following = next(itertools.islice(combinations, len(self.start_order), None), None)
+        if following is None:
+            return _STOPPED
+        return _running(dict(zip(self.dimensions, following, strict=True)))
 
 
 def _running(values):
