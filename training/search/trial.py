@@ -7,7 +7,7 @@ from typing import Any
 
 from ..settings import Settings
 from .dimensions import STRENGTH
-from .space import shown_values
+from .space import name_of_values, shown_values
 from .stopping import standard_error
 
 COMPLETED, STOPPED, FAILED = "completed", "stopped", "failed"
@@ -80,6 +80,11 @@ class Trial:
     def others(self) -> dict[str, Any]:
         """Return what is varied besides λ."""
         return {name: value for name, value in self.values.items() if name != STRENGTH}
+
+
+def name_of_trial(trial: Trial) -> str:
+    """Return the name of a trial's folder."""
+    return name_of_values(trial.values) or "as-asked"
 
 
 def trial_line(trial: Trial) -> str:

@@ -16,9 +16,10 @@ from keras_mas.training.run_directory import (
     read_json,
     write_json,
 )
-from keras_mas.training.search import search as search_module
+from keras_mas.training.search import trials as trials_module
+from keras_mas.training.search.plan import Observer
 from keras_mas.training.search.recommend import NoTrialError
-from keras_mas.training.search.search import Observer, search
+from keras_mas.training.search.search import search
 from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.search.trial import COMPLETED, FAILED, STOPPED
 from keras_mas.training.settings import Settings
@@ -54,8 +55,8 @@ def trained(monkeypatch, stream):
     def finished_result(stream, settings, directory, evaluate_on):
         return read_json(directory / "result.json") if is_finished(directory) else None
 
-    monkeypatch.setattr(search_module, "train", train)
-    monkeypatch.setattr(search_module, "finished_result", finished_result)
+    monkeypatch.setattr(trials_module, "train", train)
+    monkeypatch.setattr(trials_module, "finished_result", finished_result)
     return asked
 
 
@@ -216,7 +217,7 @@ def test_the_files_of_one_trial_can_be_removed(trained, stream, settings, tmp_pa
 
 def failing(monkeypatch, error, at):
     """Have the training of the trial of a number, from 1, fail."""
-    learn, count = search_module.train, []
+    learn, count = trials_module.train, []
 
     def train(stream, settings, directory, **options):
         count.append(settings.strength)
@@ -224,7 +225,7 @@ def failing(monkeypatch, error, at):
             raise error
         return learn(stream, settings, directory, **options)
 
-    monkeypatch.setattr(search_module, "train", train)
+    monkeypatch.setattr(trials_module, "train", train)
     return count
 
 
