@@ -1,6 +1,7 @@
 """`keras-mas search`: try settings and print the one to take as a command to run."""
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it tells of every connection that ends
     from ..console import result_console
     from ..run_directory import TENSORBOARD, write_json
     from ..search.hparams import write_hparams

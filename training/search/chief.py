@@ -125,7 +125,7 @@ class _Oracle:
             if self.plan.is_finished:
                 self.told_end.add(tuner_id)
                 return channel.message("", channel.STOPPED)
-            return channel.message("", channel.IDLE)
+        return channel.message("", channel.IDLE)
 
     def update_trial(self, trial_id, metrics, step=0):
         asked = self.plan.under_way(int(trial_id))
@@ -145,7 +145,7 @@ class _Oracle:
             if trial.status == channel.COMPLETED:
                 self.plan.finished(number, self._saved(asked, said))
             elif said["is_of_the_trial"]:
-                if not self.plan.crashed(number, _Reported(said["kind"], said["text"])):
+                if not self.plan.crashed(number, said["kind"], said["text"]):
                     raise RuntimeError(f"{said['kind']}: {said['text']}")
             else:
                 raise RuntimeError(said["text"])
@@ -168,13 +168,12 @@ class _Oracle:
 
     @contextlib.contextmanager
     def _heard(self, worker):
-        """Note that a worker is alive, and an error that is not of its making."""
+        """Note that a worker is alive; an error within the block ends the search."""
         self.seen[worker] = time.monotonic()
         try:
             yield
         except Exception as error:
             self.error = error
-            raise
 
     def _show_task(self, asked, task):
         """Tell those who follow a trial which of its tasks, counted from 1, has begun."""
@@ -190,8 +189,7 @@ class _Oracle:
         end = time.monotonic() + _PASSED_ON
         while (trial := self.trials.read(asked.values)) is None and time.monotonic() < end:
             time.sleep(_LOOK)
-            for _ in os.scandir(self.trials.folder / TRIALS):
-                """A network file system then looks for what is new."""
+            list(self.trials.folder.glob(f"{TRIALS}/*"))  # has a network file system look anew
         if trial is None:
             raise UsageError(
                 f"Expected worker {asked.worker} to write what it found to "
@@ -201,14 +199,6 @@ class _Oracle:
         return dataclasses.replace(
             trial, is_new=True, learned=said["learned"], seconds=said["seconds"]
         )
-
-
-class _Reported(Exception):
-    """An error of another process."""
-
-    def __init__(self, kind, text):
-        super().__init__(text)
-        self.kind = kind
 
 
 class _LocalWorkers:
@@ -241,6 +231,7 @@ class _LocalWorkers:
     def end(self):
         """End all workers; what they have saved stays."""
         for process in self.processes:
+            process.is_ending = True
             process.popen.terminate()
         for process in self.processes:
             try:
@@ -275,15 +266,17 @@ class _Process:
     def __init__(self, popen, plan):
         self.popen, self.plan = popen, plan
         self.name = worker_name(popen.pid)
-        self.last_line = ""
+        self.last_line, self.is_ending = "", False
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def _read(self):
-        for line in self.popen.stderr:
-            self.last_line = line.strip()
-            with self.plan.lock:
-                self.plan.observer.said(self.last_line)
+        with self.popen.stderr as lines:
+            for line in lines:
+                self.last_line = line.strip()
+                if not self.is_ending:
+                    with self.plan.lock:
+                        self.plan.observer.said(self.last_line)
 
 
 def _environment(workers):

@@ -9,7 +9,7 @@ from typing import Any
 from ..run import Listener
 from .proposals import Proposals
 from .trial import FAILED, STOPPED, Trial
-from .trials import NOT_OF_THE_TRIAL, Trials
+from .trials import Trials
 
 # A trial that has taken so many processes with it is not given to another one.
 _MOST_DEATHS = 2
@@ -130,11 +130,16 @@ class Plan:
             if asked is not None:
                 self._end(asked.name, trial)
 
-    def crashed(self, number: int, error: Exception) -> bool:
+    def crashed(self, number: int, kind: str, text: str) -> bool:
         """Take note of a trial that ended by an error; return whether the search goes on.
 
-        It does not if the error would come again: one that is not of the trial, or the first of
-        each worker while no trial has been completed. A crashed trial is tried again the next time.
+        It does not if the error is likely to come again: when as many trials as there are workers
+        have failed, and none has been completed. A crashed trial is tried again the next time.
+
+        Args:
+            number: That of `Asked`.
+            kind: Class of the error.
+            text: What it says.
         """
         with self.lock:
             asked = self._under_way.pop(number, None)
@@ -142,11 +147,9 @@ class Plan:
                 return True
             crashes = 1 + sum(trial.state == FAILED for trial in self.ended)
             is_early = not any(trial.is_completed for trial in self.ended)
-            if isinstance(error, NOT_OF_THE_TRIAL) or (is_early and crashes >= self.workers):
-                self._to_give.insert(0, asked.name)
+            if is_early and crashes >= self.workers:
                 return False
-            text = " ".join(str(error).split())
-            reason = f"crashed: {type(error).__name__}: {text}"
+            reason = f"crashed: {kind}: {' '.join(text.split())}"
             self._end(asked.name, self.trials.failed(asked.values, reason))
             return True
 

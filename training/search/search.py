@@ -19,7 +19,7 @@ from .proposals import Proposals
 from .recommend import Recommendation, recommend
 from .space import SearchSpace
 from .trial import COMPLETED, FAILED, STOPPED, Trial
-from .trials import FIRST_TASKS, Trials
+from .trials import FIRST_TASKS, NOT_OF_THE_TRIAL, Trials
 
 _PROPOSALS = "proposals.json"
 SUMMARY, PICTURE = "search.json", "search.png"
@@ -124,8 +124,10 @@ def here(plan: Plan, trials: Trials) -> None:
     while (asked := plan.next("this process")) is not None:
         try:
             trial = trials.run(asked.values, asked.ended, asked.listeners)
+        except NOT_OF_THE_TRIAL:
+            raise
         except Exception as error:
-            if not plan.crashed(asked.number, error):
+            if not plan.crashed(asked.number, type(error).__name__, str(error)):
                 raise
         else:
             plan.finished(asked.number, trial)

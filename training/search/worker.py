@@ -29,7 +29,11 @@ from .workers import is_of_this_machine, worker_name
 _FIRST, _LOST, _LOST_HERE = 60.0, 30.0, 3.0
 _PAUSE, _TIMEOUT = 0.5, 10.0
 
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_AWAY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
 _OPTIONS = [("grpc.max_reconnect_backoff_ms", 1000), ("grpc.enable_http_proxy", 0)]
 
 
@@ -108,7 +112,7 @@ def _run(chief, trials, given, observer):
         raise
     except Exception as error:
         is_of_it = not isinstance(error, NOT_OF_THE_TRIAL)
-        text, kind = " ".join(str(error).split()), type(error).__name__
+        kind, text = type(error).__name__, str(error)
         report = {"kind": kind, "text": text, "is_of_the_trial": is_of_it}
         chief.end(given.trial_id, channel.FAILED, **report)
         if not is_of_it:
@@ -127,7 +131,7 @@ class _Chief:
         self.address, self.name = address, worker_name(os.getpid())
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = channel.services.OracleStub(self._channel)
-        self._patience = _FIRST
+        self._patience, self._was_reached = _FIRST, False
 
     def close(self):
         self._channel.close()
@@ -135,6 +139,7 @@ class _Chief:
     def search(self):
         """Return the name of the chief's search."""
         answer = self._answer(self._stub.GetSpace, channel.request.GetSpaceRequest())
+        self._was_reached = True
         self._patience = _LOST_HERE if is_of_this_machine(self.address) else _LOST
         return channel.search_of(channel.space_from(answer.hyperparameters))
 
@@ -175,10 +180,10 @@ class _Chief:
             time.sleep(_PAUSE)
 
     def _gone(self):
-        if self._patience == _FIRST:
+        if not self._was_reached:
             return (
-                f"Nothing answers at {self.address} for {_FIRST:.0f} s. Start the search there "
-                "with `--listen`, or correct the address of --join."
+                f"Nothing has answered at {self.address} for {_FIRST:.0f} s. Start the search "
+                "there with `--listen`, or correct the address of --join."
             )
         return (
             f"The search at {self.address} does not answer any more. What has been learned stays "
