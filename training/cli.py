@@ -5,8 +5,10 @@ import codecs
 import contextlib
 import errno
 import os
+import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterator
 from importlib import import_module, metadata
@@ -32,8 +34,13 @@ def main(argv: list[str] | None = None) -> int:
         argv: The arguments; those of the process by default.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.
     """
+    with _interruptible():
+        return _run(argv)
+
+
+def _run(argv):
     _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         _write_any_character(stream)
@@ -55,8 +62,9 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` perhaps, has closed the pipe
         _drop_output()
-    except KeyboardInterrupt:
-        return _failed("interrupted. The same command continues where it stopped.", 130)
+    except KeyboardInterrupt as interrupt:
+        what, code = ("terminated", 143) if isinstance(interrupt, _Terminated) else _INTERRUPTED
+        return _failed(f"{what}. The same command continues where it stopped.", code)
     except Exception as error:
         if args.debug:
             raise
@@ -64,6 +72,36 @@ def main(argv: list[str] | None = None) -> int:
             _drop_output()
         return _failed(_sentence(error), 2 if isinstance(error, UsageError) else 1)
     return 0
+
+
+_INTERRUPTED = "interrupted", 130
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end, by SIGTERM."""
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have the first Ctrl-C or SIGTERM unwind the command, and a second one end it at once."""
+
+    def interrupt(number, frame):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # which alone can handle any
+        numbers = ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as behind `nohup`, or in the background of a script
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Help(argparse.HelpFormatter):
@@ -99,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Learn task after task without forgetting, find λ, and serve the result.",
         epilog="'keras-mas COMMAND --help' explains a command, and 'keras-mas completion --help' "
         "how to complete commands in bash, zsh and fish. Exit codes: 0 done, 1 failed, 2 wrong "
-        "usage, 130 interrupted.",
+        "usage, 130 interrupted, 143 terminated.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

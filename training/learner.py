@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_mas.arrays import load_arrays, save_arrays
 from keras_mas.errors import UsageError
+from keras_mas.heads import AllHeads
 from keras_mas.methods import load_method
 
 from .heads import heads_of
@@ -18,6 +19,7 @@ from .loop import CompiledLoop
 from .network import Network
 from .settings import Settings
 from .tasks import Split, Task, TaskStream
+from .under_way import TaskUnderWay
 
 
 class Learner:
@@ -68,7 +70,8 @@ class Learner:
         callbacks: Sequence[keras.callbacks.Callback] = (),
         verbose: int = 0,
         pause_every: int | None = None,
-    ) -> float:
+        begun: TaskUnderWay | None = None,
+    ) -> None:
         """Learn a task.
 
         Args:
@@ -78,9 +81,10 @@ class Learner:
             callbacks: As for `model.fit`.
             verbose: As for `model.fit`.
             pause_every: As for `CompiledLoop.fit`.
+            begun: The same task after some epochs, to go on from; None to begin it.
 
-        Returns:
-            The loss in the last epoch.
+        Raises:
+            DamagedError: If `begun` is of something else than this task.
         """
         recipe, head = self.settings.recipe, self._head(number)
         learning_rate, epochs = recipe.for_task(number)
@@ -97,7 +101,10 @@ class Learner:
             _reset(self.optimizer)
         self.optimizer.learning_rate = learning_rate
         self.method.before_task(model, _Batches(examples, recipe.batch_size))
-        logs = self._loop(head).fit(
+        if begun is not None:
+            with begun.naming_damage():
+                self._go_on(model, begun.arrays)
+        self._loop(head).fit(
             examples,
             epochs=epochs,
             batch_size=recipe.batch_size,
@@ -108,9 +115,41 @@ class Learner:
             callbacks=[*callbacks, *self.method.callbacks()],
             verbose=verbose,
             pause_every=pause_every,
+            initial_epoch=0 if begun is None else begun.epochs,
         )
         self.network.keep(head)
-        return logs["loss"]
+
+    def under_way(self, number: int) -> dict[str, dict[str, np.ndarray]] | None:
+        """Return everything that learning a task changes, as it is between two epochs.
+
+        Args:
+            number: Number of the task, from 0.
+
+        Returns:
+            Groups of arrays by name; None if the method cannot go on within a task.
+        """
+        model = self.network.models[self.network.logits(self._head(number))]
+        own = self.method.under_way(model)
+        if own is None:
+            return None
+        values = {
+            group: {str(k): variable.numpy() for k, variable in enumerate(variables)}
+            for group, variables in self._changed_by(model).items()
+        }
+        return values | {"method": own}
+
+    def _go_on(self, model, arrays):
+        for group, variables in self._changed_by(model).items():
+            if len(variables) != len(arrays[group]):
+                raise ValueError(f"it has {len(arrays[group])} {group} variables")
+            for k, variable in enumerate(variables):
+                variable.assign(arrays[group][str(k)])
+        self.method.go_on(model, arrays["method"])
+
+    def _changed_by(self, model):
+        """Return the variables that training a model changes, in groups."""
+        met = [model.labels_met] if isinstance(model, AllHeads) else []
+        return {"model": [*model.variables, *met], "optimizer": self.optimizer.variables}
 
     def after_task(self, number: int, split: Split, on_progress: Callable | None = None) -> None:
         """Have the method take note of the task that was just learned."""

@@ -60,6 +60,7 @@ class CompiledLoop:
         callbacks: Sequence[keras.callbacks.Callback] = (),
         verbose: int = 0,
         pause_every: int | None = None,
+        initial_epoch: int = 0,
     ) -> dict[str, float]:
         """Train the model as `model.fit` does.
 
@@ -75,9 +76,10 @@ class CompiledLoop:
             verbose: As for `model.fit`.
             pause_every: A call ends after every so many steps, counted over all epochs, so that
                 callbacks are told of those steps; the steps are the same. None for no such pause.
+            initial_epoch: How many of the epochs have been learned before.
 
         Returns:
-            The metrics of the last epoch, by name.
+            The metrics of the last epoch, by name; none if all had been learned before.
         """
         model, steps = self.model, -(-len(split) // batch_size)
         following = keras.callbacks.CallbackList(
@@ -92,9 +94,9 @@ class CompiledLoop:
         self._prepare()
         logs: dict[str, float] = {}
         model.stop_training = False
-        epochs_of_data = _epochs(split, batch_size, seed, augment, pause_every)
+        epochs_of_data = _epochs(split, batch_size, seed, augment, pause_every, initial_epoch)
         following.on_train_begin()
-        for epoch in range(epochs):
+        for epoch in range(initial_epoch, epochs):
             following.on_epoch_begin(epoch)
             logs = self._epoch(next(epochs_of_data), batch_size, following)
             following.on_epoch_end(epoch, logs)
@@ -180,17 +182,17 @@ def _bytes_of_one(split):
     return max(1, split.dtype.itemsize * math.prod(split.input_shape))
 
 
-def _epochs(split, batch_size, seed, augment, pause_every):
+def _epochs(split, batch_size, seed, augment, pause_every, first):
     """Yield the data of one epoch after the other: pairs of inputs and labels, for a call each."""
     if split.in_memory and not augment:  # a pipeline would only cost time
         steps = -(-len(split) // batch_size)
         per_call = steps_per_call(split, batch_size)
-        for epoch in itertools.count():
+        for epoch in itertools.count(first):
             order = epoch_order(len(split), seed, epoch)
             ends = call_ends(epoch * steps, steps, per_call, pause_every)
             parts = np.split(order, [end * batch_size for end in ends])
             yield ((split.read(part), split.labels[part]) for part in parts)
-    dataset = split.dataset(batch_size, shuffle_seed=seed, augment=augment)
+    dataset = split.dataset(batch_size, shuffle_seed=seed, augment=augment, first_epoch=first)
     while True:
         yield dataset
 

@@ -31,6 +31,7 @@ from .run_directory import (
     OPTIMIZER,
     PROGRESS,
     RESULT,
+    UNDER_WAY,
     are,
     check_content,
     claimed,
@@ -48,6 +49,7 @@ from .run_directory import (
 from .settings import Settings
 from .summary import title
 from .tasks import Split, Task, TaskStream, original_errors
+from .under_way import SaveUnderWay, TaskUnderWay
 
 _PROGRESS = {
     "accuracies": are(is_fraction),
@@ -125,6 +127,16 @@ class Listener:
     def task_started(self, number: int, task: Task, epochs: int) -> None:
         """Task `number`, counted from 1, is about to be learned in so many epochs."""
 
+    def task_resumed(
+        self, history: Mapping[str, Sequence[float]], evaluations: Sequence["Evaluation"]
+    ) -> None:
+        """The task that has just started goes on after epochs that another process learned.
+
+        Args:
+            history: The metrics of each of these epochs, by name.
+            evaluations: What was measured in them.
+        """
+
     def evaluated(self, evaluation: Evaluation) -> None:
         """The tasks so far have been measured while another one is being learned."""
 
@@ -150,8 +162,9 @@ def train(
 ) -> dict:
     """Learn all tasks of a stream in turn, or continue an interrupted run of the same settings.
 
-    A finished run is not repeated: its result is read. The same seed gives the same result on the
-    same machine, whether or not the run was interrupted.
+    A finished run is not repeated: its result is read. An interrupted one goes on after the last
+    epoch, or with epochs that are shorter, after one that ended a second earlier at most. The same
+    seed gives the same result on the same machine, whether or not the run was interrupted.
 
     Args:
         stream: The tasks.
@@ -179,6 +192,8 @@ def train(
         DamagedError: If a file in the folder is damaged.
         DivergedError: If the training diverged.
     """
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
     description = describe(stream, settings, evaluate_on)
     shared = None
     if first_tasks is not None and settings.shares_first_task:
@@ -193,6 +208,7 @@ def train(
         if not finished:
             run.save_network()
             write_json(directory / RESULT, run.result() | {"arguments": arguments or {}})
+        (directory / UNDER_WAY).unlink(missing_ok=True)
         return read_result(directory)
 
 
@@ -427,21 +443,59 @@ class _Run:
 
     def _learn(self, number, task):
         *earlier, data = map(self._training_data, self.stream.tasks[: number + 1])
-        with self._timed("training"), _prints_to_stderr(self.verbose):
-            self.history = keras.callbacks.History()
-            callbacks = [*self._callbacks(number), keras.callbacks.TerminateOnNaN()]
-            loss = self.learner.learn(
+        self.history = keras.callbacks.History()
+        begun = self._begun(number)
+        with self._timed("training") as watch, _prints_to_stderr(self.verbose):
+            callbacks = [
+                *self._callbacks(number),
+                keras.callbacks.TerminateOnNaN(),
+                SaveUnderWay(lambda epochs: self._save_under_way(number, epochs, watch)),
+            ]
+            self.learner.learn(
                 number,
                 data,
                 earlier=earlier,
                 callbacks=callbacks,
                 verbose=self.verbose,
                 pause_every=self.settings.evaluate_every,
+                begun=begun,
             )
-        self._check_finite(loss, task)
+        self._check_finite(self.history.history["loss"], task)
         with self._timed("importance"):
             self.learner.after_task(number, data, on_progress=self._importance_measured)
         self._check_weights(number, task)
+
+    def _begun(self, number):
+        """Return the task as an interrupted run left it after an epoch, None if it did not."""
+        begun = TaskUnderWay.read(self.directory)
+        if begun is None or begun.number != number:  # of a task that was finished after it
+            return None
+        with begun.naming_damage():
+            self.history.history = dict(begun.history)
+            self.seconds = {phase: begun.seconds[phase] for phase in self.seconds}
+            evaluations = [Evaluation(**each) for each in begun.evaluations]
+        self.evaluations += evaluations
+        for listener in self.listeners:
+            listener.task_resumed(self.history.history, evaluations)
+        return begun
+
+    def _save_under_way(self, number, epochs, watch):
+        """Save the task under way after so many epochs, if the method can go on within a task."""
+        watch.lap()
+        with self._timed_within_training("saving"):
+            arrays = self.learner.under_way(number)
+            if arrays is None:
+                return
+            evaluations = [dataclasses.asdict(each) for each in self._evaluations_of(number)]
+            TaskUnderWay(
+                self.directory,
+                number,
+                epochs,
+                self.seconds,
+                self.history.history,
+                evaluations,
+                arrays,
+            ).save()
 
     def _training_data(self, task):
         """Return the training data, with the validation data unless that is evaluated on."""
@@ -458,11 +512,8 @@ class _Run:
 
     def _evaluate(self, number, step, steps):
         """Measure the tasks so far in the middle of a task, whose time this is not."""
-        started = time.perf_counter()
-        accuracies = self.learner.accuracies_under_way(number, self.evaluate_on)
-        seconds = time.perf_counter() - started
-        self.seconds["evaluation"] += seconds
-        self.seconds["training"] -= seconds
+        with self._timed_within_training("evaluation"):
+            accuracies = self.learner.accuracies_under_way(number, self.evaluate_on)
         self.evaluations.append(Evaluation(number + 1, step, steps, accuracies))
         for listener in self.listeners:
             listener.evaluated(self.evaluations[-1])
@@ -471,11 +522,13 @@ class _Run:
         for listener in self.listeners:
             listener.importance_measured(examples, total)
 
-    def _check_finite(self, loss, task):
-        if not math.isfinite(loss):
+    def _check_finite(self, losses, task):
+        """Refuse a loss that was no number in the last epoch, after which training stopped."""
+        if not math.isfinite(losses[-1]):
             raise DivergedError(
-                f"Expected a finite loss. Received: {loss} while learning task '{task.name}' with "
-                f"{title(self.settings.of_method)}. Lower {self._cure()}."
+                f"Expected a finite loss. Received: {losses[-1]} in epoch {len(losses)} of task "
+                f"'{task.name}' with {title(self.settings.of_method)}. Lower {self._cure()}; the "
+                "tasks before it are kept."
             )
 
     def _check_weights(self, number, task):
@@ -599,6 +652,14 @@ class _Run:
     def _timed(self, phase):
         return _Stopwatch(self.seconds, phase)
 
+    @contextlib.contextmanager
+    def _timed_within_training(self, phase):
+        """Count what happens between two steps as another phase."""
+        before = self.seconds[phase]
+        with self._timed(phase):
+            yield
+        self.seconds["training"] -= self.seconds[phase] - before
+
 
 def _last(values):
     return values[-1] if values else None
@@ -673,6 +734,13 @@ class _Stopwatch:
 
     def __enter__(self):
         self.started = time.perf_counter()
+        return self
 
     def __exit__(self, *exception):
-        self.seconds[self.phase] += time.perf_counter() - self.started
+        self.lap()
+
+    def lap(self):
+        """Add the seconds so far."""
+        now = time.perf_counter()
+        self.seconds[self.phase] += now - self.started
+        self.started = now

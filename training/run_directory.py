@@ -7,6 +7,8 @@ A run's folder holds
                         changed), memory.npz (what the method remembers), progress.json (accuracies
                         and seconds so far, the metrics of its epochs), and optimizer.npz (its
                         moments) if that is kept
+    under-way.npz       the task that is being learned after its last epoch: weights, optimizer,
+                        what the method has added up, the metrics of its epochs
     model.keras         the trunk and all heads, in the end
     result.json         the result, written last
     accuracy.png        a picture of it
@@ -49,6 +51,7 @@ ARGUMENTS = "arguments.json"
 RESULT = "result.json"
 MODEL, MEMORY, PROGRESS = "model.keras", "memory.npz", "progress.json"
 OPTIMIZER = "optimizer.npz"
+UNDER_WAY = "under-way.npz"
 CSV_LOG, TENSORBOARD = "training.csv", "tensorboard"
 _MEMORY_PART = "memory:"
 _IMPORTANCE = "importance/"  # what precedes a weight's name in what `SynapticMemory.save` writes
@@ -67,7 +70,7 @@ _REPLACE = (
 
 # The path in a run's folder of every file that a run writes, as a regular expression.
 RUN_FILES = (
-    r"(arguments|result|\.lock)\.json|accuracy\.png|\.lock|model\.keras"
+    r"(arguments|result|\.lock)\.json|accuracy\.png|\.lock|model\.keras|under-way\.npz"
     r"|\d+/(model\.keras|(memory|optimizer)\.npz|progress\.json)|training\.csv|tensorboard/.+"
 )
 

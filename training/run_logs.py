@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,22 @@ class _EpochLog(Listener):
         """Remember which task its epochs will be of."""
         self.number, self.task = number, task
 
+    def task_resumed(
+        self, history: Mapping[str, Sequence[float]], evaluations: Sequence[Evaluation]
+    ) -> None:
+        """Write down the epochs of the task that were learned before."""
+        self._write_again(self.number, self.task, history, evaluations)
+
     def task_finished(self, result: TaskResult) -> None:
         """Write down the epochs of a task that was not learned now."""
         if result.number != self.number:
-            for epoch, values in enumerate(zip(*result.history.values(), strict=True), 1):
-                metrics = dict(zip(result.history, values, strict=True))
-                self.epoch_ended(result.number, result.task, epoch, metrics)
-            for evaluation in result.evaluations:
-                self.evaluated(evaluation)
+            self._write_again(result.number, result.task, result.history, result.evaluations)
+
+    def _write_again(self, number, task, history, evaluations):
+        for epoch, values in enumerate(zip(*history.values(), strict=True), 1):
+            self.epoch_ended(number, task, epoch, dict(zip(history, values, strict=True)))
+        for evaluation in evaluations:
+            self.evaluated(evaluation)
 
 
 class _Epochs(keras.callbacks.Callback):

@@ -248,6 +248,9 @@ class Settings:
             learned; None for at the end of each task alone. It changes nothing that is learned,
             except with `online_mas`: that consolidates where a call of several steps ends, and
             every measurement ends one.
+        deterministic: Whether TensorFlow takes only kernels whose result is the same to the last
+            bit each time, on a GPU too; see `tf.config.experimental.enable_op_determinism`, which
+            then stays enabled in the process.
 
     Raises:
         UsageError: If a number is out of range, a name is unknown, or the method cannot have batch
@@ -284,6 +287,11 @@ class Settings:
         "also measure the tasks so far after every STEPS training steps",
         bounds=AT_LEAST_ONE,
         metavar="STEPS",
+    )
+    deterministic: bool = option(
+        False,
+        "take only kernels that compute the same to the last bit each time, on a GPU too, where "
+        "they may be slower",
     )
 
     def __post_init__(self):
@@ -369,6 +377,8 @@ def run_name(stream: TaskStream, settings: Settings) -> str:
             parts.append(f"{label(field)}{_short(value)}")
     if settings.evaluate_every is not None:
         parts.append(f"every{settings.evaluate_every}")
+    if settings.deterministic:
+        parts.append("deterministic")
     return "-".join([*parts, f"seed{settings.seed}"])
 
 

@@ -101,6 +101,33 @@ class Method:
         """Return what is to follow the training of every task, for `model.fit`."""
         return []
 
+    def under_way(self, model: keras.Model) -> dict[str, np.ndarray] | None:
+        """Return what changes in the method itself while a task is being learned.
+
+        The command line saves it after an epoch, with the variables of the model and of the
+        optimizer, and so goes on within a task. None: it cannot, and begins the task anew. A class
+        that derives from one that can, and changes more during a task, adds it here.
+
+        Args:
+            model: Model of the task.
+
+        Returns:
+            Arrays by name, none in the simplest case; or None, which is what a method returns that
+            does not say what it changes.
+        """
+        return None
+
+    def go_on(self, model: keras.Model, arrays: dict[str, np.ndarray]) -> None:
+        """Take over what `under_way` returned, after `before_task` of the same task.
+
+        Args:
+            model: Model of the task, with its weights of then.
+            arrays: As `under_way` returned them.
+
+        Raises:
+            Exception: Of any class, if they are of something else.
+        """
+
     def after_task(
         self,
         model: keras.Model,

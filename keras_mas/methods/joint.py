@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 
 from ..heads import AllHeadsModel
 from . import base
@@ -42,3 +43,7 @@ class Method(base.Method):
     def model(self, inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
         """Return a model of the logits of all heads, or of one that tasks share."""
         return AllHeadsModel(inputs, outputs, name)
+
+    def under_way(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """Return nothing: the model and its optimizer are all that changes."""
+        return {}

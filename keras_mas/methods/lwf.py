@@ -209,6 +209,10 @@ class Method(base.RememberingMethod):
             )
         model.hold(self.strength)
 
+    def under_way(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """Return nothing: what is held stays as it is during a task."""
+        return {}
+
     def after_task(
         self,
         model: keras.Model,

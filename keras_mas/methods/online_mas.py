@@ -259,6 +259,14 @@ class Method(QuadraticMethod):
                 self.plateaus.variance_threshold,
             )
 
+    def under_way(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """Return the whole state: it may consolidate at any step."""
+        return self.state()
+
+    def go_on(self, model: keras.Model, arrays: dict[str, np.ndarray]) -> None:
+        """Take over a state of the same task."""
+        self.restore(arrays, self._tasks)
+
     def state(self) -> dict[str, np.ndarray]:
         """Return Ω, θ* and λ, the window of losses and the hard examples."""
         values = {

@@ -91,6 +91,10 @@ class QuadraticMethod(base.RememberingMethod):
         """Refuse a model in which the penalty would act in another way than was asked for."""
         self._check_penalty_of(model)
 
+    def under_way(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """Return nothing: Ω, θ* and λ stay as they are during a task."""
+        return {}
+
     def after_task(
         self,
         model: keras.Model,

@@ -40,6 +40,11 @@ class PathIntegral:
         change = tf.cast(state.weight, total.dtype) - tf.cast(before, total.dtype)
         total.assign_sub(tf.cast(gradient, total.dtype) * change)
 
+    def assign(self, state: WeightState, total: np.ndarray) -> None:
+        """Have a weight, which need not have taken a step, begin at ω = `total`."""
+        self.start([state])
+        self._sums[state].assign(total)
+
     def of(self, state: WeightState) -> np.ndarray:
         """Return ω of a weight; 0 if it has taken no step."""
         total = self._sums.get(state)
@@ -149,18 +154,27 @@ class Method(QuadraticMethod):
             self.memory.forget()  # weights may have been loaded since `protect`
         self.path_integral.reset()
 
+    def under_way(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """Return ω so far."""
+        return {name: self.path_integral.of(state) for name, state in self._states(model).items()}
+
+    def go_on(self, model: keras.Model, arrays: dict[str, np.ndarray]) -> None:
+        """Take over ω."""
+        for name, state in self._states(model).items():
+            self.path_integral.assign(state, arrays[name])
+
     def importance(
         self, model: keras.Model, x: Any, y: Any = None, **options: Any
     ) -> dict[str, np.ndarray]:
         """Return ω of the task; the data are not read."""
+        return self.under_way(model)
+
+    def _states(self, model):
+        """Return what is remembered of every weight that is, by its name in the model."""
         states = {
             name: self.memory.state_for(weight) for name, weight in trainable_weights(model).items()
         }
-        return {
-            name: self.path_integral.of(state)
-            for name, state in states.items()
-            if state is not None
-        }
+        return {name: state for name, state in states.items() if state is not None}
 
     def merged(
         self, importance: np.ndarray, anchor: np.ndarray, now: np.ndarray, weight: np.ndarray

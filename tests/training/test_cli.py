@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -813,3 +814,43 @@ def test_the_best_found_is_printed_with_the_options_of_the_data(photos, capsys):
     assert "--skip-broken" in words
     assert words[words.index("--cache-dir") + 1] == "cache"
     assert words[words.index("--augment") + 1] == "flip"
+
+
+class Ends:
+    """What a command's `run` is replaced by: it gets a signal, and perhaps a second one later."""
+
+    def __init__(self, number):
+        self.number = number
+        self.handlers = None
+
+    def __call__(self, args):
+        try:
+            signal.raise_signal(self.number)
+        finally:
+            self.handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_unwinds_a_command_and_a_second_one_ends_it(
+    monkeypatch, capsys, number, code, word
+):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("keras_mas.training.commands.completion.run", run := Ends(number))
+    assert main(["completion", "bash"]) == code
+    assert capsys.readouterr().err == (
+        f"keras-mas: {word}. The same command continues where it stopped.\n"
+    )
+    assert run.handlers == (signal.SIG_DFL, signal.SIG_DFL)  # a second one ends the process
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_an_interruption_that_is_ignored_stays_so(monkeypatch):
+    monkeypatch.setattr("keras_mas.training.commands.completion.run", Ends(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind `nohup`
+    try:
+        assert main(["completion", "bash"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import keras
 import numpy as np
 import pytest
 
 from keras_mas.methods import METHODS, load_method
+from keras_mas.training import under_way
 from keras_mas.training.cli import main
 from keras_mas.training.run import Listener, saved_heads, train
 from keras_mas.training.settings import Settings, run_name
@@ -25,13 +27,35 @@ class Magnitude(QuadraticMethod):
 """
 
 
-class StopAt(Listener):
+class StopWithin(Listener):
+    """Interrupts a run when the second epoch of a task begins."""
+
     def __init__(self, number):
-        self.number = number
+        self.number, self.now = number, 0
+        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_begin=self.stop),)
 
     def task_started(self, number, task, epochs):
-        if number == self.number:
+        self.now = number
+
+    def stop(self, epoch, logs):
+        if (self.now, epoch) == (self.number, 1):
             raise KeyboardInterrupt
+
+
+class Epochs(Listener):
+    """Counts the epochs that are learned."""
+
+    def __init__(self):
+        self.count = 0
+        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_begin=self.begun),)
+
+    def begun(self, epoch, logs):
+        self.count += 1
+
+
+@pytest.fixture(autouse=True)
+def every_epoch(monkeypatch):
+    monkeypatch.setattr(under_way, "EVERY", 0.0)
 
 
 @pytest.fixture
@@ -50,18 +74,28 @@ def final_weights(folder, tasks):
     return [weight for model in models.values() for weight in model.get_weights()]
 
 
+def remembered(folder, tasks):
+    """What the method saved after the last task, if it remembers anything."""
+    path = folder / str(tasks) / "memory.npz"
+    return dict(np.load(path)) if path.exists() else {}
+
+
 def assert_resumes(stream, settings, tmp_path):
-    """Check that a run that was interrupted before its last task ends as one that was not."""
+    """Check that a run that was interrupted in its last task ends as one that was not."""
     whole = train(stream, settings, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(stream, settings, tmp_path / "cut", listeners=[StopAt(len(stream.tasks))])
-    resumed = train(stream, settings, tmp_path / "cut")
+        train(stream, settings, tmp_path / "cut", listeners=[StopWithin(len(stream.tasks))])
+    resumed = train(stream, settings, tmp_path / "cut", listeners=[epochs := Epochs()])
+    assert epochs.count == 1  # of two
     assert resumed["accuracy_matrix"] == whole["accuracy_matrix"]
     pairs = zip(
         *(final_weights(tmp_path / name, len(stream.tasks)) for name in ("whole", "cut")),
         strict=True,
     )
     assert all(np.array_equal(a, b) for a, b in pairs)
+    mine, theirs = (remembered(tmp_path / name, len(stream.tasks)) for name in ("cut", "whole"))
+    assert mine.keys() == theirs.keys()
+    assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
     return whole
 
 

@@ -339,7 +339,8 @@ def test_a_training_that_diverges_is_named(stream, settings, tmp_path):
     recipe = dataclasses.replace(settings.recipe, optimizer="sgd", learning_rate=1e6)
     asked = dataclasses.replace(settings, recipe=recipe)
     with pytest.raises(
-        DivergedError, match="finite loss.*task '.*' with mas λ=1. Lower `--learning-rate` or"
+        DivergedError,
+        match=r"finite loss.*epoch \d of task '.*' with mas λ=1. Lower `--learning-rate` or",
     ):
         train(stream, asked, tmp_path / "run")
     assert not (tmp_path / "run/result.json").exists()

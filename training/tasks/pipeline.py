@@ -24,6 +24,7 @@ def batches(
     *,
     shuffle_seed: int | None,
     augment: tuple[str, ...],
+    first_epoch: int,
 ) -> "tf.data.Dataset":
     """Return the batches of a split; arguments as for `Split.dataset`."""
     import tensorflow as tf
@@ -33,7 +34,7 @@ def batches(
     check_augmentations(augment, source.shape[1:])
     count = len(split)
     number_of_batches = -(-count // batch_size)
-    epochs = itertools.count()
+    epochs = itertools.count(first_epoch)
 
     def order():
         """Return the epoch that begins now, and the rows and labels in its order."""

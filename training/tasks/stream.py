@@ -113,6 +113,7 @@ class Split:
         *,
         shuffle_seed: int | None = None,
         augment: tuple[str, ...] = (),
+        first_epoch: int = 0,
     ) -> "tf.data.Dataset":
         """Return the examples as a dataset of batches, made ahead of their use.
 
@@ -126,6 +127,7 @@ class Split:
                 for the split's own order.
             augment: Names out of `augmentation.AUGMENTATIONS`. What is changed, and how, depends on
                 the seed, the epoch and the batch.
+            first_epoch: Number of the epoch that the first iteration is.
 
         Returns:
             Pairs of inputs `[n, ...]` and labels `[n]`; `batches` yields inputs alone.
@@ -141,6 +143,7 @@ class Split:
             batch_size,
             shuffle_seed=shuffle_seed,
             augment=augment,
+            first_epoch=first_epoch,
         )
 
 

@@ -1,0 +1,259 @@
+"""Runs that are interrupted within a task, which go on after its last epoch."""
+
+import dataclasses
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mas.training import under_way
+from keras_mas.training.run import DivergedError, Listener, saved_heads, train
+from keras_mas.training.run_directory import UNDER_WAY, DamagedError
+from keras_mas.training.run_logs import followers
+from keras_mas.training.settings import Following
+from keras_mas.training.tasks import TaskStream
+
+DROPOUT = """
+import keras
+
+def features(inputs):
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(8, "relu")(inputs))
+    return keras.layers.Dropout(0.5)(x)
+"""
+
+
+class Follower(Listener):
+    """Notes the epochs that are learned, and interrupts the run when one of them begins or ends."""
+
+    def __init__(self, interrupts=None):
+        self.interrupts = interrupts
+        self.epochs, self.resumed, self.task = [], [], 0
+        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_begin=self.begun),)
+
+    def task_started(self, number, task, epochs):
+        self.task = number
+
+    def task_resumed(self, history, evaluations):
+        self.resumed.append((self.task, len(history["loss"]), len(evaluations)))
+
+    def importance_measured(self, examples, total):
+        if self.interrupts == (self.task, "importance"):
+            raise KeyboardInterrupt
+
+    def begun(self, epoch, logs):
+        if self.interrupts == (self.task, epoch + 1):
+            raise KeyboardInterrupt
+        self.epochs.append((self.task, epoch + 1))
+
+
+@pytest.fixture(autouse=True)
+def every_epoch(monkeypatch):
+    monkeypatch.setattr(under_way, "EVERY", 0.0)
+
+
+@pytest.fixture
+def two_tasks(stream):
+    return TaskStream("insects", "task", stream.tasks[:2], stream.rescale)
+
+
+def with_recipe(settings, **recipe):
+    return dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, **recipe))
+
+
+def interrupt(stream, settings, folder, when, more=()):
+    with pytest.raises(KeyboardInterrupt):
+        train(stream, settings, folder, listeners=[*more, Follower(when)])
+
+
+def go_on(stream, settings, folder, more=()):
+    follower = Follower()
+    return train(stream, settings, folder, listeners=[*more, follower]), follower
+
+
+def weights(folder, tasks=2):
+    models, _ = saved_heads(folder, tasks)
+    return [weight for model in models.values() for weight in model.get_weights()]
+
+
+def assert_ends_the_same(result, whole, tmp_path):
+    for key in ("accuracy_matrix", "baseline", "forgetting", "evaluations", "free", "strengths"):
+        assert result.get(key) == whole.get(key)
+    for mine, theirs in zip(weights(tmp_path / "cut"), weights(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("when", "epochs"),
+    [
+        ((1, 1), [(1, e) for e in range(1, 7)] + [(2, e) for e in range(1, 7)]),  # nothing saved
+        ((1, 4), [(1, 4), (1, 5), (1, 6)] + [(2, e) for e in range(1, 7)]),
+        ((2, 6), [(2, 6)]),
+        ((2, "importance"), []),
+    ],
+)
+def test_a_run_goes_on_after_its_last_epoch(two_tasks, settings, tmp_path, when, epochs):
+    whole = train(two_tasks, settings, tmp_path / "whole")
+    interrupt(two_tasks, settings, tmp_path / "cut", when)
+    result, follower = go_on(two_tasks, settings, tmp_path / "cut")
+    assert follower.epochs == epochs
+    assert_ends_the_same(result, whole, tmp_path)
+    assert not (tmp_path / "cut" / UNDER_WAY).exists()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer_state": "kept"},
+        {"backbone": "dropped:features", "batch_norm": "shared"},
+        {"backbone": "dropped:features", "batch_norm": "per-task"},
+    ],
+    ids=lambda recipe: "-".join(recipe.values()),
+)
+def test_whatever_a_step_depends_on_goes_on(two_tasks, settings, tmp_path, monkeypatch, recipe):
+    (tmp_path / "dropped.py").write_text(DROPOUT)
+    monkeypatch.chdir(tmp_path)
+    asked = with_recipe(settings, epochs=3, **recipe)
+    whole = train(two_tasks, asked, tmp_path / "whole")
+    interrupt(two_tasks, asked, tmp_path / "cut", (2, 3))
+    result, follower = go_on(two_tasks, asked, tmp_path / "cut")
+    assert follower.epochs == [(2, 3)]
+    assert_ends_the_same(result, whole, tmp_path)
+
+
+def test_augmented_images_are_those_of_the_epoch(two_tasks, settings, tmp_path):
+    labels = np.arange(40) % 2
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 128, [3, 40, 6, 6, 1], "uint8")
+    images = noise + (labels * 127).astype("uint8")[:, None, None, None]
+    tasks = [
+        dataclasses.replace(
+            task,
+            **{
+                role: type(split)(pixels, labels)
+                for (role, split), pixels in zip(task.splits.items(), images, strict=True)
+            },
+        )
+        for task in two_tasks.tasks
+    ]
+    stream = TaskStream("moths", "task", tuple(tasks), (1 / 255, 0.0))
+    asked = with_recipe(settings, epochs=3, augment="flip,crop", backbone="mlp-4")
+    whole = train(stream, asked, tmp_path / "whole")
+    interrupt(stream, asked, tmp_path / "cut", (1, 3))
+    result, follower = go_on(stream, asked, tmp_path / "cut")
+    assert follower.epochs[0] == (1, 3)
+    assert_ends_the_same(result, whole, tmp_path)
+
+
+def test_an_automatic_strength_is_that_of_the_whole_task(two_tasks, settings, tmp_path):
+    asked = dataclasses.replace(settings, strength="auto", penalty="decoupled")
+    whole = train(two_tasks, asked, tmp_path / "whole")
+    interrupt(two_tasks, asked, tmp_path / "cut", (2, 5))
+    result, _ = go_on(two_tasks, asked, tmp_path / "cut")
+    assert_ends_the_same(result, whole, tmp_path)
+    assert result["strengths"] == whole["strengths"]
+
+
+def test_logs_and_measurements_are_whole(two_tasks, settings, tmp_path):
+    asked = dataclasses.replace(settings, evaluate_every=4)  # of five steps in an epoch
+
+    def log(name):
+        return followers(Following(log="csv"), asked, tmp_path / name)
+
+    whole = train(two_tasks, asked, tmp_path / "whole", listeners=log("whole"))
+    interrupt(two_tasks, asked, tmp_path / "cut", (2, 4), more=log("cut"))
+    result, follower = go_on(two_tasks, asked, tmp_path / "cut", more=log("cut"))
+    assert follower.resumed == [(2, 3, 3)]
+    assert_ends_the_same(result, whole, tmp_path)
+    a, b = ((tmp_path / name / "training.csv").read_text() for name in ("whole", "cut"))
+    assert a == b
+    assert result["seconds"].keys() == whole["seconds"].keys()
+    assert min(result["seconds"].values()) > 0
+
+
+def test_a_training_that_a_callback_stopped_is_not_taken_up_again(two_tasks, settings, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    def stopping():
+        listener = Listener()
+        listener.callbacks = (Stop(),)
+        return [listener]
+
+    folder = tmp_path / "cut"
+    interrupt(two_tasks, settings, folder, (2, "importance"), more=stopping())
+    _, follower = go_on(two_tasks, settings, folder)
+    assert follower.epochs == []
+    history = json.loads((folder / "2" / "progress.json").read_text())["history"]
+    assert len(history["loss"]) == 2
+
+
+def test_a_method_that_does_not_say_what_it_changes_begins_the_task_anew(
+    two_tasks, settings, tmp_path, monkeypatch
+):
+    (tmp_path / "silent.py").write_text(
+        "from keras_mas.methods.base import Method\n\nclass Silent(Method):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    asked = dataclasses.replace(settings, method="silent:Silent")
+    interrupt(two_tasks, asked, tmp_path / "cut", (1, 4))
+    _, follower = go_on(two_tasks, asked, tmp_path / "cut")
+    assert follower.epochs[0] == (1, 1)
+
+
+def test_saves_are_a_second_apart(two_tasks, settings, tmp_path, monkeypatch):
+    now = [0.0]
+    saved = []
+    monkeypatch.setattr(under_way, "EVERY", 1.0)
+    monkeypatch.setattr(under_way.time, "monotonic", lambda: now[0])
+    callback = under_way.SaveUnderWay(saved.append)
+    callback.set_model(keras.Sequential())
+    callback.model.stop_training = False
+    for epoch in range(10):
+        now[0] += 0.4
+        callback.on_epoch_end(epoch)
+    assert saved == [3, 6, 9]
+
+
+def test_what_diverged_is_not_saved(two_tasks, settings, tmp_path):
+    asked = with_recipe(settings, optimizer="sgd", learning_rate=1e3)
+    with pytest.raises(DivergedError, match="epoch"):
+        train(two_tasks, asked, tmp_path / "run")
+    path = tmp_path / "run" / UNDER_WAY
+    begun = under_way.TaskUnderWay.read(path.parent)
+    assert begun is None or np.all(np.isfinite(begun.history["loss"]))
+
+
+def test_what_another_task_left_is_not_taken_for_this_one(two_tasks, settings, tmp_path):
+    folder = tmp_path / "cut"
+    interrupt(two_tasks, settings, folder, (1, 6))
+    left = (folder / UNDER_WAY).read_bytes()
+    interrupt(two_tasks, settings, folder, (2, 1))
+    (folder / UNDER_WAY).write_bytes(left)  # as if it was killed before it could be replaced
+    whole = train(two_tasks, settings, tmp_path / "whole")
+    result, follower = go_on(two_tasks, settings, folder)
+    assert follower.epochs[0] == (2, 1)
+    assert_ends_the_same(result, whole, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "foreign", "another network's"])
+def test_a_damaged_file_is_named_and_nothing_is_lost(two_tasks, settings, tmp_path, kind):
+    folder = tmp_path / "cut"
+    interrupt(two_tasks, settings, folder, (2, 4))
+    path = folder / UNDER_WAY
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "foreign":
+        shutil.copy(folder / "1" / "memory.npz", path)
+    else:
+        other = with_recipe(settings, backbone="mlp-8")
+        interrupt(two_tasks, other, tmp_path / "other", (2, 4))
+        shutil.copy(tmp_path / "other" / UNDER_WAY, path)
+    with pytest.raises(DamagedError, match=f"{UNDER_WAY}' is damaged.*Remove it.*anew"):
+        train(two_tasks, settings, folder)
+    path.unlink()
+    _, follower = go_on(two_tasks, settings, folder)
+    assert follower.epochs[0] == (2, 1)
