@@ -8,7 +8,7 @@ and why a trial failed is not passed on. Its protocol, `keras_tuner.Oracle` over
     CreateTrial   a trial to run; IDLE if there is none now, STOPPED if there is none any more
     UpdateTrial   once a second: the worker is at work, and at which task; STOPPED if its trial was
                   given to another one in the meantime
-    EndTrial      what became of it. The results themselves are read from the search's folder.
+    EndTrial      what became of it: INVALID if its worker was interrupted. The results themselves are read from the search's folder.
 
 Nothing is encrypted and nobody is asked who they are.
 """
@@ -21,7 +21,7 @@ from keras_tuner.engine.trial import Trial as Message
 from keras_tuner.src import protos
 
 RUNNING, IDLE, STOPPED = "RUNNING", "IDLE", "STOPPED"
-COMPLETED, FAILED = "COMPLETED", "FAILED"
+COMPLETED, FAILED, INVALID = "COMPLETED", "FAILED", "INVALID"
 
 _CONTENT = "json"
 

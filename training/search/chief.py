@@ -142,7 +142,11 @@ class _Oracle:
             return
         with self._heard(asked.worker):
             said = channel.content_of(trial)
-            if trial.status == channel.COMPLETED:
+            if trial.status == channel.INVALID:
+                del self.seen[asked.worker]
+                why = f"worker {asked.worker} was interrupted"
+                self.plan.given_back(asked.worker, why, is_to_blame=False)
+            elif trial.status == channel.COMPLETED:
                 self.plan.finished(number, self._saved(asked, said))
             elif said["is_of_the_trial"]:
                 if not self.plan.crashed(number, said["kind"], said["text"]):

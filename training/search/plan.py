@@ -153,12 +153,19 @@ class Plan:
             self._end(asked.name, self.trials.failed(asked.values, reason))
             return True
 
-    def given_back(self, worker: str, why: str) -> None:
-        """Give what a worker had under way to another one, since it has ended."""
+    def given_back(self, worker: str, why: str, *, is_to_blame: bool = True) -> None:
+        """Give what a worker had under way to another one, since it has ended.
+
+        Args:
+            worker: Its name.
+            why: What became of it.
+            is_to_blame: Whether the trial may have been the cause.
+        """
         with self.lock:
             for asked in [a for a in self._under_way.values() if a.worker == worker]:
                 del self._under_way[asked.number]
-                deaths = self._deaths[asked.name] = self._deaths.get(asked.name, 0) + 1
+                deaths = self._deaths.get(asked.name, 0) + is_to_blame
+                self._deaths[asked.name] = deaths
                 if deaths < _MOST_DEATHS:
                     self.observer.said(f"{why} within {asked.name}, which another one goes on with")
                     self._to_give.insert(0, asked.name)

@@ -13,6 +13,7 @@ from ..learner import Learner, structure_of
 from ..run import DivergedError, Listener, TaskResult, finished_result, train
 from ..run_directory import (
     MODEL,
+    UNDER_WAY,
     DamagedError,
     InUseError,
     is_number,
@@ -240,4 +241,5 @@ def _remove_models(run, tasks):
     """Remove what a run that has ended would go on from; its results stay."""
     for number in range(1, tasks + 1):
         shutil.rmtree(task_folder(run, number), ignore_errors=True)
-    (run / MODEL).unlink(missing_ok=True)
+    for name in (MODEL, UNDER_WAY):
+        (run / name).unlink(missing_ok=True)

@@ -118,6 +118,10 @@ def _run(chief, trials, given, observer):
         if not is_of_it:
             raise
         observer.trial_ended(trials.failed(said["values"], f"crashed: {kind}: {text}"))
+    except BaseException:  # interrupted
+        with contextlib.suppress(ChiefError):
+            chief.end(given.trial_id, channel.INVALID)
+        raise
     else:
         report = {"learned": trial.learned, "seconds": trial.seconds}
         chief.end(given.trial_id, channel.COMPLETED, **report)
