@@ -5,10 +5,12 @@ chief that has died; a chief waits for ever for a worker that has died; λ is pa
 and why a trial failed is not passed on. Its protocol, `keras_tuner.Oracle` over gRPC, is kept:
 
     GetSpace      the name of the search, by which a worker of another one is noticed
-    CreateTrial   a trial to run; IDLE if there is none now, STOPPED if there is none any more
+    CreateTrial   a trial to run, and of which search; IDLE if there is none now, STOPPED if there
+                  is none any more
     UpdateTrial   once a second: the worker is at work, and at which task; STOPPED if its trial was
                   given to another one in the meantime
-    EndTrial      what became of it: INVALID if its worker was interrupted. The results themselves are read from the search's folder.
+    EndTrial      what became of it: INVALID if its worker was interrupted. The results
+                  themselves are read from the search's folder.
 
 Nothing is encrypted and nobody is asked who they are.
 """

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import secrets
 import subprocess
 import threading
 import time
@@ -112,6 +113,8 @@ class _Oracle:
         self.told_end: set[str] = set()
         self.error: Exception | None = None
         self._tasks: dict[int, int] = {}
+        # A worker may go on with the trial that an earlier chief gave it under the same number.
+        self._own = secrets.token_hex(4)
 
     def get_space(self):
         return channel.space_of(self.trials.folder.name)
@@ -121,14 +124,15 @@ class _Oracle:
             asked = self.plan.next(tuner_id)
             if asked is not None:
                 given = {"values": asked.values, "ended": asked.ended}
-                return channel.message(str(asked.number), channel.RUNNING, **given)
+                given["search"] = self.trials.folder.name
+                return channel.message(self._name(asked.number), channel.RUNNING, **given)
             if self.plan.is_finished:
                 self.told_end.add(tuner_id)
                 return channel.message("", channel.STOPPED)
         return channel.message("", channel.IDLE)
 
     def update_trial(self, trial_id, metrics, step=0):
-        asked = self.plan.under_way(int(trial_id))
+        asked = self._under_way(trial_id)
         if asked is None:
             return channel.message(trial_id, channel.STOPPED)
         with self._heard(asked.worker):
@@ -136,8 +140,7 @@ class _Oracle:
         return channel.message(trial_id, channel.RUNNING)
 
     def end_trial(self, trial):
-        number = int(trial.trial_id)
-        asked = self.plan.under_way(number)
+        asked = self._under_way(trial.trial_id)
         if asked is None:
             return
         with self._heard(asked.worker):
@@ -147,9 +150,9 @@ class _Oracle:
                 why = f"worker {asked.worker} was interrupted"
                 self.plan.given_back(asked.worker, why, is_to_blame=False)
             elif trial.status == channel.COMPLETED:
-                self.plan.finished(number, self._saved(asked, said))
+                self.plan.finished(asked.number, self._saved(asked, said))
             elif said["is_of_the_trial"]:
-                if not self.plan.crashed(number, said["kind"], said["text"]):
+                if not self.plan.crashed(asked.number, said["kind"], said["text"]):
                     raise RuntimeError(f"{said['kind']}: {said['text']}")
             else:
                 raise RuntimeError(said["text"])
@@ -169,6 +172,13 @@ class _Oracle:
         end = time.monotonic() + _FAREWELL
         while set(self.seen) - self.told_end and time.monotonic() < end:
             time.sleep(_LOOK)
+
+    def _name(self, number):
+        return f"{self._own}-{number}"
+
+    def _under_way(self, name):
+        own, _, number = name.partition("-")
+        return self.plan.under_way(int(number)) if own == self._own else None
 
     @contextlib.contextmanager
     def _heard(self, worker):

@@ -73,26 +73,31 @@ def join(
     folder, description = folder_of(stream, settings, space, directory)
     trials = Trials(stream, settings, space, folder)
     with contextlib.closing(_Chief(address)) as chief:
-        _check_same(chief, folder, description)
+        _check_same(chief, chief.search(), folder)
+        _check_folder(folder, description)
         count = 0
         while (given := chief.next()) is not None:
+            # Of a chief that was started again in the meantime, for another search perhaps.
+            _check_same(chief, channel.content_of(given)["search"], folder)
             count += 1
             _run(chief, trials, given, observer)
         return count
 
 
-def _check_same(chief, folder, description):
-    name = chief.search()
+def _check_same(chief, name, folder):
     if name != folder.name:
         raise UsageError(
             f"Expected the options of the search at {chief.address}, which is '{name}'. Received: "
             f"those of '{folder.name}'. Give the same tasks and options as there; only --workers "
             "and --listen become --join."
         )
+
+
+def _check_folder(folder, description):
     if not (folder / ARGUMENTS).exists():
         raise UsageError(
-            f"Expected the folder of the search, '{name}', in '{folder.parent}'. Received: a "
-            "folder without it. Give the --directory of the search, on a file system that its "
+            f"Expected the folder of the search, '{folder.name}', in '{folder.parent}'. Received: "
+            "a folder without it. Give the --directory of the search, on a file system that its "
             "machines share."
         )
     check_content(folder, description, SEARCH_FILES)
