@@ -1,6 +1,7 @@
 """A worker of a search: runs the trials that its chief gives it, in this process."""
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -72,7 +73,7 @@ def join(
     """
     folder, description = folder_of(stream, settings, space, directory)
     trials = Trials(stream, settings, space, folder)
-    with contextlib.closing(_Chief(address)) as chief:
+    with contextlib.closing(_Chief(address, observer)) as chief:
         _check_same(chief, chief.search(), folder)
         _check_folder(folder, description)
         count = 0
@@ -136,7 +137,8 @@ def _run(chief, trials, given, observer):
 class _Chief:
     """The chief, as a worker talks to it."""
 
-    def __init__(self, address):
+    def __init__(self, address, observer):
+        self.observer = observer
         self.address, self.name = address, worker_name(os.getpid())
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = channel.services.OracleStub(self._channel)
@@ -176,7 +178,7 @@ class _Chief:
 
     def _answer(self, method, asked):
         end = time.monotonic() + self._patience
-        while True:
+        for attempt in itertools.count():
             try:
                 return method(asked, timeout=_TIMEOUT)
             except grpc.RpcError as error:
@@ -186,6 +188,8 @@ class _Chief:
                     ) from error
                 if time.monotonic() > end:
                     raise ChiefError(self._gone()) from None
+            if attempt == 1 and not self._was_reached:
+                self.observer.said(f"waiting for the search at {self.address}")
             time.sleep(_PAUSE)
 
     def _gone(self):

@@ -1,11 +1,13 @@
-"""The files by which a search runs on a cluster: real parsers read them, and our own the commands."""
+"""The files by which a search runs on a cluster: real parsers read them, ours the commands."""
 
 import os
 import shlex
 import subprocess
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
+import yaml
 
 from keras_mas.training.cli import build_parser
 from keras_mas.training.options import given_options
@@ -13,8 +15,6 @@ from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.search.workers import Workers
 
 DOCS = Path(__file__).parents[3] / "docs"
-
-pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="of a checkout")
 
 
 def parsed(words):
@@ -34,9 +34,6 @@ def check_chief_and_worker(chief, worker):
 
 
 def test_kubernetes():
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    import yaml
-
     text = (DOCS / "search" / "kubernetes.yaml").read_text()
     documents = list(yaml.safe_load_all(text))
     for document in documents:
@@ -61,9 +58,7 @@ def test_kubernetes():
     labels = chief["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == labels
     [who] = rule["from"]
-    assert (
-        who["podSelector"]["matchLabels"] == workers["spec"]["template"]["metadata"]["labels"]
-    )
+    assert who["podSelector"]["matchLabels"] == workers["spec"]["template"]["metadata"]["labels"]
     claim = by_name["PersistentVolumeClaim", "search"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 

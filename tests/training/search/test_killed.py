@@ -126,9 +126,10 @@ def test_workers_and_their_chief_are_killed_and_nothing_is_lost_or_repeated(here
             running(here, *joining, log="b.txt") as b,
         ):
             rest = json.loads(chief.communicate(timeout=300)[0])
-            for worker in (a, b):
-                assert "the search has ended" in worker.communicate(timeout=60)[0]
-                assert worker.returncode == 0
+            # One may have come when all was done, and finds no chief.
+            ends = [(each.communicate(timeout=300)[0], each.returncode) for each in (a, b)]
+    assert sorted(code for _, code in ends) in ([0, 0], [0, 1])
+    assert all(("the search has ended" in text) == (code == 0) for text, code in ends)
     assert {path: path.stat().st_mtime_ns for path in ended} == ended
     assert rest["trained_now"] == 4 - len(ended)
     alone = [*command(400, "whole"), "--tuner", "random"]

@@ -188,13 +188,13 @@ class Lost:
         self.has_taken, self.name = threading.Event(), None
 
     def __call__(self, where):
-        with contextlib.closing(worker._Chief(where)) as its_chief:
+        with contextlib.closing(worker._Chief(where, Observer())) as its_chief:
             its_chief.search()
             self.name = its_chief.next().trial_id
             self.has_taken.set()
 
     def has_it_still(self, where):
-        with contextlib.closing(worker._Chief(where)) as its_chief:
+        with contextlib.closing(worker._Chief(where, Observer())) as its_chief:
             return its_chief.is_ours(self.name, 1)
 
 
@@ -300,12 +300,14 @@ def test_results_that_do_not_arrive_end_the_search(
         searched_by(stream, settings, asked, tmp_path / "here", copied)
 
 
-def test_a_chief_that_cannot_be_reached(stream, settings, tmp_path, joining):
+def test_a_chief_that_cannot_be_reached(stream, settings, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{taken.getsockname()[1]}"
+        waiting = Starting()
         with pytest.raises(ChiefError, match=f"Nothing has answered at {where}"):
-            joining(space(), tmp_path)(where)
+            join(stream, settings, space(), tmp_path, where, waiting)
+    assert waiting.lines == [f"waiting for the search at {where}"]
     assert not list(tmp_path.iterdir())
 
 
