@@ -1,7 +1,6 @@
 """A worker of a search: runs the trials that its chief gives it, in this process."""
 
 import contextlib
-import itertools
 import os
 import threading
 import time
@@ -142,7 +141,7 @@ class _Chief:
         self.address, self.name = address, worker_name(os.getpid())
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = channel.services.OracleStub(self._channel)
-        self._patience, self._was_reached = _FIRST, False
+        self._patience, self._was_reached, self._waits = _FIRST, False, False
 
     def close(self):
         self._channel.close()
@@ -177,20 +176,27 @@ class _Chief:
         self._answer(self._stub.EndTrial, channel.request.EndTrialRequest(trial=about))
 
     def _answer(self, method, asked):
+        """Return what the chief answers, when it does."""
         end = time.monotonic() + self._patience
-        for attempt in itertools.count():
-            try:
-                return method(asked, timeout=_TIMEOUT)
-            except grpc.RpcError as error:
-                if error.code() not in _AWAY:
-                    raise ChiefError(
-                        f"The search at {self.address} ended by an error: {error.details()}."
-                    ) from error
-                if time.monotonic() > end:
-                    raise ChiefError(self._gone()) from None
-            if attempt == 1 and not self._was_reached:
+        while (answer := self._attempt(method, asked)) is None:
+            if time.monotonic() > end:
+                raise ChiefError(self._gone())
+            if not self._was_reached and not self._waits:
+                self._waits = True
                 self.observer.said(f"waiting for the search at {self.address}")
             time.sleep(_PAUSE)
+        return answer
+
+    def _attempt(self, method, asked):
+        """Return what the chief answers; None if it cannot be reached now."""
+        try:
+            return method(asked, timeout=_TIMEOUT)
+        except grpc.RpcError as error:
+            if error.code() in _AWAY:
+                return None
+            raise ChiefError(
+                f"The search at {self.address} ended by an error: {error.details()}."
+            ) from error
 
     def _gone(self):
         if not self._was_reached:
