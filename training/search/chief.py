@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import secrets
+import socket
 import subprocess
 import threading
 import time
@@ -19,7 +21,7 @@ from . import channel
 from .plan import Plan
 from .search import Way
 from .trials import TRIALS, Trials
-from .workers import is_of_this_machine, worker_name
+from .workers import NAME, is_of_this_machine, reached_at
 
 # Starts a worker that joins an address, in an environment.
 Launch = Callable[[str, Mapping[str, str]], subprocess.Popen]
@@ -70,7 +72,7 @@ def with_workers(launch: Launch, workers: int, listen: str | None = None) -> Way
 
 
 def _say_where(plan, address):
-    plan.observer.said(f"workers join with --join {address}")
+    plan.observer.said(f"workers join with --join {reached_at(address, socket.gethostname())}")
     if not is_of_this_machine(address):
         plan.observer.said(
             f"{address} has no password and nothing is encrypted: whoever reaches it can take and "
@@ -220,11 +222,10 @@ class _LocalWorkers:
 
     def __init__(self, launch, address, count, plan, oracle):
         self.launch, self.plan, self.oracle = launch, plan, oracle
-        # One that listens on all addresses of the machine is reached at one of them.
-        host, _, port = address.rpartition(":")
-        self.address = f"127.0.0.1:{port}" if host == "0.0.0.0" else address
+        self.address = reached_at(address, "localhost")
         self.environment = _environment(count)
         self.processes: list[_Process] = []
+        self.numbers = itertools.count(1)
         for _ in range(count):
             self._start()
 
@@ -270,16 +271,16 @@ class _LocalWorkers:
             self._start()
 
     def _start(self):
-        process = _Process(self.launch(self.address, self.environment), self.plan)
-        self.processes.append(process)
+        name = str(next(self.numbers))
+        popen = self.launch(self.address, {**self.environment, NAME: name})
+        self.processes.append(_Process(popen, name, self.plan))
 
 
 class _Process:
     """A worker of this machine, whose standard error is passed on."""
 
-    def __init__(self, popen, plan):
-        self.popen, self.plan = popen, plan
-        self.name = worker_name(popen.pid)
+    def __init__(self, popen, name, plan):
+        self.popen, self.name, self.plan = popen, name, plan
         self.last_line, self.is_ending = "", False
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()

@@ -1,7 +1,6 @@
 """A worker of a search: runs the trials that its chief gives it, in this process."""
 
 import contextlib
-import os
 import threading
 import time
 from pathlib import Path
@@ -138,7 +137,7 @@ class _Chief:
 
     def __init__(self, address, observer):
         self.observer = observer
-        self.address, self.name = address, worker_name(os.getpid())
+        self.address, self.name = address, worker_name()
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = channel.services.OracleStub(self._channel)
         self._patience, self._was_reached, self._waits = _FIRST, False, False

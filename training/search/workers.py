@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import ipaddress
+import os
+import secrets
 import socket
 
 from keras_mas.errors import UsageError
@@ -29,9 +31,25 @@ def is_of_this_machine(text: str) -> bool:
         return host == "localhost"
 
 
-def worker_name(process: int) -> str:
-    """Return the name of a worker: its machine, and the number of its process there."""
-    return f"{socket.gethostname()}:{process}"
+def reached_at(text: str, host_name: str) -> str:
+    """Return where an address that is listened at is reached, from a machine that has a name.
+
+    Example:
+        >>> reached_at("0.0.0.0:7007", "node7")
+        'node7:7007'
+    """
+    host, _, port = text.rpartition(":")
+    return f"{host_name}:{port}" if host in ("0.0.0.0", "[::]") else text
+
+
+# Where keras-tuner has the name of a worker; a chief sets it for those that it starts.
+NAME = "KERASTUNER_TUNER_ID"
+
+
+def worker_name() -> str:
+    """Return the name of this process as a worker, which no other one has."""
+    # Processes of several containers may have the same number on the same machine.
+    return os.environ.get(NAME) or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.search.trial import FAILED
 from keras_mas.training.search.trials import Trials
 from keras_mas.training.search.worker import ChiefError, join
-from keras_mas.training.search.workers import Workers, address, is_of_this_machine
+from keras_mas.training.search.workers import Workers, address, is_of_this_machine, worker_name
 
 ANY_PORT = "127.0.0.1:0"
 
@@ -36,7 +36,7 @@ def quick(monkeypatch):
         monkeypatch.setattr(worker, name, 0.3)
     monkeypatch.setattr(worker, "_PAUSE", 0.02)
     monkeypatch.setattr(chief, "_LOOK", 0.01)
-    monkeypatch.setattr(worker, "worker_name", lambda pid: f"thread:{threading.get_ident()}")
+    monkeypatch.setattr(worker, "worker_name", lambda: f"thread:{threading.get_ident()}")
 
 
 def nobody(address, environment):
@@ -261,6 +261,19 @@ def test_what_ended_too_late_is_not_counted_twice(trained, stream, settings, tmp
     assert plan.ended == [trial]
 
 
+def test_a_trial_that_an_earlier_chief_gave_is_not_taken_for_one_of_the_same_number(
+    trained, stream, settings, tmp_path
+):
+    plan = plan_of(stream, settings, tmp_path)
+    earlier, later = (chief._Oracle(plan, plan.trials) for _ in range(2))
+    given = later.create_trial("a").trial_id
+    of_earlier = earlier._name(0)
+    assert later.update_trial(given, {}).status == channel.RUNNING
+    assert later.update_trial(of_earlier, {}).status == channel.STOPPED
+    later.end_trial(channel.message(of_earlier, channel.COMPLETED, learned=3, seconds=1.0))
+    assert plan.under_way(0) is not None and plan.ended == [] and later.error is None
+
+
 def test_the_same_setting_under_way_is_not_given_twice(trained, stream, settings, tmp_path):
     asked = SearchSpace("grid", 6, 0.5, 5.0, vary="method=finetune,mas")
     trials = Trials(stream, settings, asked, tmp_path)
@@ -404,6 +417,13 @@ def test_cores_are_divided(monkeypatch):
     names = ("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
     assert [chief._environment(3)[name] for name in names] == ["2", "2", "3"]  # 3 was asked for
     assert [chief._environment(16)[name] for name in names] == ["1", "1", "3"]
+
+
+def test_names(monkeypatch):
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "7")
+    assert worker_name() == "7"
+    monkeypatch.delenv("KERASTUNER_TUNER_ID")
+    assert worker_name() != worker_name()  # as two containers with one process each
 
 
 def test_addresses():
