@@ -64,6 +64,7 @@ def with_workers(launch: Launch, workers: int, listen: str | None = None) -> Way
                     local.look()
                     oracle.look(but=local.names)
                     time.sleep(_LOOK)
+                oracle.look()
                 oracle.say_farewell()
             finally:
                 local.end()
@@ -254,11 +255,11 @@ class _LocalWorkers:
             except subprocess.TimeoutExpired:
                 process.popen.kill()
                 process.popen.wait()
-            process.reader.join()
+            process.reader.join(_FAREWELL)
 
     def _replace(self, process, code):
         self.processes.remove(process)
-        process.reader.join()
+        process.reader.join(_FAREWELL)
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         why = f"worker {process.name} {how}"
         if self.oracle.error is not None:
