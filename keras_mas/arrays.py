@@ -11,6 +11,10 @@ from .files import atomic_file
 # Between the name of a group of arrays and that of an array.
 _GROUP = ":"
 
+# Name of the array that holds the number of the format, raised when what is written changes its
+# meaning. Files of version 0.1 have none. Each array has a checksum: that of the archive.
+_FORMAT_NAME, _FORMAT = "keras_mas_format", 1
+
 
 def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     """Write arrays by name to an `.npz` file; a crash leaves the old file or the new one.
@@ -26,7 +30,7 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     if not path.endswith(".npz"):
         raise ValueError(f"Expected a path that ends in '.npz'. Received: '{path}'.")
     with atomic_file(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays, **{_FORMAT_NAME: np.array(_FORMAT)})
 
 
 def load_arrays(
@@ -43,17 +47,30 @@ def load_arrays(
         What `read` returns.
 
     Raises:
-        ValueError: If the file is damaged, or something else.
+        ValueError: If the file is damaged, of a later format, or something else.
         FileNotFoundError: If there is no such file.
     """
     with open(path, "rb") as file:  # `np.load` leaves a damaged file open
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return read(dict(arrays))
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray):  # NumPy returns another file's bytes
+                    raise ValueError(f"its '{name}' is no array")
+            _check_format(arrays.pop(_FORMAT_NAME, _FORMAT))
+            return read(arrays)
         except Exception as error:
             raise ValueError(
                 f"Expected {what}. Received: '{path}', which cannot be read as one ({error})."
             ) from error
+
+
+def _check_format(found):
+    if found != _FORMAT:
+        raise ValueError(
+            f"it has format {found}, and this version of keras_mas reads format {_FORMAT}; use "
+            "that which wrote it"
+        )
 
 
 def joined(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ A search's folder holds arguments.json and the lock too, and
 
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import re
@@ -56,6 +57,10 @@ CSV_LOG, TENSORBOARD = "training.csv", "tensorboard"
 _MEMORY_PART = "memory:"
 _IMPORTANCE = "importance/"  # what precedes a weight's name in what `SynapticMemory.save` writes
 _LOCK, _HOLDER = ".lock", ".lock.json"
+
+# The key of a JSON file under which are its checksum and the number of its format, raised when a
+# key changes its meaning.
+_FILE, _FORMAT = "file", 1
 
 # What follows from the data alone, and says nothing to who chose them.
 _OF_DATA = ("data", "rescale")
@@ -204,6 +209,7 @@ def read_json(
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no JSON object", cure)
+    _check_written(path, content, cure)
     for name, check in (fields or {}).items():
         if name not in content:
             raise _damaged(path, f"it has no '{name}'", cure)
@@ -212,11 +218,39 @@ def read_json(
     return content
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON object to a file that is never seen half-written."""
+def write_json(path: Path, content: dict) -> dict:
+    """Write a JSON object to a file that is never seen half-written; return it with a checksum."""
+    content = content | {_FILE: {"format": _FORMAT, "checksum": _checksum(content)}}
     with atomic_file(path, "w") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
+    return content
+
+
+def _check_written(path, content, cure):
+    """Refuse a later format and a changed content; the files of version 0.1 tell neither."""
+    if _FILE not in content:
+        return
+    about = content[_FILE]
+    if not isinstance(about, dict) or not {"format", "checksum"} <= about.keys():
+        raise _damaged(path, f"its '{_FILE}' is not as it was written", cure)
+    if about["format"] != _FORMAT:
+        raise DamagedError(
+            f"'{path}' has format {about['format']}, and this version of keras_mas reads format "
+            f"{_FORMAT}. Use the version that wrote it."
+        )
+    if about["checksum"] != _checksum(content):
+        raise _damaged(path, "its content is not that of its checksum", cure)
+
+
+def _checksum(content):
+    """Return a hash of what is read back of a JSON object, whatever the order of its keys.
+
+    What the object says of its file is left out.
+    """
+    as_read = json.loads(json.dumps(content))
+    as_read.pop(_FILE, None)
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

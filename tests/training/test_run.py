@@ -20,7 +20,7 @@ from keras_mas.training.run import (
     saved_heads,
     train,
 )
-from keras_mas.training.run_directory import DamagedError
+from keras_mas.training.run_directory import DamagedError, read_json, write_json
 from keras_mas.training.settings import Recipe
 from keras_mas.training.tasks import Split, Task, TaskStream, load_tasks
 
@@ -443,9 +443,9 @@ def test_an_accuracy_that_is_none_is_damage_of_its_file(finished, value):
     directory, run_again = finished
     (directory / "result.json").unlink()
     path = directory / "2/progress.json"
-    progress = json.loads(path.read_text())
-    progress["accuracies"][1] = "here"
-    path.write_text(json.dumps(progress).replace('"here"', value))
+    progress = read_json(path)
+    progress["accuracies"][1] = json.loads(value)
+    write_json(path, progress)
     with pytest.raises(DamagedError, match=r"2/progress.json' is damaged: its 'accuracies' is not"):
         run_again()
 

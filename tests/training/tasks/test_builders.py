@@ -147,6 +147,28 @@ def test_an_archive_whose_checksum_is_known_is_checked(place, tmp_path):
         read("voc2012_actions", tmp_path)
 
 
+def test_an_archive_unpacks_nothing_outside_its_folder(place, tmp_path):
+    outside = tmp_path / "outside.jpg"
+    evil = {"../../../../../outside.jpg": picture((1, 2, 3)), str(outside): picture((1, 2, 3))}
+    names = [f"room{n:02d}/a.jpg" for n in range(67)]
+    place("indoorCVPR_09.tar", evil | {f"Images/{name}": picture((9, 9, 9)) for name in names})
+    place("TrainImages.txt", "\n".join(names))
+    place("TestImages.txt", "\n".join(names))
+    assert len(read("mit_indoor67", tmp_path).train) == 67
+    assert not outside.exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "downloads", *tmp_path.glob("mit_indoor67")]
+
+
+def test_a_list_that_names_a_file_outside_is_refused(place, tmp_path):
+    (tmp_path / "private.jpg").write_bytes(picture((1, 2, 3)))
+    names = [f"room{n:02d}/a.jpg" for n in range(67)]
+    place("indoorCVPR_09.tar", {f"Images/{name}": picture((9, 9, 9)) for name in names})
+    place("TrainImages.txt", "\n".join([*names, "room00/../../../../../private.jpg"]))
+    place("TestImages.txt", "\n".join(names))
+    with pytest.raises(DataError, match="a list that names 'room00/../.*which lies outside"):
+        read("mit_indoor67", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "files"),
     [

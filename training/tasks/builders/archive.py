@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from ..errors import DataError
+
 # Of images that are cut out of others: large enough that nothing is seen of the compression.
 JPEG_QUALITY = 95
 
@@ -74,6 +76,20 @@ class ImageArchive(  # type: ignore[call-arg] # which a base class of TFDS takes
 def lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not empty."""
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def within(folder: Path, name: str) -> Path:
+    """Return the path of a file that a list names, in the folder that the list is of.
+
+    Raises:
+        DataError: If it would be outside.
+    """
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"Expected files in '{folder}'. Received: a list that names '{name}', which lies "
+            "outside. Take the archive from where its authors publish it."
+        )
+    return folder / name
 
 
 def cut_out(path: Path, box: tuple[int, int, int, int]) -> io.BytesIO:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from .archive import Examples, ImageArchive, cut_out, lines
+from .archive import Examples, ImageArchive, cut_out, lines, within
 
 # The last rows of every image hold a banner that names the photographer; the authors ask to remove
 # it before training.
@@ -39,7 +39,7 @@ class FgvcAircraft(ImageArchive):
 
         for line in lines(data / f"images_variant_{split}.txt"):  # such as "1025794 707-320"
             name, variant = line.split(maxsplit=1)
-            path = data / "images" / f"{name}.jpg"
+            path = within(data / "images", f"{name}.jpg")
             with Image.open(path) as image:
                 width, height = image.size
             yield (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from .archive import Examples, ImageArchive, lines
+from .archive import Examples, ImageArchive, lines, within
 
 
 class MitIndoor67(ImageArchive):
@@ -33,4 +33,4 @@ class MitIndoor67(ImageArchive):
 
     def _generate_examples(self, images: Path, names: list[str]) -> Examples:
         for name in names:  # such as "airport_inside/airport_inside_0001.jpg"
-            yield name, {"image": images / name, "label": name.split("/")[0]}
+            yield name, {"image": within(images, name), "label": name.split("/")[0]}

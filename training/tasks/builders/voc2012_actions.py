@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import tensorflow_datasets as tfds
 
-from .archive import Examples, ImageArchive, cut_out, lines
+from .archive import Examples, ImageArchive, cut_out, lines, within
 
 ACTIONS = (
     "jumping",
@@ -45,14 +45,18 @@ class Voc2012Actions(ImageArchive):
     def _generate_examples(self, folder: Path, split: str) -> Examples:
         for line in lines(folder / "ImageSets" / "Action" / f"{split}.txt"):
             image, number = line.split()[:2]  # such as "2010_006215 1": the first person in it
-            objects = ElementTree.parse(folder / "Annotations" / f"{image}.xml").findall("object")
+            objects = ElementTree.parse(within(folder / "Annotations", f"{image}.xml")).findall(
+                "object"
+            )
             person = objects[int(number) - 1]
             done = [action for action in ACTIONS if _does(person, action)]
             if len(done) == 1:
                 yield (
                     f"{image}-{number}",
                     {
-                        "image": cut_out(folder / "JPEGImages" / f"{image}.jpg", _box(person)),
+                        "image": cut_out(
+                            within(folder / "JPEGImages", f"{image}.jpg"), _box(person)
+                        ),
                         "label": done[0],
                     },
                 )

@@ -1,0 +1,328 @@
+"""Every reader against damaged files: an error that says what is wrong, or what was written.
+
+    python tests/fuzz.py [--cases 2000] [--readers memory,result,…] [--seed 0]
+
+Real files are written, changed at random and read: bits, bytes and stretches of them, or values
+inside a file whose checksums fit. A reader may refuse a file by an error with a sentence for the
+user. It may never raise another one, take more than a minute, or return something else than was
+written, except where the change is one that a user could have made. Prints a line for every reader,
+and every failure with the number of its case, and exits with 1 if there was one; used by
+test_fuzz.py, with fewer cases.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+from keras_mas import MASModel, SynapticMemory
+from keras_mas.errors import UsageError
+from keras_mas.training import under_way
+from keras_mas.training.cli import main as command_line
+from keras_mas.training.learner import Learner
+from keras_mas.training.run import saved_heads, train
+from keras_mas.training.run_directory import DamagedError
+from keras_mas.training.settings import Recipe, Settings
+from keras_mas.training.tasks import DataError, load_tasks
+from keras_mas.training.under_way import TaskUnderWay
+
+# What tells the user in a sentence. A `ValueError` does where the reader words it, as `load` does.
+WORDED = (UsageError, DamagedError, DataError)
+
+TOML = """
+name = "insects"
+scenario = "task"
+
+[[task]]
+name = "ants"
+npz = "ants.npz"
+
+[[task]]
+name = "bees"
+npz = "ants.npz"
+classes = [0, 1]
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A reader and a real file for it.
+
+    Attributes:
+        path: The file, which is changed.
+        read: Function of no arguments that reads it, and returns something to compare.
+        refuses: Errors that are worded for the user.
+        change: Function from the random generator to the new content, the file's path and its
+            intact content; random bytes of it by default.
+        means_it: Whether a changed file may mean something else.
+    """
+
+    path: Path
+    read: Callable[[], Any]
+    refuses: tuple[type[Exception], ...] = WORDED
+    change: Callable[[random.Random, Path, bytes], bytes] | None = None
+    means_it: bool = False
+
+
+def damaged(choose: random.Random, path: Path, intact: bytes) -> bytes:
+    """Return the content of a file with a few random changes."""
+    content = bytearray(intact)
+    for _ in range(choose.choice([1, 1, 1, 2, 5])):
+        start = choose.randrange(len(content) + 1)
+        end = min(len(content), start + choose.choice([1, 2, 8, 64, 4096]))
+        kind = choose.randrange(7)
+        if kind == 0 and start < len(content):
+            content[start] ^= 1 << choose.randrange(8)
+        elif kind == 1:
+            content[start:end] = choose.randbytes(end - start)
+        elif kind == 2:
+            del content[start:end]
+        elif kind == 3:
+            content[start:start] = content[start:end]
+        elif kind == 4:
+            del content[start:]
+        elif kind == 5:
+            content[start:end] = bytes(end - start)
+        else:
+            content[start:start] = choose.choice([b"0", b"-1", b'"', b"]", b"\xff", b"\n", b"nan"])
+        if not content:
+            break
+    return bytes(content)
+
+
+def changed_json(choose: random.Random, path: Path, intact: bytes) -> bytes:
+    """Return a JSON file without checksum, as of an earlier version, with one other value."""
+    content = json.loads(intact)
+    content.pop("file", None)
+    parent, key = choose.choice(list(_places(content)))
+    other = [None, True, -1, 0, 2.5, 1e400, float("nan"), "", "x" * 300, "\ud800", [], {}, [[]]]
+    if choose.randrange(4):
+        parent[key] = choose.choice(other)
+    else:
+        del parent[key]
+    return json.dumps(content).encode()
+
+
+def _places(value):
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield value, key
+        if isinstance(inner, dict | list):
+            yield from _places(inner)
+
+
+_OTHERS = (
+    lambda array: array.astype("U5"),
+    lambda array: array[..., None],
+    lambda array: array.ravel()[:-1],
+    lambda array: np.zeros(array.shape, "float64"),
+    lambda array: np.full(array.shape, np.nan),
+    lambda array: np.full(array.shape, -1),
+    lambda array: np.zeros(0),
+    lambda array: np.array(b"", dtype="V4"),
+)
+
+
+def changed_arrays(choose: random.Random, path: Path, intact: bytes) -> bytes:
+    """Return an `.npz` file with its checksums in which one array is another one."""
+    arrays = dict(np.load(io.BytesIO(intact)))
+    name = choose.choice(sorted(arrays))
+    array = arrays.pop(name)
+    kind = choose.randrange(len(_OTHERS) + 2)
+    if kind < len(_OTHERS):
+        arrays[name] = _OTHERS[kind](array)
+    elif kind == len(_OTHERS):
+        arrays[f"{name}x"] = array
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def make_readers(folder: Path) -> dict[str, Reader]:
+    """Write real files into a folder, and return their readers by name."""
+    random_numbers = np.random.default_rng(0)
+    x, y = random_numbers.normal(size=(24, 4)).astype("float32"), np.arange(24) % 2
+    np.savez(folder / "ants.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (folder / "tasks.toml").write_text(TOML)
+    stream = load_tasks(str(folder / "tasks.toml"))
+    settings = Settings(method="mas", recipe=Recipe(backbone="mlp-4", epochs=2, batch_size=8))
+    run = folder / "run"
+    under_way_file = _train(stream, settings, run)
+
+    inputs = keras.Input([4])
+    model = MASModel(inputs, keras.layers.Dense(2)(inputs))
+    model.consolidate(x)
+    model.memory.save(folder / "memory.npz")
+    model.save(folder / "model.keras")
+
+    learner = Learner(stream)
+
+    def memory():
+        return arrays_of(SynapticMemory.load(folder / "memory.npz").state())
+
+    def heads():
+        models, classes = saved_heads(run, 2)
+        return arrays_of({name: head.get_weights() for name, head in models.items()}), classes
+
+    def tasks(path):
+        read = load_tasks(str(path))
+        return [
+            (task.name, task.classes, [split.labels.tobytes() for split in task.splits.values()])
+            for task in read.tasks
+        ], [task.train.inputs.tobytes() for task in read.tasks]
+
+    def task_under_way():
+        read = TaskUnderWay.read(under_way_file.parent)
+        return read and (read.number, read.epochs, read.history, arrays_of(read.arrays))
+
+    def again(path):
+        """Go on with a run, or read it."""
+        return train(stream, settings, path, learner=learner)["accuracy_matrix"]
+
+    with_values = (*WORDED, ValueError)
+    return {
+        "memory": Reader(folder / "memory.npz", memory, with_values),
+        "memory-values": Reader(
+            folder / "memory.npz", memory, with_values, changed_arrays, means_it=True
+        ),
+        "result": Reader(run / "result.json", lambda: report(run)),
+        "result-values": Reader(
+            run / "result.json", lambda: report(run), change=changed_json, means_it=True
+        ),
+        "arguments": Reader(run / "arguments.json", lambda: again(run)),
+        "progress": Reader(run / "2" / "progress.json", heads),
+        "progress-values": Reader(
+            run / "2" / "progress.json", heads, change=changed_json, means_it=True
+        ),
+        "model": Reader(run / "2" / "model.keras", heads),
+        "task-memory": Reader(run / "2" / "memory.npz", lambda: again(run)),
+        "task-memory-values": Reader(
+            run / "2" / "memory.npz", lambda: again(run), change=changed_arrays, means_it=True
+        ),
+        "under-way": Reader(under_way_file, task_under_way),
+        "toml": Reader(folder / "tasks.toml", lambda: tasks(folder / "tasks.toml"), means_it=True),
+        "npz": Reader(folder / "ants.npz", lambda: tasks(folder / "tasks.toml")),
+        "npz-values": Reader(
+            folder / "ants.npz",
+            lambda: tasks(folder / "tasks.toml"),
+            change=changed_arrays,
+            means_it=True,
+        ),
+    }
+
+
+def _train(stream, settings, run):
+    """Train a run, and keep the state of a task that it saved; return the path of that."""
+    kept = run.parent / "under" / "under-way.npz"
+    kept.parent.mkdir()
+    every, under_way.EVERY = under_way.EVERY, 0.0
+    save = TaskUnderWay.save
+
+    def save_and_keep(self):
+        save(self)
+        kept.write_bytes((run / kept.name).read_bytes())
+
+    TaskUnderWay.save = save_and_keep
+    try:
+        train(stream, settings, run)
+    finally:
+        under_way.EVERY, TaskUnderWay.save = every, save
+    return kept
+
+
+def arrays_of(value: Any) -> Any:
+    """Return nested arrays as something to compare."""
+    if isinstance(value, dict):
+        return {name: arrays_of(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [arrays_of(inner) for inner in value]
+    array = np.asarray(value)
+    return array.dtype.str, array.shape, array.tobytes()
+
+
+def report(run: Path) -> str:
+    """Return what the command line prints of a run; `UsageError` if it refuses it in a sentence."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command_line(["report", str(run)])
+    if code == 0:
+        return out.getvalue()
+    if "--debug" in err.getvalue() or "Traceback" in err.getvalue():
+        raise RuntimeError(f"an error without a sentence: {err.getvalue()}")
+    raise UsageError(err.getvalue())
+
+
+def fuzz(reader: Reader, cases: int, seed: int = 0) -> list[str]:
+    """Read a file in so many damaged forms; return what went wrong, a line for each."""
+    intact = reader.path.read_bytes()
+    expected = reader.read()
+    failures = []
+    try:
+        for case in range(cases):
+            choose = random.Random(f"{seed} {case}")
+            content = (reader.change or damaged)(choose, reader.path, intact)
+            reader.path.write_bytes(content)
+            try:
+                with _time_limit(60):
+                    found = reader.read()
+                if found != expected and not reader.means_it:
+                    failures.append(f"case {case}: read as something else than was written")
+            except reader.refuses as error:
+                if not str(error).strip():
+                    failures.append(f"case {case}: {type(error).__name__} without a word")
+            except Exception as error:
+                failures.append(f"case {case}: {type(error).__name__}: {error}")
+    finally:
+        reader.path.write_bytes(intact)
+    return failures
+
+
+@contextlib.contextmanager
+def _time_limit(seconds):
+    def stop(*_):
+        raise TimeoutError(f"no answer after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--readers", help="separated by commas; all by default")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        readers = make_readers(Path(folder))
+        for name in asked.readers.split(",") if asked.readers else readers:
+            failures = fuzz(readers[name], asked.cases, asked.seed)
+            failed |= bool(failures)
+            sys.stdout.write(f"{name}: {asked.cases} cases, {len(failures)} failures\n")
+            sys.stdout.writelines(f"  {failure}"[:300] + "\n" for failure in failures[:20])
+            sys.stdout.flush()
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
