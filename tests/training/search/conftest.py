@@ -33,7 +33,7 @@ def trained(monkeypatch, stream):
         result |= {"accuracy_matrix": rows, "tasks": [task.name for task in stream.tasks]}
         result |= {"examples": {task.name: {"validation": 900} for task in stream.tasks}}
         write_json(directory / "result.json", result)
-        return result
+        return read_json(directory / "result.json")  # as `train` does
 
     def finished_result(stream, settings, directory, evaluate_on):
         return read_json(directory / "result.json") if is_finished(directory) else None
