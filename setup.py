@@ -51,6 +51,8 @@ TEST = [
     "hypothesis>=6.100",
     "ruff>=0.6",
     "mypy>=1.15",
+    "kubernetes-validate>=1.30",  # manifests, by Kubernetes's own schemas
+    "pyyaml>=6.0",
 ]
 MUTATION = [*TEST, "mutmut>=3.8"]
 

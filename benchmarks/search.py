@@ -39,7 +39,8 @@ from sklearn.datasets import load_digits
 from keras_mas.training.learner import Learner
 from keras_mas.training.run import train
 from keras_mas.training.run_directory import write_json
-from keras_mas.training.search.search import Observer, search
+from keras_mas.training.search.plan import Observer
+from keras_mas.training.search.search import search
 from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import Split, Task, TaskStream

@@ -8,7 +8,7 @@ from pathlib import Path
 from .available_memory import machine_memory
 from .learner import Learner
 from .run import DivergedError, Listener, finished_result, train
-from .search.search import Observer as SearchObserver
+from .search.plan import Observer as SearchObserver
 from .search.search import search
 from .search.space import SearchSpace, with_values
 from .search.trial import Trial

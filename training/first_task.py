@@ -1,11 +1,17 @@
 """The first task, which runs that differ only in λ learn once: where it is kept."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
+
+from keras_mas.files import atomic_folder
 
 from .settings import Recipe
 
@@ -32,6 +38,37 @@ def digest(description: dict[str, Any]) -> str:
     """Return a short name for a description, as JSON can hold it."""
     text = json.dumps(description, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def learned_once(folder: Path) -> Iterator[None]:
+    """Wait until no other process learns a first task; none begins while the block lasts.
+
+    A process that ends, however it does, lets the next one in. Where locks are not passed on, as on
+    some network file systems, two machines may learn the same task at the same time, which costs
+    time and changes nothing: `share` keeps what the first of them has learned.
+
+    Args:
+        folder: Folder of the first task, as `shared_first_task` returns it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
+        yield
+
+
+def share(saved: Path, folder: Path) -> None:
+    """Have other runs go on from a first task, if another process has not done so already.
+
+    Args:
+        saved: Folder of what a run saved after its first task.
+        folder: Folder of the first task, as `shared_first_task` returns it.
+    """
+    try:
+        with atomic_folder(folder) as unfinished:
+            link_files(saved, unfinished)
+    except OSError:
+        if not folder.exists():
+            raise
 
 
 def link_files(folder: Path, other: Path, besides: str = "") -> None:

@@ -22,7 +22,7 @@ from keras_mas.plugins import is_own, load_named
 
 from .backbones import weights_digest
 from .backbones.weights import digest_of_file
-from .first_task import link_files, shared_first_task
+from .first_task import learned_once, link_files, share, shared_first_task
 from .heads import unique_heads
 from .learner import Learner
 from .run_directory import (
@@ -34,6 +34,7 @@ from .run_directory import (
     TRIES,
     UNDER_WAY,
     are,
+    check_content,
     claimed,
     is_finished,
     is_fraction,
@@ -185,7 +186,8 @@ def train(
             earlier runs have used, so that nothing is built and traced again; None for a new one.
         first_tasks: Folder in which runs that differ only in what makes no difference to the first
             task, such as λ, keep what they learned of it: the first run learns it, and the others
-            go on from there. No two processes may use it at a time. None for a run on its own.
+            go on from there. Of several processes one learns it, and the others wait. None for a
+            run on its own.
 
     Returns:
         The result, as `result.json` holds it.
@@ -232,13 +234,13 @@ def finished_result(
 
     Raises:
         UsageError: If the folder holds another run.
-        InUseError: If another process is at work in the folder.
         DamagedError: If the result is damaged.
     """
     if not is_finished(directory):
         return None
-    with claimed(directory, describe(stream, settings, evaluate_on)):
-        return read_result(directory)
+    # A finished run does not change: any number of processes may read it at a time.
+    check_content(directory, describe(stream, settings, evaluate_on))
+    return read_result(directory)
 
 
 def saved_heads(
@@ -358,6 +360,14 @@ class _Run:
 
     def task(self, number, task):
         """Learn a task, or read it from the folder."""
+        known = [task_folder(self.directory, number + 1), self.shared]
+        if number or self.shared is None or any(folder.exists() for folder in known):
+            self._task(number, task)
+        else:
+            with learned_once(self.shared):
+                self._task(number, task)
+
+    def _task(self, number, task):
         recipe = self.settings.recipe
         started = time.perf_counter()
         saved = task_folder(self.directory, number + 1)
@@ -381,8 +391,7 @@ class _Run:
             if number == 0:  # later ones have other reasons, such as a λ that is too strong
                 self._warn_if_not_learned(task)
             if is_shared:
-                with atomic_folder(self.shared) as unfinished:
-                    link_files(saved, unfinished)
+                share(saved, self.shared)
             seconds = time.perf_counter() - started
         self._note_strength()
         result = self._task_result(number, task, seconds, saved)

@@ -20,7 +20,7 @@ A run's folder holds
 A search's folder holds arguments.json and the lock too, and
 
     proposals.json      what keras-tuner proposed so far
-    first-tasks/        what was learned of the first task, which trials share
+    first-tasks/        what was learned of the first task, which trials share; a lock for each
     trials/             a run for every trial and seed, without its models once it has ended; or
                         stopped.json or failure.json in the place of its result
     search.json         what was found, and search.png, a picture of it
@@ -117,10 +117,11 @@ def claimed(
         DamagedError: If its description cannot be read. Nothing has been changed.
     """
     check_writable(directory)
-    _check_content(directory, description, files, overwrite)
+    check_content(directory, description, files, overwrite=overwrite)
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory):
-        _check_content(directory, description, files, overwrite)  # by now another may have begun
+        # By now another may have begun.
+        check_content(directory, description, files, overwrite=overwrite)
         remove_unfinished(directory)
         if overwrite:
             _empty(directory)
@@ -357,8 +358,21 @@ def _holder(directory):
         return "another process"
 
 
-def _check_content(directory, description, files, overwrite):
-    """Refuse a folder that holds anything but the described run, or nothing."""
+def check_content(
+    directory: Path, description: dict, files: str = RUN_FILES, *, overwrite: bool = False
+) -> None:
+    """Refuse a folder that holds anything but the described run, or nothing.
+
+    Args:
+        directory: As for `claimed`.
+        description: As for `claimed`.
+        files: As for `claimed`.
+        overwrite: As for `claimed`.
+
+    Raises:
+        UsageError: If the folder holds anything else.
+        DamagedError: If its description cannot be read.
+    """
     if (directory / ARGUMENTS).exists() and not overwrite:
         _check_same(directory, description)
         return

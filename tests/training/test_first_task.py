@@ -1,10 +1,12 @@
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 
 from keras_mas import SynapticMemory
 from keras_mas.methods import METHODS, load_method
+from keras_mas.training.first_task import learned_once, share
 from keras_mas.training.learner import Learner
 from keras_mas.training.run import Listener, saved_heads, train
 from keras_mas.training.run_directory import RESULT, read_json
@@ -125,3 +127,35 @@ def test_a_first_task_that_was_cut_off_is_not_shared(stream, settings, tmp_path)
         )
     _, tasks = sharing_run(stream, short(settings), tmp_path, learner, "whole")
     assert tasks == [1, 2, 3]
+
+
+def test_of_two_processes_one_waits_for_the_other(tmp_path):
+    folder, entered = tmp_path / "first-tasks" / "abc", threading.Event()
+    order = []
+
+    def second():
+        entered.set()
+        with learned_once(folder):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with learned_once(folder):
+        waiting.start()
+        entered.wait()
+        waiting.join(0.1)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+
+
+def test_what_another_process_learned_meanwhile_stays(tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "model.keras").write_text("mine")
+    share(tmp_path / "saved", tmp_path / "first-tasks" / "abc")
+    (tmp_path / "saved" / "model.keras").unlink()
+    (tmp_path / "saved" / "model.keras").write_text("of another")
+    share(tmp_path / "saved", tmp_path / "first-tasks" / "abc")
+    assert (tmp_path / "first-tasks" / "abc" / "model.keras").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "first-tasks").iterdir()] == ["abc"]
+    with pytest.raises(FileNotFoundError):
+        share(tmp_path / "nothing", tmp_path / "first-tasks" / "def")

@@ -1,13 +1,13 @@
 """λ by stability decay: which one is taken, and which data it is found with."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
 from keras_mas.training.run import Listener, saved_heads, train
+from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import ComparisonPlan, Settings, run_name
 from keras_mas.training.stability_decay import decay_text, margin_of, stability_decay
 from keras_mas.training.tasks import Split, Task, TaskStream
@@ -125,12 +125,12 @@ def test_a_run_goes_on_among_its_tries(stream, decaying, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(stream, decaying, tmp_path / "parts", listeners=[Tried(tried=stop)])
-    known = json.loads((tmp_path / "parts/tries.json").read_text())
+    known = read_json(tmp_path / "parts/tries.json")
     assert known["task"] == 3
     assert len(known["tries"]) == 2
     # A value that only a run that reads the file can know of.
     known["tries"][0][1] = 0.0
-    (tmp_path / "parts/tries.json").write_text(json.dumps(known))
+    write_json(tmp_path / "parts/tries.json", known)
     parts = train(stream, decaying, tmp_path / "parts")
     assert parts["decayed"][2]["best"] == 0.0
     known = whole["decayed"][1]

@@ -1,12 +1,19 @@
 """`keras-mas search`: try settings and print the one to take as a command to run."""
 
 import argparse
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..options import add_options, given_options
+from keras_mas.errors import UsageError
+
+from ..options import add_options, flag, given_options
 from ..search.dimensions import STRENGTH
 from ..search.space import SearchSpace
+from ..search.workers import Workers
 from ..settings import Settings
 from . import shared
 
@@ -23,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
     add_options(group, Settings, "method", "penalty", "seed")
     add_options(group, SearchSpace)
+    add_options(parser.add_argument_group("who runs the trials"), Workers)
     shared.add_recipe(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -43,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it tells of every connection that ends
     from ..console import result_console
     from ..run_directory import TENSORBOARD, write_json
     from ..search.hparams import write_hparams
@@ -52,13 +61,23 @@ def run(args: argparse.Namespace) -> None:
     from ..search.search import PICTURE, SUMMARY, search
 
     space = SearchSpace(**given_options(SearchSpace, args))
+    workers = _workers(args)
     space.dimensions(Settings(**given_options(Settings, args)))  # refused before data is loaded
     shared.check_network(args)
     stream = shared.load_stream(args, args.seed)
     settings = shared.settings_of(args, stream)
+    if workers.join is not None:
+        _join(args, stream, settings, space)
+        return
     with TrialLines() as lines:
         found = search(
-            stream, settings, space, args.directory, observer=lines, overwrite=args.overwrite
+            stream,
+            settings,
+            space,
+            args.directory,
+            observer=lines,
+            overwrite=args.overwrite,
+            way=_way(args, workers),
         )
     try:
         recommendation = found.recommendation()
@@ -81,6 +100,56 @@ def run(args: argparse.Namespace) -> None:
             console.print(sentence, soft_wrap=True)
         console.print("recommended, which reads the test data, as the search did not:")
         console.print(content["command"], soft_wrap=True)
+
+
+def _workers(args):
+    workers = Workers(**given_options(Workers, args))
+    for name in ("overwrite", "tensorboard", "json"):
+        if workers.join is not None and getattr(args, name):
+            raise UsageError(
+                f"Expected {flag(name)} of the search, not with --join. Received both: a worker "
+                "runs trials, and the search that it joins shows what was found."
+            )
+    return workers
+
+
+def _join(args, stream, settings, space):
+    from ..search.progress import WorkerLines
+    from ..search.worker import join
+
+    lines = WorkerLines()
+    count = join(stream, settings, space, args.directory, args.join, lines)
+    lines.said(f"the search has ended; {count} trials were run here")
+
+
+def _way(args, workers):
+    """Return what runs the trials, for `search`."""
+    if not workers.are_processes:
+        return None
+    from ..search.chief import with_workers
+    from ..tasks.store import default_memory
+
+    # All of them together keep as much data in memory as this process.
+    memory = (args.cache_memory or default_memory()) // max(1, workers.workers)
+    of_worker = {"cache_memory": memory, "tensorboard": False}
+    of_worker |= {"workers": 1, "listen": None}
+
+    def launch(address, environment):
+        command = shared.search_command(vars(args) | of_worker | {"join": address})
+        module = [sys.executable, "-P", "-m", "keras_mas.training.cli"]
+        words = [*module, *shlex.split(command)[1:], *["--debug"] * args.debug]
+        return subprocess.Popen(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # interrupted from the keyboard, this process ends them
+        )
+
+    return with_workers(launch, workers.workers, workers.listen)
 
 
 def _content(args: argparse.Namespace, found: "Found", recommendation: "Recommendation") -> dict:
@@ -126,10 +195,10 @@ def _advice(args, recommendation):
     )
     if recommendation.has_wide_plateau:
         least, largest = recommendation.plateau
-        yield f"Any λ from {least:.4g} to {largest:.4g} does."
+        yield f"Any λ from {least:.4g} to {largest:.4g} will do."
     for name, edge in recommendation.edges.items():
         if name == STRENGTH and not trial.strength:
-            yield "λ = 0, which is plain fine-tuning, does: nothing needs to be protected here."
+            yield "λ = 0, which is plain fine-tuning, will do: nothing needs protection here."
         elif name == STRENGTH:
             yield (
                 f"{trial.name} lies at the {edge} edge of the range. To look further: "

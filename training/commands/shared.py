@@ -15,6 +15,7 @@ from keras_mas.serving.ports import GRPC, REST
 from ..augmentation import check_augmentations
 from ..options import AT_LEAST_ONE, add_options, flag, given_options, number, option_fields
 from ..search.space import SearchSpace
+from ..search.workers import Workers
 from ..settings import Following, Recipe, Settings, recipe_for
 from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
 
@@ -179,7 +180,7 @@ def search_command(arguments: Mapping[str, Any]) -> str:
     directory = arguments["directory"]
     more = [] if directory == Path("search") else ["--directory", str(directory)]
     more += ["--tensorboard"] * arguments["tensorboard"]
-    kinds = (SearchSpace, Settings, Recipe, LoadOptions)
+    kinds = (SearchSpace, Workers, Settings, Recipe, LoadOptions)
     return command_line("search", arguments, *kinds, always=("method",), more=more)
 
 

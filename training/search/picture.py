@@ -14,7 +14,7 @@ _BAND, _CHOSEN = "tab:green", "tab:red"
 
 
 def draw(found: Found, recommendation: Recommendation, path: Path) -> None:
-    """Draw accuracy and forgetting of every trial against λ, or the first number that is varied.
+    """Draw accuracy and forgetting of every trial against λ, or the first number varied.
 
     The plateau is a green band, and what is within one standard error of the best is above the
     dotted line. A stopped trial is a hollow triangle at what it could have reached, a failed one a
@@ -27,8 +27,8 @@ def draw(found: Found, recommendation: Recommendation, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    ranges = [name for name, each in found.dimensions.items() if isinstance(each, Range)]
-    name = STRENGTH if STRENGTH in found.dimensions else next(iter(ranges), None)
+    ranges = {name: each for name, each in found.dimensions.items() if isinstance(each, Range)}
+    name = next(iter(ranges), None)
     if name is None:
         return
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
@@ -51,8 +51,7 @@ def draw(found: Found, recommendation: Recommendation, path: Path) -> None:
             panel.plot(chosen.values[name], value, "o", ms=11, mfc="none", mec=_CHOSEN, mew=1.5)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    dimension = found.dimensions[name]
-    if not isinstance(dimension, Range) or dimension.is_log:
+    if ranges[name].is_log:
         lower.set_xscale("log")
     upper.set(ylabel="average accuracy")
     lower.set(ylabel="forgetting", xlabel="λ" if name == STRENGTH else name.replace("_", " "))

@@ -1,5 +1,6 @@
 """Which settings are tried next: keras-tuner's oracles, whose proposals outlive the process."""
 
+import itertools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 
 from ..run_directory import are, read_json, write_json
 from ..settings import Settings
-from .dimensions import Choices, Range
+from .dimensions import Choices, Range, values_of
 from .space import SearchSpace, value_in
 
 _OBJECTIVE = "score"
+_STOPPED = {"status": "STOPPED", "values": None}
 
 # Starts of the fit of a Gaussian process to at most a few dozen trials. Keras-tuner has 20, which
 # takes it longer than a small network to learn a stream of tasks.
@@ -25,8 +27,9 @@ class Proposals:
 
     Keras-tuner's own files are not written: from them its grid does not go on after a restart, and
     a trial that was cut off begins anew. Instead every proposal is noted in a file, and a search
-    that goes on is given those again. A new one depends on the seed, its number and the scores
-    before it alone, so that it is the same in a search that was never interrupted.
+    that goes on is given those again. A new one depends on the seed, its number, the scores told
+    so far and what is under way alone, so that it is the same in a search that was never
+    interrupted, if there is one worker.
 
     Args:
         space: How they are chosen.
@@ -54,23 +57,32 @@ class Proposals:
         self._oracle.first = _in_space(settings, self.dimensions)
         self._oracle.noted = self._read()
 
-    def next(self) -> dict[str, Any] | None:
-        """Return values by the names of options, or None if all have been proposed."""
-        self._trial = self._oracle.create_trial("search")
-        if self._trial.status != "RUNNING":
+    def next(self) -> tuple[str, dict[str, Any]] | None:
+        """Return a name of its own and values by the names of options; None after the last one.
+
+        Those before it need not have been told of.
+        """
+        trial = self._oracle.create_trial(f"tuner-{len(self._oracle.start_order)}")
+        if trial.status != "RUNNING":
             return None
-        values = {name: self._trial.hyperparameters.values[name] for name in self.dimensions}
+        values = {name: trial.hyperparameters.values[name] for name in self.dimensions}
         number = len(self._oracle.start_order)
         if number > len(self._oracle.noted):
             self._oracle.noted.append(values)
             write_json(self.path, {"proposals": self._oracle.noted})
-        return values
+        return trial.trial_id, values
 
-    def tell(self, score: float) -> None:
-        """Say how good the last proposal was, by a finite number; more is better."""
-        self._oracle.update_trial(self._trial.trial_id, {_OBJECTIVE: score})
-        self._trial.status = "COMPLETED"
-        self._oracle.end_trial(self._trial)
+    def tell(self, name: str, score: float) -> None:
+        """Say how good a proposal was.
+
+        Args:
+            name: As `next` returned it.
+            score: A finite number; more is better.
+        """
+        self._oracle.update_trial(name, {_OBJECTIVE: score})
+        trial = self._oracle.get_trial(name)
+        trial.status = "COMPLETED"
+        self._oracle.end_trial(trial)
 
     def _read(self):
         if not self.path.exists():
@@ -128,7 +140,7 @@ class _Seeded(_Oracle):
         if values is not None and self._duplicate(values):
             values = self._random_values()
         if values is None:  # all combinations have been tried
-            return {"status": "STOPPED", "values": None}
+            return _STOPPED
         return _running(self._rounded(values))
 
 
@@ -144,9 +156,35 @@ class _Bayesian(_Seeded, kt.oracles.BayesianOptimizationOracle):
         process.n_restarts_optimizer = _STARTS
         return process
 
+    def _vectorize_trials(self):
+        """Return values and scores, for trials under way those that the ended ones predict.
 
-class _Grid(_Oracle, kt.oracles.GridSearchOracle):
-    """All combinations in order, which are the same after a restart."""
+        Keras-tuner predicts them by the process that it fitted for the last proposal, which after a
+        restart is none.
+        """
+        vectors, scores = super()._vectorize_trials()
+        ended = [trial.status == "COMPLETED" for trial in self.trials.values()]
+        if not all(ended):
+            self.gpr.fit(vectors[ended], scores[ended])
+            vectors, scores = super()._vectorize_trials()
+        return vectors, scores
+
+
+class _Grid(_Oracle):
+    """All combinations of the values of a grid, the last option's next to each other.
+
+    Keras-tuner's grid waits for a trial to end before it proposes the next, in case the trial comes
+    up with options of its own, so that several workers would wait for each other.
+    """
+
+    def populate_space(self, trial_id):
+        """Propose the next combination."""
+        values = [values_of(each) for each in self.dimensions.values()]
+        combinations = itertools.product(*values)
+        following = next(itertools.islice(combinations, len(self.start_order), None), None)
+        if following is None:
+            return _STOPPED
+        return _running(dict(zip(self.dimensions, following, strict=True)))
 
 
 def _running(values):

@@ -33,8 +33,8 @@ def read_space(text: str) -> dict[str, Range | Choices]:
         text: As above; empty for nothing.
 
     Raises:
-        UsageError: If an option is unknown or has such values not, bounds are reversed, or one of
-            a logarithmic scale is not above 0.
+        UsageError: If an option is unknown or does not take such values, if bounds are reversed,
+            or if one of a logarithmic scale is not above 0.
 
     Example:
         >>> read_space("penalty=in_loss,decoupled epochs=5..20")["epochs"]

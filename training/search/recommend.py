@@ -117,9 +117,7 @@ def _edges(chosen, trials, dimensions):
     found = {}
     for name, dimension in dimensions.items():
         if isinstance(dimension, Choices):
-            if name != STRENGTH or len(dimension.values) < 2:
-                continue
-            dimension = Range(dimension.values[0], dimension.values[-1])  # of a grid
+            continue
         if name == STRENGTH and chosen.strength is None:
             continue
         position = dimension.position(chosen.values[name])

@@ -112,23 +112,21 @@ class SearchSpace:
                 f"trials would be the same. Use `keras-mas train --method {settings.method}`, or "
                 "say by --vary what else is to be tried."
             )
-        if self.tuner == "grid":
-            grid = {name: values_of(each) for name, each in found.items()}
-            count = math.prod(map(len, grid.values()))
-            if count > self.trials:
-                raise UsageError(
-                    f"Expected as many --trials as the grid has settings, {count}, for a part of "
-                    f"it is only its smallest values. Received: {self.trials}. Take `--trials "
-                    f"{count}`, narrower ranges, or another --tuner."
-                )
-            return {name: Choices(values) for name, values in grid.items()}
+        combinations = _combinations(found)
+        if self.tuner == "grid" and combinations > self.trials:
+            raise UsageError(
+                f"Expected as many --trials as the grid has settings, {combinations}, for a part "
+                f"of it is only its smallest values. Received: {self.trials}. Take `--trials "
+                f"{combinations}`, narrower ranges, or another --tuner."
+            )
         return found
 
     def count(self, dimensions: Mapping[str, Range | Choices]) -> int:
-        """Return how many settings are tried: no more than there are, if they are lists."""
-        if any(isinstance(each, Range) for each in dimensions.values()):
+        """Return how many settings are tried: no more than there are, in a grid or of lists."""
+        is_endless = any(isinstance(each, Range) for each in dimensions.values())
+        if self.tuner != "grid" and is_endless:
             return self.trials
-        return min(self.trials, math.prod(len(values_of(each)) for each in dimensions.values()))
+        return min(self.trials, _combinations(dimensions))
 
     @property
     def decides(self) -> dict[str, Any]:
@@ -136,6 +134,11 @@ class SearchSpace:
         decides = {name: value for name, value in vars(self).items() if name != "trials"}
         varied = {name: dataclasses.asdict(each) for name, each in read_space(self.vary).items()}
         return json.loads(json.dumps(decides | {"vary": varied}))
+
+
+def _combinations(dimensions):
+    """Return how many settings there are if of each range those of a grid are taken."""
+    return math.prod(len(values_of(each)) for each in dimensions.values())
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:

@@ -28,6 +28,11 @@ def default_directory() -> Path:
 OnDecoded = Callable[[str, Path | None, int, int], object]
 
 
+def default_memory() -> int:
+    """Return how many bytes decoded inputs may take if nothing is said: a quarter of all."""
+    return machine_memory() // 4
+
+
 class Store:
     """Keeps the decoded inputs of a stream: in memory, or in a folder for this run and later ones.
 
@@ -49,7 +54,7 @@ class Store:
         skip_broken: bool = False,
         on_decoded: OnDecoded = lambda *_: None,
     ):
-        self.memory = machine_memory() // 4 if memory is None else memory
+        self.memory = default_memory() if memory is None else memory
         self.directory = default_directory() if directory is None else Path(directory)
         self.skip_broken = skip_broken
         self.on_decoded = on_decoded

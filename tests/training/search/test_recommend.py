@@ -1,7 +1,8 @@
 import pytest
 
-from keras_mas.training.search.dimensions import Choices, Range
+from keras_mas.training.search.dimensions import Range
 from keras_mas.training.search.recommend import NoTrialError, recommend
+from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.search.trial import FAILED, STOPPED, Trial
 from keras_mas.training.settings import Settings
 
@@ -92,11 +93,13 @@ def test_beyond_the_edge_training_fails():
 
 
 def test_a_grid_has_edges_too():
-    grid = {"strength": Choices((0.1, 1.0, 10.0))}
+    grid = SearchSpace("grid", 50, 0.1, 10.0, "epochs=1..5 batch-size=8,16")
+    dimensions = grid.dimensions(Settings())
     accuracies = {0.1: 0.5, 1.0: 0.7, 10.0: 0.9}
-    trials = [trial(*pair) for pair in accuracies.items()]
-    assert recommend(trials, grid).edges == {"strength": "upper"}
-    assert recommend(trials[:2], grid).edges == {}
+    trials = [trial(*pair, epochs=1, batch_size=8) for pair in accuracies.items()]
+    # Lists, such as those of batch sizes, have no edges.
+    assert recommend(trials, dimensions).edges == {"strength": "upper", "epochs": "lower"}
+    assert recommend(trials[:2], dimensions).edges == {"epochs": "lower"}
 
 
 def test_forgetting_under_a_bound():

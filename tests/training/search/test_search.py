@@ -6,57 +6,19 @@ import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
-from keras_mas.metrics import average_accuracy, forgetting
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import DivergedError, Listener, TaskResult, train
+from keras_mas.training.run import Listener, train
 from keras_mas.training.run_directory import (
     DamagedError,
     InUseError,
-    is_finished,
-    read_json,
-    write_json,
 )
-from keras_mas.training.search import search as search_module
+from keras_mas.training.search import trials as trials_module
+from keras_mas.training.search.plan import Observer
 from keras_mas.training.search.recommend import NoTrialError
-from keras_mas.training.search.search import Observer, search
+from keras_mas.training.search.search import search
 from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.search.trial import COMPLETED, FAILED, STOPPED
 from keras_mas.training.settings import Settings
-
-
-def rows_of(settings):
-    """Rows of a run over three tasks: it forgets where λ is weak, and learns less where strong."""
-    keeps = 1 - 0.5 / (1 + 10 * settings.strength)
-    learns = 1 / (1 + settings.strength / 100)
-    return [[learns * keeps ** max(0, i - j) for j in range(3)] for i in range(3)]
-
-
-@pytest.fixture
-def trained(monkeypatch, stream):
-    """Replace training by a formula that diverges above λ = 100; return what was asked of it."""
-    asked = []
-
-    def train(stream, settings, directory, *, listeners, **options):
-        directory.mkdir(parents=True, exist_ok=True)
-        asked.append((settings.strength, settings.seed))
-        if settings.strength > 100:
-            raise DivergedError("The loss is nan.")
-        rows = rows_of(settings)
-        for number, (task, row) in enumerate(zip(stream.tasks, rows, strict=True), 1):
-            for listener in listeners:
-                listener.task_finished(TaskResult(number, task, row, {}, {}, 0.1))
-        result = {"average_accuracy": average_accuracy(rows), "forgetting": forgetting(rows)}
-        result |= {"accuracy_matrix": rows, "tasks": [task.name for task in stream.tasks]}
-        result |= {"examples": {task.name: {"validation": 900} for task in stream.tasks}}
-        write_json(directory / "result.json", result)
-        return result
-
-    def finished_result(stream, settings, directory, evaluate_on):
-        return read_json(directory / "result.json") if is_finished(directory) else None
-
-    monkeypatch.setattr(search_module, "train", train)
-    monkeypatch.setattr(search_module, "finished_result", finished_result)
-    return asked
 
 
 class Heard(Observer):
@@ -216,7 +178,7 @@ def test_the_files_of_one_trial_can_be_removed(trained, stream, settings, tmp_pa
 
 def failing(monkeypatch, error, at):
     """Have the training of the trial of a number, from 1, fail."""
-    learn, count = search_module.train, []
+    learn, count = trials_module.train, []
 
     def train(stream, settings, directory, **options):
         count.append(settings.strength)
@@ -224,7 +186,7 @@ def failing(monkeypatch, error, at):
             raise error
         return learn(stream, settings, directory, **options)
 
-    monkeypatch.setattr(search_module, "train", train)
+    monkeypatch.setattr(trials_module, "train", train)
     return count
 
 

@@ -57,7 +57,7 @@ def test_advice_names_the_next_command(found):
     advice = list(command._advice(args, found.recommendation()))
     assert advice[0].startswith("The highest average accuracy is 0.9000 ± 0.02")
     assert advice[0].endswith("Of 3 trials within it, λ=500 forgets least: 0.0002.")
-    assert advice[1] == "Any λ from 1 to 500 does."
+    assert advice[1] == "Any λ from 1 to 500 will do."
     assert advice[2] == (
         "λ=500 lies at the upper edge of the range. To look further: keras-mas search split-digits "
         "--strength-max 100000.0 --method mas --epochs 3 --directory here"
@@ -71,7 +71,7 @@ def test_what_is_best_without_protection_is_said(tmp_path):
     found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
     advice = list(command._advice(arguments(), found.recommendation()))
     assert advice[0].endswith("No other trial is within it.")
-    assert advice[-1].startswith("λ = 0, which is plain fine-tuning, does")
+    assert advice[-1].startswith("λ = 0, which is plain fine-tuning, will do")
 
 
 def test_hparams(found, tmp_path):

@@ -96,6 +96,8 @@ def test_a_grid():
     assert Range(0.01, 0.5).grid() == (0.01, 0.03162, 0.1, 0.3162, 0.5)  # both ends
     assert Range(0.0, 1.0, is_log=False).grid() == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert Range(1, 3, is_log=False, is_whole=True).grid() == (1, 2, 3)
+    grid = SearchSpace("grid", 12, 0.01, 1.0, "penalty=in_loss,decoupled")
+    assert grid.count(grid.dimensions(Settings())) == 10
     with pytest.raises(UsageError, match="as the grid has settings, 10, .* Received: 9"):
         SearchSpace("grid", 9, 0.01, 1.0, "penalty=in_loss,decoupled").dimensions(Settings())
 
