@@ -3,7 +3,6 @@
 import contextlib
 import keyword
 import os
-import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import tensorflow as tf
 from keras_mas.errors import UsageError
 from keras_mas.files import atomic_folder, check_writable
 from keras_mas.logs import quiet
+from keras_mas.versions import library_versions
 
 from . import warmup
 from .images import RESIZE_MODES
@@ -145,7 +145,7 @@ def export_version(
                 "input": {"name": input_name, "shape": list(input_shape)},
                 "resize": resize,
                 "weights": weights_checksum(_stored_weights(unfinished)),
-                "versions": _versions(),
+                "versions": library_versions(),
                 "run": dict(manifest or {}),
             }
             write_manifest(unfinished, content)
@@ -180,15 +180,6 @@ def _stored_weights(directory: str | os.PathLike) -> Iterator[np.ndarray]:
     for name in reader.get_variable_to_shape_map():
         if name.endswith(_VALUE):
             yield reader.get_tensor(name)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-    }
 
 
 def _refuse_existing(directory: Path) -> None:

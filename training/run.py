@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 import io
 import math
-import platform
 import sys
 import time
 import warnings
@@ -19,6 +18,7 @@ import tensorflow as tf
 from keras_mas import metrics
 from keras_mas.files import UNFINISHED, atomic_folder
 from keras_mas.plugins import is_own, load_named
+from keras_mas.versions import library_versions
 
 from .backbones import weights_digest
 from .backbones.weights import digest_of_file
@@ -392,7 +392,7 @@ class _Run:
             "columns": list(self.stream.columns),
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
             "memory": self.memory,
-            "versions": _versions(),
+            "versions": library_versions(),
             **(self._stability() if settings.evaluate_every else {}),
             **(self.found if self.found["free"] else {}),
         }
@@ -622,15 +622,6 @@ def _checked_row(accuracies, tasks):
     if len(accuracies) != tasks:
         raise ValueError(f"it has {len(accuracies)} accuracies for {tasks} tasks")
     return accuracies
-
-
-def _versions():
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-    }
 
 
 def _prints_to_stderr(verbose):
