@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.export import check_exportable, export_version, is_exported
@@ -33,7 +32,7 @@ class Exporter(Listener):
 
     def __init__(self, base: Path, stream: TaskStream, settings: Settings, command: str):
         self.base, self.command = base, command
-        self.resize = resize_of(stream)
+        self.resize = stream.resize_of_files
         self.result = {
             "stream": stream.name,
             "scenario": stream.scenario,
@@ -101,14 +100,6 @@ def manifest_of(result: Mapping[str, Any], number: int, command: str) -> dict[st
         "accuracy_matrix": [row[:number] for row in result["accuracy_matrix"][:number]],
         "command": command,
     }
-
-
-def resize_of(stream: TaskStream) -> str | None:
-    """Return how files of images become inputs of a stream, as `export_version` takes it."""
-    shape, dtype = stream.input_shape, stream.tasks[0].train.dtype
-    if dtype != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3):
-        return None
-    return stream.resize or "none"
 
 
 def check_export(stream: TaskStream, base: Path, run: Path | None) -> None:

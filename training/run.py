@@ -13,7 +13,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_mas import metrics
 from keras_mas.files import UNFINISHED, atomic_folder
@@ -377,6 +376,7 @@ class _Run:
             "evaluated_on": self.evaluate_on,
             "data": self.stream.data_fingerprint,
             "input_shape": list(self.stream.input_shape),
+            "resize": self.stream.resize_of_files,
             "accuracy_matrix": self.rows,
             "baseline": self.baseline,
             "average_accuracy": metrics.average_accuracy(self.rows),

@@ -730,9 +730,10 @@ def test_images_on_disk_are_learned_measured_exported_and_asked_about(photos, he
         from_pixels = version.run(name, {"inputs": pixels})["probabilities"]
         np.testing.assert_allclose(from_file[f"{name}/probabilities"], from_pixels, rtol=1e-5)
     [run] = (here / "runs").iterdir()
-    answer(capsys, "export", run, "--to", "again", "--version", 1, "--resize", "stretch")
-    assert read_manifest(here / "again/1")["resize"] == "stretch"
-    assert read_manifest(here / "models/1")["resize"] == "crop"
+    answer(capsys, "export", run, "--to", "again", "--version", 1)
+    assert read_manifest(here / "again/1")["resize"] == "crop"
+    answer(capsys, "export", run, "--to", "other", "--version", 1, "--resize", "stretch")
+    assert read_manifest(here / "other/1")["resize"] == "stretch"
     with StandIn({"photos": here / "models"}, grpc_port=0, rest_port=0) as server:
         ask = ["predict", "photos", "--server", f"127.0.0.1:{server.rest_port}", "--cache-memory"]
         rows = answer(capsys, *ask, "1kB", "--cache-dir", "cache", "--examples-of", "photos.toml")

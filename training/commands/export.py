@@ -30,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize",
         choices=(*RESIZE_MODES, "none"),
-        help="add a signature for JPEG and PNG files, whose images are resized so; none: images of "
-        "another size are refused (default: no such signature)",
+        help="how images get their size in the signature for JPEG and PNG files; none: images of "
+        "another size are refused (default: as in training; earlier versions did not record it, "
+        "and their runs have no such signature)",
     )
 
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
             base,
             number,
             *saved_heads(args.directory, number),
-            resize=args.resize,
+            resize=args.resize or result.get("resize"),
             manifest=manifest_of(result, number, command),
         )
         result_console().print(f"exported {folder}", soft_wrap=True)
