@@ -1,0 +1,173 @@
+"""The model server configuration: which versions are loaded, and which of them labels point to.
+
+TensorFlow Serving reads it from the file of `--model_config_file`, once or again and again, and
+takes it over its reload API. It is the whole truth each time: a model that it does not name is
+unloaded. So the file may hold other models, written by hand, and only the entry of one model is
+changed here; what text has besides, such as comments between the entries, is lost, but not those at
+the top of the file.
+"""
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import filelock
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from keras_mas.errors import UsageError
+from keras_mas.files import atomic_file
+
+ModelServerConfig = model_server_config_pb2.ModelServerConfig
+
+
+class ConfigError(RuntimeError):
+    """A model server configuration cannot be read; the message says why."""
+
+
+def config_path(base_path: str | os.PathLike) -> Path:
+    """Return where the configuration of a model is unless told otherwise.
+
+    Args:
+        base_path: Folder of the model, `models/NAME`.
+
+    Returns:
+        `models/models.config`, beside the folders of all models.
+    """
+    return Path(base_path).resolve().parent / "models.config"
+
+
+def read_config(path: str | os.PathLike) -> ModelServerConfig:
+    """Read a configuration.
+
+    Args:
+        path: The file, which need not exist.
+
+    Returns:
+        The configuration; an empty one if there is no file.
+
+    Raises:
+        ConfigError: If it cannot be read, is none, or names no list of models.
+    """
+    config = ModelServerConfig()
+    try:
+        text_format.Parse(_read(path), config)
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ConfigError(
+            f"Expected a model server configuration in '{path}'. Received: "
+            f"{str(error).rstrip('.')}. Correct the file; it was not changed."
+        ) from error
+    if config.HasField("custom_model_config"):
+        raise ConfigError(
+            f"Expected a `model_config_list` in '{path}'. Received: a `custom_model_config`, which "
+            "has no labels. Name another file with `--config`."
+        )
+    return config
+
+
+def write_config(path: str | os.PathLike, config: ModelServerConfig) -> None:
+    """Write a configuration, in one step, in the place of an earlier one.
+
+    Args:
+        path: The file. Comments at its top stay.
+        config: The configuration.
+
+    Raises:
+        OSError: If it cannot be written; the earlier one stays.
+    """
+    heading = _heading(_read(path)) or (
+        "# Labels are moved by `keras-mas promote` and `keras-mas rollback`. Other models may be\n"
+        "# added by hand.\n"
+    )
+    # A link stays one.
+    with atomic_file(Path(path).resolve(), "w") as file:
+        file.write(heading + text_format.MessageToString(config, as_utf8=True))
+
+
+@contextlib.contextmanager
+def changing(path: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes from changing a configuration, which would undo each other's changes.
+
+    Raises:
+        UsageError: If the folder of the file does not exist or cannot be written to.
+        ConfigError: If another process is changing it.
+    """
+    path = Path(path).resolve()
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise ConfigError(
+            f"Another process is changing '{path}'. Wait until it has finished; nothing was "
+            "changed."
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"Expected to write '{path}'. Received: {error.strerror}. Change the permissions of "
+            "its folder, or name another file with `--config`."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def labels_of(config: ModelServerConfig, name: str) -> dict[str, int]:
+    """Return the version under each label of a model; empty if there is none."""
+    entry = _entry(config, name)
+    return {} if entry is None else dict(entry.version_labels)
+
+
+def listed_versions(config: ModelServerConfig, name: str) -> set[int]:
+    """Return the versions of a model that the configuration lists; empty if the server chooses."""
+    entry = _entry(config, name)
+    return set() if entry is None else set(entry.model_version_policy.specific.versions)
+
+
+def with_labels(
+    config: ModelServerConfig,
+    name: str,
+    base_path: str | os.PathLike,
+    labels: Mapping[str, int],
+    versions: Collection[int],
+) -> ModelServerConfig:
+    """Return a configuration in which labels of a model point to other versions.
+
+    Args:
+        config: The configuration, which stays as it is.
+        name: Name of the model. Without an entry it gets one.
+        base_path: Folder of the model as the server sees it; an entry that exists keeps its own.
+        labels: The version under each label, all labels of the model.
+        versions: Which versions the server is to load. An entry that loads all stays so.
+    """
+    changed = ModelServerConfig()
+    changed.CopyFrom(config)
+    entry = _entry(changed, name)
+    if entry is None:
+        entry = changed.model_config_list.config.add(
+            name=name, base_path=str(base_path), model_platform="tensorflow"
+        )
+    if not entry.model_version_policy.HasField("all"):
+        entry.model_version_policy.specific.versions[:] = sorted(versions)
+    entry.version_labels.clear()
+    entry.version_labels.update(labels)
+    return changed
+
+
+def _entry(config: ModelServerConfig, name: str) -> model_server_config_pb2.ModelConfig | None:
+    entries = config.model_config_list.config
+    return next((entry for entry in entries if entry.name == name), None)
+
+
+def _read(path: str | os.PathLike) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def _heading(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    end = next((k for k, line in enumerate(lines) if line.strip()[:1] not in ("#", "")), len(lines))
+    return "".join(lines[:end])
