@@ -149,6 +149,9 @@ def export_version(
     warmup.check_batch_sizes(warmup_batch_sizes)
     labels = _labels(heads, classes or {})
     check_exportable(heads, directory)
+    if examples is not None:
+        examples = np.asarray(examples, np.float32)
+        _check_examples(examples, input_shape, resize)
     signatures = build_signatures(heads, labels, input_shape, input_name, resize)
     try:
         with new_version(directory) as unfinished:
@@ -346,6 +349,21 @@ def _check_resize(resize: str | None, input_shape: Shape) -> None:
         )
 
 
+def _check_examples(examples: np.ndarray, input_shape: Shape, resize: str | None) -> None:
+    expected = tf.TensorShape([None, *input_shape])
+    if not expected.is_compatible_with(examples.shape):
+        raise UsageError(
+            f"Expected examples of shape {[None, *input_shape]}, as the heads take them. Received: "
+            f"{list(examples.shape)}."
+        )
+    if resize is not None and np.any(examples != np.clip(np.round(examples), 0, 255)):
+        raise UsageError(
+            "Expected examples of pixels, whole numbers from 0 to 255, for heads that answer files "
+            "of images. Received: other numbers. Pass them as they are before any preprocessing, "
+            "or `resize=None`."
+        )
+
+
 def _write(signatures: Iterable[Signature], directory: Path) -> None:
     # Endpoints find the variables they read. `track` would store every weight a second time, and
     # with them whatever else a model holds: Ω, θ* and the optimizer.
@@ -394,10 +412,9 @@ def _check_answers(
 ) -> None:
     layers = [layer for head in heads.values() for layer in head._flatten_layers(recursive=True)]
     tolerance = tolerance_of([str(layer.compute_dtype) for layer in layers])
-    inputs = np.asarray(examples, np.float32)
-    if difference := different_answer(signatures, version, inputs, tolerance):
+    if difference := different_answer(signatures, version, examples, tolerance):
         raise ExportError(
-            f"Expected the exported model to answer {len(inputs)} examples as the Keras model "
+            f"Expected the exported model to answer {len(examples)} examples as the Keras model "
             f"does. Received: {difference}. Nothing was published; a layer may compute otherwise "
             "in a graph, or draw random numbers."
         )

@@ -8,7 +8,7 @@ configuration, and labelled by the next one. Versions under a label are all that
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from keras_mas.errors import UsageError
@@ -74,13 +74,21 @@ class Rollout:
         """
         return labels_of(read_config(self.config), self.name)
 
-    def promote(self, version: int | None = None, label: str = STABLE) -> dict[str, int]:
+    def promote(
+        self,
+        version: int | None = None,
+        label: str = STABLE,
+        *,
+        check: Callable[[Path], None] | None = None,
+    ) -> dict[str, int]:
         """Let a label point to a version, which the server loads first.
 
         Args:
             version: The version. By default the latest; for `stable` the one labelled `canary`, if
                 there is one.
             label: One of `labels.LABELS`. Where `stable` moves, `previous` points to where it was.
+            check: Called with the folder of the version before anything changes, as
+                `publish.check_version`; what it raises leaves everything as it is.
 
         Returns:
             The version under each label.
@@ -98,6 +106,8 @@ class Rollout:
                 if label == STABLE:
                     version = labels.get(CANARY, version)
             self._check_exists(version)
+            if check is not None:
+                check(list_versions(self.base_path)[version])
             moved = self._of_existing(labels) | {label: version}
             if label == STABLE and labels.get(STABLE, version) != version:
                 moved[PREVIOUS] = labels[STABLE]

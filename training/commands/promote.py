@@ -40,10 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from keras_mas.serving.publish import check_version
+
     from ..console import stderr_console
 
     with shared.rollout_of(args) as rollout:
-        labels = rollout.promote(args.version, args.label)
+        labels = rollout.promote(args.version, args.label, check=check_version)
         removed = rollout.prune(args.keep) if args.keep else []
     shared.print_labels(rollout.name, labels, args.json)
     if removed:
