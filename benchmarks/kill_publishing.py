@@ -3,7 +3,7 @@
     python benchmarks/kill_publishing.py [--kills 100] [--seed 0]
 
 A process publishes versions of a model, one after the other, and is killed (SIGKILL) at a moment
-drawn from 1.3 times what a publication takes. Then every version that is visible is loaded in the
+drawn from 1.3 times what the last publication took. Then every version that is visible is loaded in the
 C++ runtime, sent its own warm-up requests, and asked: version by version another network, whose
 probabilities are known. Where the kill struck is told by what it left. Prints how often each stage
 was struck, how many versions were published, and how many were damaged, which should be none.
@@ -11,6 +11,7 @@ was struck, how many versions were published, and how many were damaged, which s
 
 import argparse
 import contextlib
+import math
 import multiprocessing
 import os
 import sys
@@ -83,6 +84,18 @@ def stage_of(base: Path) -> str:
     return "graph or weights being written"
 
 
+def wait(base: Path, before: set[int], seconds: float, share: float) -> float:
+    """Wait for a share of the seconds that a publication takes; return how many it takes now."""
+    beginning, measured = time.monotonic(), seconds
+    while (now := time.monotonic() - beginning) < share * seconds:
+        if measured == seconds and set(list_versions(base)) - before:
+            measured = now
+            if math.isinf(seconds):
+                break
+        time.sleep(0.005)
+    return measured
+
+
 def kill_publishers(base: Path, kills: int, seed: int) -> tuple[Counter, list[str]]:
     """Kill publishers at random moments.
 
@@ -98,20 +111,14 @@ def kill_publishers(base: Path, kills: int, seed: int) -> tuple[Counter, list[st
     # Each publisher is forked from a process that has imported TensorFlow, and done nothing else.
     context.set_forkserver_preload(["keras_mas.serving.publish"])
     rng, stages, damage, good = np.random.default_rng(seed), Counter(), [], set()
-    seconds = None
+    seconds = math.inf  # that a publication takes; the first one is only measured
     for number in range(kills + 1):
         before = set(list_versions(base))
         started = context.Event()
         publisher = context.Process(target=publish_on, args=(base, seed + number, started))
         publisher.start()
         started.wait()
-        beginning = time.monotonic()
-        if seconds is None:  # the first one is measured
-            while not set(list_versions(base)) - before:
-                time.sleep(0.01)
-            seconds = time.monotonic() - beginning
-        else:
-            time.sleep(rng.uniform(0.0, 1.3 * seconds))
+        seconds = wait(base, before, seconds, rng.uniform(0.0, 1.3))
         publisher.kill()
         publisher.join()
         if number:

@@ -14,12 +14,10 @@ from pathlib import Path
 
 import filelock
 from google.protobuf import text_format
-from tensorflow_serving.config import model_server_config_pb2
+from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from keras_mas.errors import UsageError
 from keras_mas.files import atomic_file
-
-ModelServerConfig = model_server_config_pb2.ModelServerConfig
 
 
 class ConfigError(RuntimeError):
@@ -155,7 +153,7 @@ def with_labels(
     return changed
 
 
-def _entry(config: ModelServerConfig, name: str) -> model_server_config_pb2.ModelConfig | None:
+def _entry(config: ModelServerConfig, name: str) -> ModelConfig | None:
     entries = config.model_config_list.config
     return next((entry for entry in entries if entry.name == name), None)
 

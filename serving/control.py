@@ -14,8 +14,7 @@ from tensorflow_serving.apis import (
     model_service_pb2_grpc,
     prediction_service_pb2_grpc,
 )
-
-from .config import ModelServerConfig
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 _POLL_SECONDS = 0.1
 _RPC_SECONDS = 10.0

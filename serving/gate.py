@@ -260,7 +260,7 @@ def drop_interval(both: int, lost: int, gained: int, examples: int) -> tuple[flo
 def _correlation(both: int, lost: int, gained: int, neither: int) -> float:
     """Return φ of a table of two by two, with Newcombe's correction for continuity."""
     product = math.prod([both + lost, gained + neither, both + gained, lost + neither])
-    excess = both * neither - lost * gained
+    excess: float = both * neither - lost * gained
     if excess > 0:
         excess = max(excess - (both + lost + gained + neither) / 2, 0)
     return excess / math.sqrt(product) if product else 0.0

@@ -17,7 +17,7 @@ from keras_mas.errors import UsageError
 
 from . import warmup
 from .config import config_path, labels_of, read_config
-from .export import check_exportable, export_version
+from .export import Approval, check_exportable, export_version
 from .gate import (
     Bounds,
     Compared,
@@ -143,7 +143,7 @@ class _Gate:
         self.base_path, self.held_out, self.bounds = base_path, held_out, bounds
         self.force, self.config = force, config
 
-    def approve(self, number: int):
+    def approve(self, number: int) -> Approval:
         """Return what approves version `number`, for `export_version`."""
 
         def approve(folder: Path, version: LoadedVersion) -> dict[str, Any]:

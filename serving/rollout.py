@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
 from keras_mas.errors import UsageError
 from keras_mas.files import atomic_file
 
 from .config import (
     ConfigError,
-    ModelServerConfig,
     changing,
     config_path,
     labels_of,

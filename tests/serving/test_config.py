@@ -1,10 +1,10 @@
 import pytest
 from google.protobuf import text_format
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.config import (
     ConfigError,
-    ModelServerConfig,
     changing,
     config_path,
     labels_of,

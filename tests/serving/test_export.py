@@ -21,6 +21,7 @@ from keras_mas.serving.export import (
     export_version,
     is_exported,
 )
+from keras_mas.serving.manifest import read_manifest
 from keras_mas.serving.runtime import LoadedVersion
 
 HERE = Path(__file__).parent
@@ -360,13 +361,13 @@ def test_a_file_is_not_overwritten_either(tmp_path, make_heads):
     assert (tmp_path / "1").read_text() == "notes"
 
 
-def test_a_version_published_meanwhile_is_not_overwritten(tmp_path, make_heads, monkeypatch):
-    def publish_another(directory, *_):
+def test_a_version_published_meanwhile_is_not_overwritten(tmp_path, make_heads):
+    def publish_another(*_):
         (tmp_path / "1").mkdir()
+        return {}
 
-    monkeypatch.setattr(export, "_check_runs", publish_another)
     with pytest.raises(UsageError, match="not to exist"):
-        export_version(make_heads(), tmp_path / "1")
+        export_version(make_heads(), tmp_path / "1", approve=publish_another)
     assert names_in(tmp_path) == ["1"] and names_in(tmp_path / "1") == []
 
 
@@ -383,14 +384,16 @@ def test_a_version_published_at_the_last_moment_is_not_overwritten(
     assert names_in(tmp_path) == ["1"] and names_in(tmp_path / "1") == []
 
 
-def test_a_version_appears_only_when_complete(tmp_path, make_heads, monkeypatch):
+def test_a_version_appears_only_when_complete_and_approved(tmp_path, make_heads):
     seen = []
 
-    def look(directory, *_):
+    def look(directory, version):
+        assert "pets" in version.signatures
         seen.append((names_in(tmp_path), (directory / "saved_model.pb").exists()))
+        return {"looked": True}
 
-    monkeypatch.setattr(export, "_check_runs", look)
-    export_version(make_heads(), tmp_path / "1")
+    export_version(make_heads(), tmp_path / "1", approve=look)
+    assert read_manifest(tmp_path / "1")["looked"]
     [([name], complete)] = seen
     assert name.startswith(".tmp-1-") and complete
     assert names_in(tmp_path) == ["1"]

@@ -7,10 +7,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from keras_mas.errors import UsageError
 from keras_mas.serving import export
-from keras_mas.serving.config import ModelServerConfig, with_labels, write_config
+from keras_mas.serving.config import with_labels, write_config
 from keras_mas.serving.export import ExportError
 from keras_mas.serving.gate import Bounds, HeldOut, RefusedError
 from keras_mas.serving.manifest import read_manifest
