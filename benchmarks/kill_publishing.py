@@ -3,8 +3,8 @@
     python benchmarks/kill_publishing.py [--kills 100] [--seed 0]
 
 A process publishes versions of a model, one after the other, and is killed (SIGKILL) at a moment
-drawn from 1.3 times what the last publication took. Then every version that is visible is loaded in the
-C++ runtime, sent its own warm-up requests, and asked: version by version another network, whose
+drawn from 1.3 times what the last publication took. Then every version that is visible is loaded in
+the C++ runtime, sent its own warm-up requests, and asked: version by version another network, whose
 probabilities are known. Where the kill struck is told by what it left. Prints how often each stage
 was struck, how many versions were published, and how many were damaged, which should be none.
 """

@@ -149,6 +149,8 @@ def judge(
             version         number of the version
             blessed         whether it meets the bounds
             refusals        a sentence for each bound that it does not meet
+            missing         tasks that the earlier version answers and this one does not, which is
+                            refused if there is a bound for what a task may lose
             compared_with   `version` and `label` of the earlier one; None for the first version
             max_forgetting, min_accuracy, confidence
             tasks           for each `task`: `examples` and `accuracy` with `interval`, its Wilson
@@ -159,23 +161,29 @@ def judge(
     """
     tasks = [_of_task(task, each, compared) for task, each in right.items()]
     refusals = [sentence for row in tasks for sentence in _refusals(row, bounds, compared)]
-    if compared is not None:
+    missing = [] if compared is None else _missing(compared, right)
+    if bounds.max_forgetting is not None:
         refusals += [
             f"task '{task}', which {compared} answers, is not answered by a signature of that name"
-            for task in compared.tasks
-            if task not in right or task not in compared.right
+            for task in missing
         ]
     return {
         "format": _FORMAT,
         "version": version,
         "blessed": not refusals,
         "refusals": refusals,
+        "missing": missing,
         "compared_with": compared
         and {"version": compared.version, "label": compared.label or None},
         **dataclasses.asdict(bounds),
         "confidence": CONFIDENCE,
         "tasks": tasks,
     }
+
+
+def _missing(compared: Compared, right: Collection[str]) -> list[str]:
+    both = [task for task in compared.right if task in right]
+    return [task for task in compared.tasks if task not in both]
 
 
 def _of_task(task: str, right: np.ndarray, compared: Compared | None) -> dict[str, Any]:

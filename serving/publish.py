@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from keras_mas.errors import UsageError
 
@@ -78,8 +79,8 @@ def publish(
     Raises:
         UsageError: As `export_version`; or if there are no held-out examples, or `force` is empty.
         ExportError: As `export_version`.
-        RefusedError: If it does not meet the bounds, or there is no telling since the version to
-            compare it with cannot be loaded.
+        RefusedError: If it does not meet the bounds, or there is no telling what was lost since
+            the version to compare it with cannot be loaded.
         ConfigError: If the labels cannot be read.
     """
     base_path = Path(base_path)
@@ -113,12 +114,19 @@ def check_version(directory: str | os.PathLike) -> None:
         directory: Folder of the version.
 
     Raises:
-        LoadError: If it does not load.
-        WarmupError: If it fails on a request.
+        LoadError: If it does not load, or fails on a request.
     """
     with contextlib.closing(LoadedVersion(Path(directory))) as version:
-        if warmup.has_warmup(directory):
+        if not warmup.has_warmup(directory):
+            return
+        try:
             warmup.replay_warmup(directory, version)
+        except (warmup.WarmupError, tf.errors.OpError, DecodeError, KeyError) as error:
+            raise LoadError(
+                f"Expected the version in '{directory}' to answer the warm-up requests in its "
+                f"folder, without which a server refuses it. Received: "
+                f"{getattr(error, 'message', error)}. Export the version again."
+            ) from error
 
 
 class _Gate:
@@ -173,7 +181,7 @@ class _Gate:
                 failure = f"version {earlier} ({label or 'the latest'}), which it is compared with,"
                 note = f"{failure} cannot answer: {getattr(error, 'message', error)}"
         blessing = judge(number, right, self.bounds, compared)
-        if failure is not None:
+        if failure is not None and self.bounds.max_forgetting is not None:
             blessing["refusals"] = [*blessing["refusals"], str(note).rstrip(".")]
             blessing["blessed"] = False
         return {"model": self._model, **blessing, "forced": self.force, "note": note}

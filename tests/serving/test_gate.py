@@ -75,8 +75,11 @@ def test_all_tasks_of_the_first_version_are_new():
     assert row["before"] is row["drop"] is row["p_value"] is None
 
 
-def test_a_version_that_lacks_a_task_is_refused_whatever_may_be_lost():
-    blessing = judge(3, {"pets": NOW}, Bounds(), compared(pets=NOW, fruit=NOW))
+def test_a_version_that_lacks_a_task_is_refused_if_there_is_a_bound():
+    earlier = compared(pets=NOW, fruit=NOW)
+    blessing = judge(3, {"pets": NOW}, Bounds(), earlier)
+    assert blessing["blessed"] and blessing["missing"] == ["fruit"]
+    blessing = judge(3, {"pets": NOW}, Bounds(max_forgetting=1.0), earlier)
     [sentence] = blessing["refusals"]
     assert sentence.startswith("task 'fruit', which version 2 (stable) answers, is not answered")
 

@@ -109,7 +109,7 @@ def test_the_version_labelled_stable_is_the_one_to_compare_with(shop, models, ma
 def test_a_version_without_a_task_of_the_stable_one_is_refused(shop, make_heads):
     pets = {"pets": make_heads()["pets"]}
     with pytest.raises(RefusedError, match="task 'fruit', which version 1"):
-        publish(pets, shop, held_out("pets"))
+        publish(pets, shop, held_out("pets"), bounds=NO_LOSS)
 
 
 def test_a_new_task_has_nothing_to_lose(tmp_path, make_heads):
@@ -123,10 +123,15 @@ def test_a_new_task_has_nothing_to_lose(tmp_path, make_heads):
 def test_a_stable_version_that_is_damaged_is_no_reason_to_publish(shop, make_heads):
     (shop / "1" / "saved_model.pb").write_bytes(b"damaged")
     with pytest.raises(RefusedError, match="version 1 .*, cannot answer: Expected a complete Sav"):
-        publish(make_heads(), shop, BOTH)
-    assert publish(make_heads(), shop, BOTH, force="1 is damaged") == shop / "2"
-    with pytest.raises(LoadError):
+        publish(make_heads(), shop, BOTH, bounds=NO_LOSS)
+    options = {"bounds": NO_LOSS, "force": "1 is damaged"}
+    assert publish(make_heads(), shop, BOTH, **options) == shop / "2"
+    with pytest.raises(LoadError, match="complete SavedModel"):
         check_version(shop / "1")
+    requests = shop / "2" / "assets.extra" / "tf_serving_warmup_requests"
+    requests.write_bytes(requests.read_bytes()[:-9])
+    with pytest.raises(LoadError, match="without which a server refuses it"):
+        check_version(shop / "2")
 
 
 def test_a_model_that_answers_otherwise_than_keras_is_not_published(tmp_path):
