@@ -3,7 +3,7 @@
     python benchmarks/kill_publishing.py [--kills 100] [--seed 0]
 
 A process publishes versions of a model, one after the other, and is killed (SIGKILL) at a moment
-drawn from 1.3 times what the last publication took. Then every version that is visible is loaded in
+drawn from 1.3 times what a publication takes. Then every version that is visible is loaded in
 the C++ runtime, sent its own warm-up requests, and asked: version by version another network, whose
 probabilities are known. Where the kill struck is told by what it left. Prints how often each stage
 was struck, how many versions were published, and how many were damaged, which should be none.
@@ -33,6 +33,7 @@ from keras_mas.serving.runtime import LoadedVersion
 
 POINTS = np.array([[0.0, 1.0], [0.5, 0.0], [0.25, 1.0]], np.float32)
 LABELS = np.array([1, 0, 1])
+_PER_MEASUREMENT = 10
 
 
 def network(scale: float) -> keras.Model:
@@ -84,16 +85,12 @@ def stage_of(base: Path) -> str:
     return "graph or weights being written"
 
 
-def wait(base: Path, before: set[int], seconds: float, share: float) -> float:
-    """Wait for a share of the seconds that a publication takes; return how many it takes now."""
-    beginning, measured = time.monotonic(), seconds
-    while (now := time.monotonic() - beginning) < share * seconds:
-        if measured == seconds and set(list_versions(base)) - before:
-            measured = now
-            if math.isinf(seconds):
-                break
+def seconds_to_publish(base: Path, before: set[int]) -> float:
+    """Wait until another version is visible; return how long that took."""
+    beginning = time.monotonic()
+    while not set(list_versions(base)) - before:
         time.sleep(0.005)
-    return measured
+    return time.monotonic() - beginning
 
 
 def kill_publishers(base: Path, kills: int, seed: int) -> tuple[Counter, list[str]]:
@@ -111,17 +108,21 @@ def kill_publishers(base: Path, kills: int, seed: int) -> tuple[Counter, list[st
     # Each publisher is forked from a process that has imported TensorFlow, and done nothing else.
     context.set_forkserver_preload(["keras_mas.serving.publish"])
     rng, stages, damage, good = np.random.default_rng(seed), Counter(), [], set()
-    seconds = math.inf  # that a publication takes; the first one is only measured
-    for number in range(kills + 1):
+    for number in range(kills + math.ceil(kills / _PER_MEASUREMENT)):
         before = set(list_versions(base))
         started = context.Event()
-        publisher = context.Process(target=publish_on, args=(base, seed + number, started))
+        arguments = (base, seed + number, started)
+        publisher = context.Process(target=publish_on, args=arguments, daemon=True)
         publisher.start()
         started.wait()
-        seconds = wait(base, before, seconds, rng.uniform(0.0, 1.3))
+        is_measurement = number % (_PER_MEASUREMENT + 1) == 0
+        if is_measurement:  # of how long it takes now, on a machine that does other things
+            seconds = seconds_to_publish(base, before)
+        else:
+            time.sleep(rng.uniform(0.0, 1.3 * seconds))
         publisher.kill()
         publisher.join()
-        if number:
+        if not is_measurement:
             stages[stage_of(base)] += 1
         for version, folder in list_versions(base).items():
             if version not in good:

@@ -8,7 +8,7 @@ configuration, and labelled by the next one. Versions under a label are all that
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
@@ -188,54 +188,66 @@ class Rollout:
     def _move(self, labels: Mapping[str, int]) -> None:
         """Take the server, or the file alone, from the labels as they are to others."""
         before = read_config(self.config)
-        wanted = set(labels.values())
-        with self._kept_if_it_fails(before):
-            if self.server is not None:
-                available = self.server.available(self.name)
-                if not wanted <= available:
-                    # What is served stays served until the labels have moved.
-                    loaded = wanted | available | listed_versions(before, self.name)
-                    self._take_over(before, labels_of(before, self.name), loaded)
-                    for version in sorted(wanted):
-                        self.server.wait_until_available(self.name, version)
-            self._take_over(before, labels, wanted)
-            if self.server is not None:
-                for label, version in labels.items():
-                    self.server.wait_until_labelled(self.name, label, version)
-
-    def _take_over(
-        self, before: ModelServerConfig, labels: Mapping[str, int], versions: set[int]
-    ) -> None:
-        after = with_labels(before, self.name, self.served_path, labels, versions)
-        # The file first: a server that is told something else would take it back when it polls the
-        # file, or starts again.
-        write_config(self.config, after)
-        if self.server is not None:
-            self.server.take_over(after)
-
-    @contextlib.contextmanager
-    def _kept_if_it_fails(self, before: ModelServerConfig) -> Iterator[None]:
-        text = self.config.read_bytes() if self.config.exists() else None
         try:
-            yield
-        except OSError as error:  # the file was not written
+            with contextlib.ExitStack() as undo:
+                if self.server is None:
+                    self._write(before, labels, set(labels.values()), undo)
+                else:
+                    self._move_on(self.server, before, labels, undo)
+                undo.pop_all()
+        except OSError as error:
             raise ConfigError(
                 f"Expected to write '{self.config}'. Received: {error.strerror}. Make room, or "
                 "change its permissions. No label was moved."
             ) from error
         except ControlError as error:
-            self._restore(text, before)
             raise ControlError(f"{error} No label was moved.") from error
-        except BaseException:
-            self._restore(text, before)
-            raise
 
-    def _restore(self, text: bytes | None, before: ModelServerConfig) -> None:
-        if text is None:
-            self.config.unlink(missing_ok=True)
-            return
-        with atomic_file(self.config.resolve()) as file:
-            file.write(text)
-        if self.server is not None:
-            with contextlib.suppress(ControlError):  # the first failure says what is wrong
-                self.server.take_over(before)
+    def _move_on(
+        self,
+        server: ModelControl,
+        before: ModelServerConfig,
+        labels: Mapping[str, int],
+        undo: contextlib.ExitStack,
+    ) -> None:
+        wanted, available = set(labels.values()), server.available(self.name)
+        if not wanted <= available:
+            # What is served stays served until the labels have moved. Labels that the server cannot
+            # have, since it was started without them, would make it refuse everything.
+            old = {k: v for k, v in labels_of(before, self.name).items() if v in available}
+            loaded = wanted | available | listed_versions(before, self.name)
+            server.take_over(self._write(before, old, loaded, undo))
+            undo.callback(_tell_again, server, before)
+            for version in sorted(wanted):
+                server.wait_until_available(self.name, version)
+        server.take_over(self._write(before, labels, wanted, undo))
+        undo.callback(_tell_again, server, before)
+        for label, version in labels.items():
+            server.wait_until_labelled(self.name, label, version)
+
+    def _write(
+        self,
+        before: ModelServerConfig,
+        labels: Mapping[str, int],
+        versions: set[int],
+        undo: contextlib.ExitStack,
+    ) -> ModelServerConfig:
+        """Write the configuration, before a server is told: it may poll the file, or start anew."""
+        text = self.config.read_bytes() if self.config.exists() else None
+        after = with_labels(before, self.name, self.served_path, labels, versions)
+        write_config(self.config, after)
+        undo.callback(_write_back, self.config, text)
+        return after
+
+
+def _tell_again(server: ModelControl, config: ModelServerConfig) -> None:
+    with contextlib.suppress(ControlError):  # the first failure says what is wrong
+        server.take_over(config)
+
+
+def _write_back(path: Path, text: bytes | None) -> None:
+    if text is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_file(path.resolve()) as file:
+        file.write(text)

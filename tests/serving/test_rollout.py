@@ -96,6 +96,26 @@ def test_a_version_that_takes_too_long_moves_no_label(shop):
         assert not rollout.config.exists() and server.labels == {}
 
 
+def test_labels_that_a_server_was_started_without_do_not_keep_it_from_others(shop):
+    Rollout(shop).promote(1)
+    Rollout(shop).promote(1, "canary")
+    with rollout_on(shop, served=[2]) as (server, rollout):
+        assert rollout.promote(3) == {"stable": 3, "canary": 1, "previous": 1}
+        assert server.available("shop") == {1, 3}
+
+
+def test_a_configuration_that_is_refused_leaves_the_server_alone(shop):
+    Rollout(shop).promote(2)
+    other = 'config { name: "search" base_path: "/search" version_labels { key: "a" value: 9 } } }'
+    text = (shop.parent / "models.config").read_text().rstrip().removesuffix("}") + other
+    (shop.parent / "models.config").write_text(text)
+    with rollout_on(shop, served=[1]) as (server, rollout):
+        with pytest.raises(ControlError, match="label to version 9 of model search, .* No label"):
+            rollout.promote(1)
+        assert server.configs == [] and server.available("shop") == {1}
+        assert rollout.config.read_text() == text
+
+
 def test_a_server_that_is_not_there_changes_nothing(shop):
     with ModelControl("127.0.0.1:1", timeout=1.0) as control:
         rollout = Rollout(shop, server=control)
