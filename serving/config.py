@@ -3,12 +3,12 @@
 TensorFlow Serving reads it from the file of `--model_config_file`, once or again and again, and
 takes it over its reload API. It is the whole truth each time: a model that it does not name is
 unloaded. So the file may hold other models, written by hand, and only the entry of one model is
-changed here; what text has besides, such as comments between the entries, is lost, but not those at
-the top of the file.
+changed here; the rest of the text stays as it is, comments too.
 """
 
 import contextlib
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -64,23 +64,21 @@ def read_config(path: str | os.PathLike) -> ModelServerConfig:
     return config
 
 
-def write_config(path: str | os.PathLike, config: ModelServerConfig) -> None:
-    """Write a configuration, in one step, in the place of an earlier one.
+def write_config(path: str | os.PathLike, config: ModelServerConfig, name: str) -> None:
+    """Write a configuration in which the entry of one model has changed, in one step.
 
     Args:
-        path: The file. Comments at its top stay.
+        path: The file. The rest of its text stays.
         config: The configuration.
+        name: Name of the model.
 
     Raises:
         OSError: If it cannot be written; the earlier one stays.
     """
-    heading = _heading(_read(path)) or (
-        "# Labels are moved by `keras-mas promote` and `keras-mas rollback`. Other models may be\n"
-        "# added by hand.\n"
-    )
+    text = _with_entry(_read(path) or _HEADING, config, name)
     # A link stays one.
     with atomic_file(Path(path).resolve(), "w") as file:
-        file.write(heading + text_format.MessageToString(config, as_utf8=True))
+        file.write(text)
 
 
 @contextlib.contextmanager
@@ -165,7 +163,50 @@ def _read(path: str | os.PathLike) -> str:
         return ""
 
 
-def _heading(text: str) -> str:
-    lines = text.splitlines(keepends=True)
-    end = next((k for k, line in enumerate(lines) if line.strip()[:1] not in ("#", "")), len(lines))
-    return "".join(lines[:end])
+def _with_entry(text: str, config: ModelServerConfig, name: str) -> str:
+    """Return a text in which the entry of a model is that of a configuration, or is added."""
+    before = text_format.Parse(text, ModelServerConfig())
+    alone = ModelServerConfig()
+    alone.model_config_list.config.add().CopyFrom(_entry(config, name))
+    # Without the list around it.
+    entry = "\n".join(text_format.MessageToString(alone, as_utf8=True).splitlines()[1:-1])
+    *spans, end = _spans(text)
+    names = [model.name for model in before.model_config_list.config]
+    if name in names and len(spans) == len(names):
+        start, stop = spans[names.index(name)]
+        edited = f"{text[:start]}{entry.strip()}{text[stop:]}"
+    else:
+        edited = f"{text[: end[0]].rstrip()}\n{entry}\n{text[end[0] :]}"
+    try:
+        if text_format.Parse(edited, ModelServerConfig()) == config:
+            return edited
+    except text_format.ParseError:
+        pass
+    # The text is of another form, such as `config: [{…}, {…}]`, or has no list yet.
+    return _HEADING + text_format.MessageToString(config, as_utf8=True)
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    """Return where the entries of the list of models are in a text, and where the list ends."""
+    spans, open_, word, end = [], [], None, len(text)
+    for token in _TOKEN.finditer(text):
+        if token[0] in "{<":
+            open_.append(word)
+        elif token[0] in "}>" and open_:
+            opened = open_.pop()
+            if len(open_) == 1 and opened is not None and opened[0] == "config":
+                spans.append((opened.start(), token.end()))
+            elif not open_:
+                end = token.start()
+        elif token[0][0] not in "#\"'":
+            word = token
+    return [*spans, (end, end)]
+
+
+_HEADING = (
+    "# Labels are moved by `keras-mas promote` and `keras-mas rollback`. Other models may be\n"
+    "# added by hand.\n"
+)
+
+# Of protobuf text: strings and comments, in which braces mean nothing, braces, and words.
+_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|#[^\n]*|[{}<>]|\w+')

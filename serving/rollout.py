@@ -235,7 +235,7 @@ class Rollout:
         """Write the configuration, before a server is told: it may poll the file, or start anew."""
         text = self.config.read_bytes() if self.config.exists() else None
         after = with_labels(before, self.name, self.served_path, labels, versions)
-        write_config(self.config, after)
+        write_config(self.config, after, self.name)
         undo.callback(_write_back, self.config, text)
         return after
 

@@ -34,8 +34,8 @@ def test_a_model_gets_an_entry_beside_those_written_by_hand(tmp_path):
     by_hand = read_config(path)
     config = with_labels(by_hand, "shop", "/models/shop", {"stable": 1}, {2, 1})
     assert by_hand == text_format.Parse(BY_HAND, ModelServerConfig())
-    write_config(path, config)
-    assert path.read_text().startswith("# Ask the search team before you change this.\nmodel_")
+    write_config(path, config, "shop")
+    assert path.read_text().startswith(BY_HAND.rstrip().removesuffix("}"))
     *others, shop = read_config(path).model_config_list.config
     assert others == list(by_hand.model_config_list.config)
     assert (shop.base_path, shop.model_platform) == ("/models/shop", "tensorflow")
@@ -57,17 +57,48 @@ def test_an_entry_keeps_its_path_and_a_policy_of_all_versions(tmp_path):
 def test_without_a_file_there_is_no_label(tmp_path):
     config = read_config(tmp_path / "models.config")
     assert labels_of(config, "shop") == {} and listed_versions(config, "shop") == set()
-    write_config(tmp_path / "models.config", config)
+    config = with_labels(config, "shop", "/models/shop", {"stable": 1}, {1})
+    write_config(tmp_path / "models.config", config, "shop")
     assert (tmp_path / "models.config").read_text().startswith("# Labels are moved by")
+    assert read_config(tmp_path / "models.config") == config
     assert config_path(tmp_path / "shop") == tmp_path / "models.config"
 
 
 def test_a_link_to_a_configuration_stays_one(tmp_path):
     (tmp_path / "real").write_text(BY_HAND)
     (tmp_path / "models.config").symlink_to("real")
-    write_config(tmp_path / "models.config", ModelServerConfig())
+    config = with_labels(read_config(tmp_path / "real"), "shop", "/models/shop", {}, {1})
+    write_config(tmp_path / "models.config", config, "shop")
     assert (tmp_path / "models.config").is_symlink()
-    assert "/volumes/search" not in (tmp_path / "real").read_text()
+    assert "/models/shop" in (tmp_path / "real").read_text()
+
+
+def test_an_entry_is_replaced_in_its_place_and_nothing_else(tmp_path):
+    path = tmp_path / "models.config"
+    path.write_text(BY_HAND)
+    config = with_labels(read_config(path), "search", "", {"beta": 8}, {8})
+    write_config(path, config, "search")
+    text = path.read_text()
+    assert text.startswith("# Ask the search team") and text.count("config {") == 2
+    assert text.endswith(BY_HAND[BY_HAND.index('  config { name: "all"') :])
+    assert read_config(path) == config and "theirs" not in text  # a comment in the entry itself
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'model_config_list { config: [{ name: "a" }, { name: "shop" }] }',
+        "model_config_list <config < name: 'shop' > config:{name: '}#\\'{'} >",
+        "model_config_list: { } # config { name: 'shop' }",
+        "# nothing yet\n",
+    ],
+)
+def test_protobuf_text_of_any_form_is_changed(tmp_path, text):
+    path = tmp_path / "models.config"
+    path.write_text(text)
+    config = with_labels(read_config(path), "shop", "/models/shop", {"stable": 1}, {1})
+    write_config(path, config, "shop")
+    assert read_config(path) == config
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,7 @@ def print_labels(model: str, labels: Mapping[str, int], as_json: bool) -> None:
     """Print the version under each label of a model."""
     from ..console import result_console
 
+    labels = dict(sorted(labels.items(), reverse=True))  # stable, previous, canary
     if as_json:
         print_json(labels)
         return
