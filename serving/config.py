@@ -188,15 +188,17 @@ def _with_entry(text: str, config: ModelServerConfig, name: str) -> str:
 
 def _spans(text: str) -> list[tuple[int, int]]:
     """Return where the entries of the list of models are in a text, and where the list ends."""
-    spans, open_, word, end = [], [], None, len(text)
+    spans: list[tuple[int, int]] = []
+    before_brace: list[re.Match[str] | None] = []  # the word before each brace that is open
+    word, end = None, len(text)
     for token in _TOKEN.finditer(text):
         if token[0] in "{<":
-            open_.append(word)
-        elif token[0] in "}>" and open_:
-            opened = open_.pop()
-            if len(open_) == 1 and opened is not None and opened[0] == "config":
+            before_brace.append(word)
+        elif token[0] in "}>" and before_brace:
+            opened = before_brace.pop()
+            if len(before_brace) == 1 and opened is not None and opened[0] == "config":
                 spans.append((opened.start(), token.end()))
-            elif not open_:
+            elif not before_brace:
                 end = token.start()
         elif token[0][0] not in "#\"'":
             word = token
