@@ -24,6 +24,8 @@ TOP_LEVEL = ["keras_mas", "keras_mas.serving", "keras_mas.training"]  # each has
 SERVING = [
     "tensorflow-serving-api>=2.19",
     "requests>=2.31",
+    "filelock>=3.13",  # publishers take turns
+    "scipy>=1.13",  # intervals of accuracies
     "waitress>=3.0.1",  # the HTTP server of the stand-in
 ]
 TRAINING = [
@@ -34,7 +36,6 @@ TRAINING = [
     "keras-tuner>=1.4.7",
     "tensorboard>=2.19",  # keras-tuner imports it; TensorFlow 2.21 no longer brings it
     "scikit-learn>=1.5",  # the bundled digits; keras-tuner's Bayesian search
-    "scipy>=1.13",
     "matplotlib>=3.9",
     "pillow>=10.1",
     "h5py>=3.10",  # published weights; Keras has it too
@@ -42,7 +43,6 @@ TRAINING = [
     "psutil>=5.9",
     "rich>=13.0",
     "jinja2>=3.1",  # the report in HTML
-    "filelock>=3.13",
     "shtab>=1.9",
 ]
 TEST = [

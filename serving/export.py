@@ -3,10 +3,9 @@
 import contextlib
 import keyword
 import os
-import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas.errors import UsageError
-from keras_mas.files import atomic_folder, check_writable
+from keras_mas.files import check_writable
 from keras_mas.logs import quiet
+from keras_mas.versions import library_versions
 
 from . import warmup
+from .answers import different_answer, tolerance_of
 from .images import RESIZE_MODES
 from .manifest import weights_checksum, write_manifest
-from .paths import list_versions, parse_version
+from .paths import new_version, refuse_existing
 from .runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError
 from .signatures import ENCODED, EXAMPLES, FEATURES, Shape, Signature, build_signatures
 
@@ -33,6 +34,10 @@ _RESERVED = {DEFAULT_SIGNATURE, FEATURES, ENCODED, EXAMPLES, "signatures"}
 
 # What TensorFlow accepts as a name scope inside another; each layer opens one of its name.
 _SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]+")
+
+
+Approval = Callable[[Path, LoadedVersion], Mapping[str, Any]]
+"""What `export_version` asks before a version appears."""
 
 
 class ExportError(RuntimeError):
@@ -63,6 +68,8 @@ def export_version(
     resize: str | None = None,
     manifest: Mapping[str, Any] | None = None,
     warmup_batch_sizes: Sequence[int] = warmup.BATCH_SIZES,
+    examples: np.ndarray | None = None,
+    approve: Approval | None = None,
 ) -> Path:
     """Write one version of a model for TensorFlow Serving, with a signature per task.
 
@@ -103,7 +110,8 @@ def export_version(
         run        what the caller adds: where the version comes from
 
     The version is written to a hidden folder beside `directory`, loaded in the C++ runtime, sent
-    its own warm-up requests and renamed. Other processes see a complete version or none.
+    its own warm-up requests and renamed. Other processes see a complete version or none. Where
+    several make versions of one model, they take turns.
 
     Args:
         heads: Non-empty mapping from task name to a built Keras model with one input and logits
@@ -117,6 +125,11 @@ def export_version(
             this size, one of `images.RESIZE_MODES`; None if they are none.
         manifest: The entry `run` of the manifest, of what JSON can hold.
         warmup_batch_sizes: Batch sizes of the requests with which a server warms up.
+        examples: Inputs `[n, *input_shape]`, to which every signature has to answer as the heads
+            do before the version is renamed; pixels from 0 to 255 if `resize` is given.
+        approve: Called before the version is renamed, with its folder and with the version in the
+            C++ runtime. It returns what it adds to the manifest; what it raises refuses the
+            version.
 
     Returns:
         `directory` as a `Path`.
@@ -125,34 +138,42 @@ def export_version(
         UsageError: If the version exists or cannot be written, or a name, a head, a list of
             classes or an option is not as above. Nothing has been written then.
         ExportError: If a head has a lookup table, the disk is full, or the written model does not
-            load or run. What was written has been removed.
+            load or run, or answers something else than the heads. What was written has been
+            removed.
     """
     directory = Path(directory)
-    _refuse_existing(directory)
+    refuse_existing(directory)
     _check_names(heads, input_name)
     input_shape = _shared_input_shape(heads)
     _check_resize(resize, input_shape)
     warmup.check_batch_sizes(warmup_batch_sizes)
     labels = _labels(heads, classes or {})
     check_exportable(heads, directory)
+    if examples is not None:
+        examples = np.asarray(examples, np.float32)
+        _check_examples(examples, input_shape, resize)
     signatures = build_signatures(heads, labels, input_shape, input_name, resize)
     try:
-        with atomic_folder(directory) as unfinished:
+        with new_version(directory) as unfinished:
             _write(signatures, unfinished)
             warmup.write_warmup(unfinished, directory.parent.name, signatures, warmup_batch_sizes)
+            with contextlib.closing(_load(unfinished)) as version:
+                if examples is not None:
+                    _check_answers(signatures, version, examples, heads)
+                judged = approve(unfinished, version) if approve else {}
             content = {
                 "classes": labels,
                 "input": {"name": input_name, "shape": list(input_shape)},
                 "resize": resize,
                 "weights": weights_checksum(_stored_weights(unfinished)),
-                "versions": _versions(),
+                "versions": library_versions(),
                 "run": dict(manifest or {}),
+                **judged,
             }
             write_manifest(unfinished, content)
-            _check_runs(unfinished)
-            _refuse_existing(directory)  # another process may have published it meanwhile
+            refuse_existing(directory)  # from a machine that does not see the lock
     except OSError as error:
-        _refuse_existing(directory)  # or just now
+        refuse_existing(directory)  # or just now
         raise ExportError(
             f"Expected to write '{directory}'. Received: {error}. Nothing was published."
         ) from error
@@ -180,27 +201,6 @@ def _stored_weights(directory: str | os.PathLike) -> Iterator[np.ndarray]:
     for name in reader.get_variable_to_shape_map():
         if name.endswith(_VALUE):
             yield reader.get_tensor(name)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _refuse_existing(directory: Path) -> None:
-    version = parse_version(directory)
-    # The folder '03' is version 3 too.
-    taken = list_versions(directory.parent).get(version, directory)
-    if taken.exists():
-        raise UsageError(
-            f"Expected version {version} of '{directory.parent.name}' not to exist. Received: "
-            f"'{taken}', which does. A version is never overwritten, since a server may be "
-            "answering from it; export under a higher number."
-        )
 
 
 def _check_task_names(names: Sequence[str]) -> None:
@@ -349,6 +349,21 @@ def _check_resize(resize: str | None, input_shape: Shape) -> None:
         )
 
 
+def _check_examples(examples: np.ndarray, input_shape: Shape, resize: str | None) -> None:
+    expected = tf.TensorShape([None, *input_shape])
+    if not expected.is_compatible_with(examples.shape):
+        raise UsageError(
+            f"Expected examples of shape {[None, *input_shape]}, as the heads take them. Received: "
+            f"{list(examples.shape)}."
+        )
+    if resize is not None and np.any(examples != np.clip(np.round(examples), 0, 255)):
+        raise UsageError(
+            "Expected examples of pixels, whole numbers from 0 to 255, for heads that answer files "
+            "of images. Received: other numbers. Pass them as they are before any preprocessing, "
+            "or `resize=None`."
+        )
+
+
 def _write(signatures: Iterable[Signature], directory: Path) -> None:
     # Endpoints find the variables they read. `track` would store every weight a second time, and
     # with them whatever else a model holds: Ω, θ* and the optimizer.
@@ -371,14 +386,35 @@ def _write(signatures: Iterable[Signature], directory: Path) -> None:
         ) from error
 
 
-def _check_runs(directory: Path) -> None:
+def _load(directory: Path) -> LoadedVersion:
     """Load a version as a server would, which sends it its own warm-up requests."""
     try:
-        with contextlib.closing(LoadedVersion(directory)) as version:
+        version = LoadedVersion(directory)
+        try:
             warmup.replay_warmup(directory, version)
+        except BaseException:
+            version.close()
+            raise
     except (LoadError, warmup.WarmupError) as error:
         raise ExportError(
             "Expected the exported model to answer its warm-up requests in the C++ runtime. "
             f"Received: {error}. Nothing was published; a layer of the model may use an operation "
             "or a resource that cannot be served."
         ) from error
+    return version
+
+
+def _check_answers(
+    signatures: Sequence[Signature],
+    version: LoadedVersion,
+    examples: np.ndarray,
+    heads: Mapping[str, keras.Model],
+) -> None:
+    layers = [layer for head in heads.values() for layer in head._flatten_layers(recursive=True)]
+    tolerance = tolerance_of([str(layer.compute_dtype) for layer in layers])
+    if difference := different_answer(signatures, version, examples, tolerance):
+        raise ExportError(
+            f"Expected the exported model to answer {len(examples)} examples as the Keras model "
+            f"does. Received: {difference}. Nothing was published; a layer may compute otherwise "
+            "in a graph, or draw random numbers."
+        )

@@ -4,10 +4,21 @@ TensorFlow Serving takes every folder whose name is an integer for a version and
 so a new version can be written to a folder `.tmp-…` beside the others.
 """
 
+import contextlib
 import os
+import shutil
+import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import filelock
+
 from keras_mas.errors import UsageError
+from keras_mas.files import UNFINISHED, atomic_folder, remove_unfinished
+
+# Held by the process that publishes or removes versions. TensorFlow Serving ignores the name, and
+# the system gives the lock back when the process ends, however it does.
+_LOCK = ".lock"
 
 
 def version_path(base_path: str | os.PathLike, version: int) -> Path:
@@ -60,6 +71,84 @@ def list_versions(base_path: str | os.PathLike) -> dict[int, Path]:
         return {}
     folders = (path for path in base_path.iterdir() if _is_version(path.name) and path.is_dir())
     return dict(sorted((int(path.name), path) for path in folders))
+
+
+@contextlib.contextmanager
+def new_version(directory: str | os.PathLike) -> Iterator[Path]:
+    """Make a folder to fill that becomes a version, by one rename, when the block ends.
+
+    Processes that make versions of one model take turns, so that none takes another's number or
+    judges a version by another that is not the latest any more. What killed ones left is removed.
+
+    Args:
+        directory: Folder of the version, `models/NAME/<version>`; its parents are made.
+
+    Yields:
+        Path of an empty folder beside `directory`.
+
+    Raises:
+        UsageError: If the version exists.
+        OSError: If it cannot be written, or has appeared meanwhile from a machine that does not see
+            the lock. What was written is removed, as after any error.
+    """
+    directory = Path(directory)
+    refuse_existing(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(directory.parent):
+        refuse_existing(directory)
+        with atomic_folder(directory) as unfinished:
+            yield unfinished
+
+
+def remove_versions(base_path: str | os.PathLike, versions: Collection[int]) -> None:
+    """Remove versions: each disappears by one rename, and then its files are deleted.
+
+    Args:
+        base_path: Folder of the model, `models/NAME`.
+        versions: Their numbers; those that do not exist are left out.
+    """
+    with _alone(Path(base_path)):
+        for version, folder in list_versions(base_path).items():
+            if version in versions:
+                # A server would load what is left of a folder while its files are deleted.
+                hidden = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
+                folder.rename(hidden)
+                shutil.rmtree(hidden)
+
+
+def refuse_existing(directory: Path) -> None:
+    """Refuse the folder of a version that exists, under this name or as `03` instead of `3`.
+
+    Raises:
+        UsageError: If it does.
+    """
+    version = parse_version(directory)
+    taken = list_versions(directory.parent).get(version, directory)
+    if taken.exists():
+        raise UsageError(
+            f"Expected version {version} of '{directory.parent.name}' not to exist. Received: "
+            f"'{taken}', which does. A version is never overwritten, since a server may be "
+            "answering from it; export under a higher number."
+        )
+
+
+@contextlib.contextmanager
+def _alone(base_path: Path) -> Iterator[None]:
+    """Wait until no other process changes the versions of a model, and keep it so."""
+    lock = filelock.FileLock(base_path / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        warnings.warn(
+            f"Another process is publishing to '{base_path}'; waiting until it has finished.",
+            stacklevel=4,
+        )
+        lock.acquire()
+    try:
+        remove_unfinished(base_path)
+        yield
+    finally:
+        lock.release()
 
 
 def _is_version(name: str) -> bool:

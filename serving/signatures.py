@@ -35,12 +35,14 @@ class Signature:
         input: Name, type and shape `[None, ...]` of its input.
         run: From the input to its outputs by name.
         sample: A value that any input may be filled with, for a test.
+        encode: From inputs of the model, float32 `[N, ...]`, to this signature's.
     """
 
     name: str
     input: tf.TensorSpec
     run: _Endpoint
     sample: float | bytes
+    encode: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
 def build_signatures(
@@ -87,8 +89,13 @@ def _of_images(classify: _Endpoint, input_shape: Sequence[int], resize: str) -> 
     def run(contents: tf.Tensor) -> _Outputs:
         return classify(images.decode(contents, (height, width, channels), resize))
 
-    black = tf.io.encode_png(np.zeros((height, width, channels), np.uint8)).numpy()
-    return Signature(ENCODED, tf.TensorSpec([None], tf.string, name=IMAGE_BYTES), run, black)
+    black = np.zeros((1, height, width, channels))
+    spec = tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)
+    return Signature(ENCODED, spec, run, _png_files(black)[0], _png_files)
+
+
+def _png_files(pixels: np.ndarray) -> np.ndarray:
+    return np.array([tf.io.encode_png(image.astype(np.uint8)).numpy() for image in pixels], object)
 
 
 def _of_examples(of: Signature) -> Signature:
@@ -99,14 +106,21 @@ def _of_examples(of: Signature) -> Signature:
     def run(examples: tf.Tensor) -> _Outputs:
         return of.run(tf.io.parse_example(examples, features)[name])
 
-    values = [of.sample] * int(np.prod(shape))
-    feature = tf.train.Feature(
-        bytes_list=tf.train.BytesList(value=values) if dtype == tf.string else None,
-        float_list=tf.train.FloatList(value=values) if dtype == tf.float32 else None,
-    )
-    example = tf.train.Example(features=tf.train.Features(feature={name: feature}))
+    def example(value: np.ndarray) -> bytes:
+        values = np.ravel(value)
+        feature = tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=values) if dtype == tf.string else None,
+            float_list=tf.train.FloatList(value=values) if dtype == tf.float32 else None,
+        )
+        content = tf.train.Example(features=tf.train.Features(feature={name: feature}))
+        return content.SerializeToString(deterministic=True)
+
+    def encode(inputs: np.ndarray) -> np.ndarray:
+        return np.array([example(value) for value in of.encode(inputs)], object)
+
+    sample = np.full(shape, of.sample, object if dtype == tf.string else None)
     spec = tf.TensorSpec([None], tf.string, name=EXAMPLES)
-    return Signature(EXAMPLES, spec, run, example.SerializeToString(deterministic=True))
+    return Signature(EXAMPLES, spec, run, example(sample), encode)
 
 
 def _classify_one(head: keras.Model, labels: Sequence[str]) -> _Endpoint:

@@ -74,6 +74,11 @@ def write_warmup(
             writer.write(_record(model, signature, size).SerializeToString(deterministic=True))
 
 
+def has_warmup(directory: str | os.PathLike) -> bool:
+    """Return whether a version has requests to warm up with."""
+    return (Path(directory) / _PATH).exists()
+
+
 def replay_warmup(directory: str | os.PathLike, version: LoadedVersion) -> None:
     """Send a version the requests in its folder, as TensorFlow Serving does when it loads it.
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import keras_mas
+from keras_mas.serving.paths import list_versions
 from keras_mas.training import demo
 from keras_mas.training.cli import main
 from keras_mas.training.settings import RECIPES
@@ -124,9 +125,7 @@ def test_the_demo(tmp_path, monkeypatch, capfd):
     assert err.count("task 10/10") == 2
     assert "the server has been stopped" in err
     assert (tmp_path / "runs/demo.png").exists()
-    assert sorted(path.name for path in (tmp_path / "models/rotated-digits").iterdir()) == sorted(
-        map(str, range(1, 11))
-    )
+    assert list(list_versions(tmp_path / "models/rotated-digits")) == list(range(1, 11))
 
 
 @pytest.mark.slow
@@ -134,14 +133,18 @@ def test_the_commands_of_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ours = [words[1:] for words in commands() if words[0] == "keras-mas"]
     ours = [words for words in ours if "shop.toml" not in words]  # see below
-    served = {"serve", "status", "predict"}
-    assert {words[0] for words in ours} == {"train", "report", "search", "compare"} | served
+    served, moved = {"serve", "status", "predict"}, {"promote", "rollback"}
+    others = {"train", "report", "search", "compare", "export"}
+    assert {words[0] for words in ours} == others | served | moved
     # Quicker than the recipe; everything else as it stands.
     quick = dataclasses.replace(RECIPES["split-digits"], epochs=1)
     monkeypatch.setitem(RECIPES, "split-digits", quick)
     for words in ours:
+        # A server with the labels is not running, and so short a training may forget more.
+        more = ["--offline"] * (words[0] in moved) + ["--force", "a test"] * (words[0] == "export")
         if words[0] not in served:
-            assert main(words) == 0, capsys.readouterr().err
+            assert main([*words, *more]) == 0, capsys.readouterr().err
+    assert "digits: stable is version 4, canary is version 4" in capsys.readouterr().out
     run_served([words for words in ours if words[0] in served])
 
 

@@ -1,17 +1,18 @@
 """Versions of a served model from a run: one after each task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.export import check_exportable, export_version, is_exported
+from keras_mas.serving.export import check_exportable, is_exported
+from keras_mas.serving.gate import HeldOut
 from keras_mas.serving.paths import version_path
+from keras_mas.serving.publish import publish
 
-from .heads import unique_heads
+from .heads import heads_of, unique_heads
 from .run import Listener, TaskResult
 from .run_directory import task_folder
 from .settings import Settings
@@ -22,7 +23,7 @@ _OF_RUN = ("stream", "scenario", "method", "strength", "penalty", "seed", "data"
 
 
 class Exporter(Listener):
-    """Exports a version after each task.
+    """Publishes a version after each task, whatever it forgot: that is measured, and recorded.
 
     Args:
         base: Folder of the served model.
@@ -32,8 +33,8 @@ class Exporter(Listener):
     """
 
     def __init__(self, base: Path, stream: TaskStream, settings: Settings, command: str):
-        self.base, self.command = base, command
-        self.resize = resize_of(stream)
+        self.base, self.stream, self.command = base, stream, command
+        self.resize = stream.resize_of_files
         self.result = {
             "stream": stream.name,
             "scenario": stream.scenario,
@@ -52,6 +53,7 @@ class Exporter(Listener):
             result.number,
             result.models,
             result.classes,
+            held_out_of(self.stream, result.number),
             resize=self.resize,
             manifest=manifest_of(
                 self.result | {"accuracy_matrix": self.rows}, result.number, self.command
@@ -64,27 +66,65 @@ def export_heads(
     number: int,
     models: dict[str, keras.Model],
     classes: dict[str, tuple[str, ...]],
-    *,
-    resize: str | None = None,
-    manifest: Mapping[str, Any] | None = None,
+    held_out: Sequence[HeldOut],
+    **options: Any,
 ) -> Path:
-    """Export the heads of a run as a version, unless it holds these heads already.
+    """Publish the heads of a run as a version, unless it holds these heads already.
 
     Args:
         base: Folder of the served model.
         number: The version.
         models: Model of every head, by the head's name.
         classes: Class names of every head.
-        resize: As for `export_version`.
-        manifest: As for `export_version`.
+        held_out: Held-out examples of every task.
+        **options: Further arguments of `publish`.
 
     Returns:
         The folder of the version.
     """
     folder = version_path(base, number)
     if not (folder.exists() and is_exported(models, folder)):
-        export_version(models, folder, classes=classes, resize=resize, manifest=manifest)
+        publish(models, base, held_out, version=number, classes=classes, **options)
     return folder
+
+
+def held_out_of(stream: TaskStream, tasks: int) -> list[HeldOut]:
+    """Return the test examples of the first tasks of a stream, as `publish` takes them."""
+    heads = heads_of(stream)
+    return [
+        HeldOut(
+            task.name,
+            heads[task.name].name,
+            task.test.labels + heads[task.name].offset,
+            task.test.batches,
+        )
+        for task in stream.tasks[:tasks]
+    ]
+
+
+def check_same_data(stream: TaskStream, result: Mapping[str, Any], run: Path) -> None:
+    """Refuse to judge a run by other examples than those that it was made of.
+
+    Args:
+        stream: The tasks as they are now.
+        result: The result of the run.
+        run: Folder of the run.
+
+    Raises:
+        UsageError: If the tasks or their examples have changed since.
+    """
+    names = [task.name for task in stream.tasks]
+    # Older results have no `data`.
+    if names == result["tasks"] and result.get("data", stream.data_fingerprint) == (
+        stream.data_fingerprint
+    ):
+        return
+    received = "other examples" if names == result["tasks"] else f"the tasks {', '.join(names)}"
+    raise UsageError(
+        f"Expected the data of '{stream.name}' as '{run}' was trained on, to measure what it "
+        f"forgot. Received: {received}. Restore the data, or name test examples of the same tasks "
+        "with `--examples-of TASKS`."
+    )
 
 
 def manifest_of(result: Mapping[str, Any], number: int, command: str) -> dict[str, Any]:
@@ -101,14 +141,6 @@ def manifest_of(result: Mapping[str, Any], number: int, command: str) -> dict[st
         "accuracy_matrix": [row[:number] for row in result["accuracy_matrix"][:number]],
         "command": command,
     }
-
-
-def resize_of(stream: TaskStream) -> str | None:
-    """Return how files of images become inputs of a stream, as `export_version` takes it."""
-    shape, dtype = stream.input_shape, stream.tasks[0].train.dtype
-    if dtype != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3):
-        return None
-    return stream.resize or "none"
 
 
 def check_export(stream: TaskStream, base: Path, run: Path | None) -> None:

@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 import io
 import math
-import platform
 import sys
 import time
 import warnings
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_mas import metrics
 from keras_mas.files import UNFINISHED, atomic_folder
 from keras_mas.plugins import is_own, load_named
+from keras_mas.versions import library_versions
 
 from .backbones import weights_digest
 from .backbones.weights import digest_of_file
@@ -411,6 +410,7 @@ class _Run:
             "evaluated_on": self.evaluate_on,
             "data": self.stream.data_fingerprint,
             "input_shape": list(self.stream.input_shape),
+            "resize": self.stream.resize_of_files,
             "accuracy_matrix": self.rows,
             "baseline": self.baseline,
             "average_accuracy": metrics.average_accuracy(self.rows),
@@ -426,7 +426,7 @@ class _Run:
             "columns": list(self.stream.columns),
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
             "memory": self.memory,
-            "versions": _versions(),
+            "versions": library_versions(),
             **(self._stability() if settings.evaluate_every else {}),
             **self.found,
         }
@@ -747,15 +747,6 @@ def _checked_row(accuracies, tasks):
     if len(accuracies) != tasks:
         raise ValueError(f"it has {len(accuracies)} accuracies for {tasks} tasks")
     return accuracies
-
-
-def _versions():
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-    }
 
 
 def _prints_to_stderr(verbose):

@@ -21,6 +21,7 @@ from keras_mas.serving.export import (
     export_version,
     is_exported,
 )
+from keras_mas.serving.manifest import read_manifest
 from keras_mas.serving.runtime import LoadedVersion
 
 HERE = Path(__file__).parent
@@ -360,13 +361,13 @@ def test_a_file_is_not_overwritten_either(tmp_path, make_heads):
     assert (tmp_path / "1").read_text() == "notes"
 
 
-def test_a_version_published_meanwhile_is_not_overwritten(tmp_path, make_heads, monkeypatch):
-    def publish_another(directory, *_):
+def test_a_version_published_meanwhile_is_not_overwritten(tmp_path, make_heads):
+    def publish_another(*_):
         (tmp_path / "1").mkdir()
+        return {}
 
-    monkeypatch.setattr(export, "_check_runs", publish_another)
     with pytest.raises(UsageError, match="not to exist"):
-        export_version(make_heads(), tmp_path / "1")
+        export_version(make_heads(), tmp_path / "1", approve=publish_another)
     assert names_in(tmp_path) == ["1"] and names_in(tmp_path / "1") == []
 
 
@@ -383,14 +384,16 @@ def test_a_version_published_at_the_last_moment_is_not_overwritten(
     assert names_in(tmp_path) == ["1"] and names_in(tmp_path / "1") == []
 
 
-def test_a_version_appears_only_when_complete(tmp_path, make_heads, monkeypatch):
+def test_a_version_appears_only_when_complete_and_approved(tmp_path, make_heads):
     seen = []
 
-    def look(directory, *_):
+    def look(directory, version):
+        assert "pets" in version.signatures
         seen.append((names_in(tmp_path), (directory / "saved_model.pb").exists()))
+        return {"looked": True}
 
-    monkeypatch.setattr(export, "_check_runs", look)
-    export_version(make_heads(), tmp_path / "1")
+    export_version(make_heads(), tmp_path / "1", approve=look)
+    assert read_manifest(tmp_path / "1")["looked"]
     [([name], complete)] = seen
     assert name.startswith(".tmp-1-") and complete
     assert names_in(tmp_path) == ["1"]
@@ -423,7 +426,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, make_heads, monkeypatch)
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "_check_runs", interrupt)
+    monkeypatch.setattr(export, "_load", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_version(make_heads(), tmp_path / "1")
     assert names_in(tmp_path) == []
@@ -502,7 +505,8 @@ def test_the_folder_of_a_version_is_an_integer(tmp_path):
 
 
 def names_in(directory):
-    return sorted(path.name for path in directory.iterdir())
+    """List what is in a folder, but the lock by which publishers take turns."""
+    return sorted(path.name for path in directory.iterdir() if path.name != ".lock")
 
 
 def test_a_version_is_known_by_its_weights(models, make_heads, tmp_path):

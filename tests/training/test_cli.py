@@ -10,6 +10,7 @@ import warnings
 from importlib import metadata
 
 import filelock
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -310,6 +311,61 @@ def test_a_version_of_another_run_is_not_overwritten(here, capsys):
     assert "never overwritten" in refusal(capsys, 2, *other)
     assert "never overwritten" in refusal(capsys, 2, "export", seed1, "--to", "models/insects")
     assert {path: path.stat().st_mtime_ns for path in (here / "models").rglob("*")} == files
+
+
+def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
+    answer(capsys, "train", "insects.toml", *QUICK, "--epochs", 6, "--learning-rate", 0.02)
+    [run] = (here / "runs").iterdir()
+    network = keras.models.load_model(run / "3/model.keras")
+    for weight in network.weights:
+        weight.assign(-weight)
+    network.save(run / "3/model.keras")
+
+    models = here / "models/insects"
+    export = ["export", run, "--max-forgetting", 0.3]
+    sentence = refusal(capsys, 1, *export, "--min-accuracy", 0.999, "--version", 1)
+    assert "the new task 'ants' has an accuracy of " in sentence
+    assert json.loads((models / "blessing.json").read_text())["min_accuracy"] == 0.999
+    for version in (1, 2):
+        assert f"exported models/insects/{version}" in answer(capsys, *export, "--version", version)
+    sentence = refusal(capsys, 1, *export, "--version", 3)
+    assert "Version 3 of 'insects' was not published: task 'ants' lost 0." in sentence
+    assert "'models/insects/blessing.json'" in sentence and "--force REASON" in sentence
+    assert list(list_versions(models)) == [1, 2]
+    answer(capsys, *export, "--version", 3, "--force", "a test")
+    assert read_manifest(models / "3")["blessing"] == {"blessed": False, "forced": "a test"}
+
+    labels = "insects: stable is version 1"
+    assert labels in answer(capsys, "promote", "insects", 1, "--offline")
+    answer(capsys, "promote", "insects", 2, "--label", "canary", "--offline")
+    with StandIn({"insects": models}, grpc_port=0, rest_port=0) as server:
+        address = ["--server", f"127.0.0.1:{server.rest_port}"]
+        states = answer(capsys, "status", "models/insects", *address).splitlines()
+        rows = json.loads(answer(capsys, "status", "insects", *address, "--json"))
+    assert states[0] == "insects version 1  AVAILABLE  (stable)"
+    assert [row["labels"] for row in rows] == [["stable"], ["canary"], []]
+    # Without a server there is still what is on the disk.
+    assert main(["status", "insects", "--server", "127.0.0.1:1"]) == 1
+    out, err = capsys.readouterr()
+    assert "insects version 2  UNKNOWN  (canary)" in out and "127.0.0.1:1" in err
+
+    moved = json.loads(answer(capsys, "promote", "insects", "--offline", "--json"))
+    assert moved == {"stable": 2, "canary": 2, "previous": 1}
+    moved = json.loads(answer(capsys, "rollback", "insects", "--offline", "--json"))
+    assert moved == {"stable": 1, "canary": 1}
+    answer(capsys, "promote", "insects", 1, "--offline", "--keep", 1)
+    assert list(list_versions(models)) == [1, 3]
+
+    assert "out of 1, 3" in refusal(capsys, 2, "promote", "insects", 2, "--offline")
+    assert "no such folder" in refusal(capsys, 2, "promote", "wasps", "--offline").lower()
+    assert "127.0.0.1:1" in refusal(capsys, 1, "promote", "insects", "--server", "127.0.0.1:1")
+    (models / "3/saved_model.pb").write_bytes(b"damaged")
+    sentence = refusal(capsys, 1, "promote", "insects", 3, "--offline")
+    assert "Expected a complete SavedModel in" in sentence
+    (here / "models/models.config").write_text("models { }")
+    assert "models.config'. Received: 1:1" in refusal(capsys, 1, "promote", "insects", "--offline")
+    np.savez(here / "ants.npz", **dict(np.load("ants.npz")) | {"y_test": np.zeros(40, int)})
+    assert "Received: other examples" in refusal(capsys, 2, "export", run, "--to", "models/again")
 
 
 def test_ask_a_server(here, capsys):
@@ -736,9 +792,10 @@ def test_images_on_disk_are_learned_measured_exported_and_asked_about(photos, he
         from_pixels = version.run(name, {"inputs": pixels})["probabilities"]
         np.testing.assert_allclose(from_file[f"{name}/probabilities"], from_pixels, rtol=1e-5)
     [run] = (here / "runs").iterdir()
-    answer(capsys, "export", run, "--to", "again", "--version", 1, "--resize", "stretch")
-    assert read_manifest(here / "again/1")["resize"] == "stretch"
-    assert read_manifest(here / "models/1")["resize"] == "crop"
+    answer(capsys, "export", run, "--to", "again", "--version", 1)
+    assert read_manifest(here / "again/1")["resize"] == "crop"
+    answer(capsys, "export", run, "--to", "other", "--version", 1, "--resize", "stretch")
+    assert read_manifest(here / "other/1")["resize"] == "stretch"
     with StandIn({"photos": here / "models"}, grpc_port=0, rest_port=0) as server:
         ask = ["predict", "photos", "--server", f"127.0.0.1:{server.rest_port}", "--cache-memory"]
         rows = answer(capsys, *ask, "1kB", "--cache-dir", "cache", "--examples-of", "photos.toml")

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from keras_mas.training.exporting import manifest_of, resize_of
+from keras_mas.training.exporting import manifest_of
 from keras_mas.training.tasks import Split, Task, TaskStream
 
 
@@ -16,8 +16,8 @@ def stream_of(inputs, resize=None):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_are_read_from_files_of_their_size_unless_images_were_resized(channels):
     stream = stream_of(np.zeros([4, 6, 6, channels], np.uint8))
-    assert resize_of(stream) == "none"
-    assert resize_of(dataclasses.replace(stream, resize="stretch")) == "stretch"
+    assert stream.resize_of_files == "none"
+    assert dataclasses.replace(stream, resize="stretch").resize_of_files == "stretch"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_pixels_are_read_from_files_of_their_size_unless_images_were_resized(cha
     ids=lambda inputs: f"{inputs.dtype}{inputs.shape}",
 )
 def test_other_inputs_are_no_images(inputs):
-    assert resize_of(stream_of(inputs)) is None
+    assert stream_of(inputs).resize_of_files is None
 
 
 def test_a_manifest_says_what_was_known_after_its_task():

@@ -13,6 +13,8 @@ COMMANDS = (
     "serve",
     "predict",
     "status",
+    "promote",
+    "rollback",
     "completion",
 )
 # Commands that do not import TensorFlow.

@@ -1,14 +1,18 @@
-"""`keras-mas export`: write the models of a run as versions of a served model."""
+"""`keras-mas export`: publish the models of a run as versions of a served model."""
 
 import argparse
 from pathlib import Path
 
 from keras_mas.errors import UsageError
 
+from ..options import Bounds, number, option_fields
+from ..tasks import LoadOptions
 from ..tasks.images import RESIZE_MODES
 from . import shared
 
-SUMMARY = "write a run's models as SavedModels to serve"
+SUMMARY = "publish a run's models as SavedModels to serve, unless they forgot too much"
+
+_fraction = number(float, Bounds(at_least=0, at_most=1))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,17 +34,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize",
         choices=(*RESIZE_MODES, "none"),
-        help="add a signature for JPEG and PNG files, whose images are resized so; none: images of "
-        "another size are refused (default: no such signature)",
+        help="how images get their size in the signature for JPEG and PNG files; none: images of "
+        "another size are refused (default: as in training; earlier versions did not record it, "
+        "and their runs have no such signature)",
     )
+    _add_gate(parser)
+    group = parser.add_argument_group("held-out examples")
+    group.add_argument(
+        "--examples-of",
+        metavar="TASKS",
+        help="stream whose test examples show what was forgotten (default: that of the run)",
+    )
+    shared.add_data(group)
+
+
+def _add_gate(parser):
+    group = parser.add_argument_group(
+        "gate",
+        "Every version is compared, task by task on held-out examples, with the version labelled "
+        "stable, or the latest one before it if none is. The numbers are written to blessing.json.",
+    )
+    group.add_argument(
+        "--max-forgetting",
+        type=_fraction,
+        default=0.05,
+        metavar="FRACTION",
+        help="how much accuracy a task may lose; 1 for any (default: 0.05)",
+    )
+    group.add_argument(
+        "--min-accuracy",
+        type=_fraction,
+        metavar="FRACTION",
+        help="accuracy that a new task has to reach (default: none)",
+    )
+    group.add_argument(
+        "--force",
+        metavar="REASON",
+        help="publish it all the same; the reason is recorded in blessing.json and the manifest",
+    )
+    shared.add_config(group)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.files import check_writable
+    from keras_mas.serving.gate import Bounds as GateBounds
 
     from ..console import result_console
-    from ..exporting import export_heads, manifest_of
+    from ..exporting import export_heads, held_out_of, manifest_of
     from ..run import saved_heads
     from ..run_directory import read_result
 
@@ -54,12 +95,39 @@ def run(args: argparse.Namespace) -> None:
             f"Expected a version from 1 to {learned}, the tasks learned in '{args.directory}'. "
             f"Received: --version {args.version}."
         )
-    for number in [args.version] if args.version else range(1, learned + 1):
+    bounds = GateBounds(args.max_forgetting, args.min_accuracy)
+    stream = _held_out_stream(args, result)
+    for tasks in [args.version] if args.version else range(1, learned + 1):
         folder = export_heads(
             base,
-            number,
-            *saved_heads(args.directory, number),
-            resize=args.resize,
-            manifest=manifest_of(result, number, command),
+            tasks,
+            *saved_heads(args.directory, tasks),
+            held_out_of(stream, tasks),
+            bounds=bounds,
+            force=args.force,
+            config=args.config,
+            resize=args.resize or result.get("resize"),
+            manifest=manifest_of(result, tasks, command),
         )
         result_console().print(f"exported {folder}", soft_wrap=True)
+
+
+def _held_out_stream(args, result):
+    """Return the tasks of a run, with the data as they were if they are not named."""
+    from ..exporting import check_same_data
+
+    recorded = result.get("arguments", {})
+    if not (args.examples_of or "tasks" in recorded):
+        raise UsageError(
+            f"Expected the tasks that '{args.directory}' was trained on, to measure what it "
+            "forgot. Received: a run that does not name them, since `keras-mas train` did not make "
+            "it. Name them with `--examples-of TASKS`."
+        )
+    args.tasks = args.examples_of or recorded["tasks"]
+    for name in option_fields(LoadOptions):
+        if getattr(args, name, None) in (None, False):
+            setattr(args, name, recorded.get(name))
+    stream = shared.load_stream(args, result["seed"])
+    if args.examples_of is None:
+        check_same_data(stream, result, args.directory)
+    return stream

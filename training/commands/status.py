@@ -1,33 +1,67 @@
-"""`keras-mas status`: print the state of every version of a served model."""
+"""`keras-mas status`: print the state of every version of a served model, and its labels."""
 
 import argparse
 
 from . import shared
 
-SUMMARY = "ask a server which versions of a model it has"
+SUMMARY = "show which versions of a model there are, which a server has, and their labels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("model", metavar="NAME", help="name of the served model")
+    shared.add_model_folder(parser)
+    shared.add_config(parser)
     shared.add_server(parser)
     shared.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from keras_mas.serving.client import ServingError
+
+    folder = shared.model_folder(args.model)
+    rows, failure = _on_disk(folder, args.config), None
+    try:
+        with shared.client_of(args) as client:
+            statuses = client.status(folder.resolve().name)
+    except ServingError as error:
+        failure = error
+    else:
+        for row in rows.values():
+            row["state"] = "NOT LOADED"  # but what follows; it is no state of a server
+        for status in statuses:
+            row = rows.setdefault(status.version, _row(status.version))
+            row |= {"state": status.state, "error": status.error}
+    if failure is None or rows:
+        _print([rows[version] for version in sorted(rows)], folder.name, args.json)
+    if failure is not None:
+        raise failure
+
+
+def _on_disk(folder, config):
+    """Return a row for every version in a folder, by its number."""
+    from keras_mas.serving.config import config_path, labels_of, read_config
+    from keras_mas.serving.paths import list_versions
+
+    labels = labels_of(read_config(config or config_path(folder)), folder.resolve().name)
+    rows = {}
+    for version in list_versions(folder):
+        names = [label for label, labelled in labels.items() if labelled == version]
+        rows[version] = _row(version) | {"labels": sorted(names)}
+    return rows
+
+
+def _row(version):
+    return {"version": version, "labels": [], "state": "UNKNOWN", "error": ""}
+
+
+def _print(rows, model, as_json):
     from ..console import result_console
 
-    with shared.client_of(args) as client:
-        versions = [
-            {"version": status.version, "state": status.state, "error": status.error}
-            for status in client.status(args.model)
-        ]
-    if args.json:
-        shared.print_json(versions)
+    if as_json:
+        shared.print_json(rows)
         return
-    for row in versions:
-        result_console().print(
-            f"{args.model} version {row['version']}  {row['state']}  {row['error']}".rstrip(),
-            soft_wrap=True,
-        )
+    for row in rows:
+        labels = f"({', '.join(row['labels'])})" if row["labels"] else ""
+        words = [f"{model} version {row['version']}", row["state"], labels, row["error"]]
+        result_console().print("  ".join(filter(None, words)), soft_wrap=True)

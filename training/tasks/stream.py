@@ -370,6 +370,17 @@ class TaskStream:
         """A hash that changes with the examples, but not with the seed that divides them."""
         return digest(*(task.data_fingerprint for task in self.tasks))
 
+    @property
+    def resize_of_files(self) -> str | None:
+        """How files of images become inputs, as `export_version` takes it; None if inputs are none.
+
+        "none" are images that were not resized: other sizes are refused.
+        """
+        shape, dtype = self.input_shape, self.tasks[0].train.dtype
+        if dtype != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3):
+            return None
+        return self.resize or "none"
+
     def _check_inputs(self):
         first = self.tasks[0]
         for task in self.tasks[1:]:

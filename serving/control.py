@@ -1,0 +1,174 @@
+"""What a model server is told, and asked, while versions are moved: over gRPC."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_pb2,
+    model_service_pb2_grpc,
+    prediction_service_pb2_grpc,
+)
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
+_POLL_SECONDS = 0.1
+_RPC_SECONDS = 10.0
+# Metadata of a version with many signatures.
+_OPTIONS = [("grpc.max_receive_message_length", 64 * 2**20)]
+
+_State = get_model_status_pb2.ModelVersionStatus.State
+
+
+class ControlError(RuntimeError):
+    """A model server did not take over a configuration; the message says why."""
+
+
+class ModelControl:
+    """One model server, while labels of its models are moved.
+
+    Args:
+        host_port: Its gRPC port, as `localhost:8500`.
+        timeout: Seconds to wait at most for a version to load, and for a label to move.
+        polled: Whether the server polls the file of its configuration; it is not told, then.
+    """
+
+    def __init__(self, host_port: str, *, timeout: float = 300.0, polled: bool = False):
+        self.host_port, self.timeout, self.polled = host_port, timeout, polled
+        self._channel = grpc.insecure_channel(host_port, options=_OPTIONS)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+
+    def available(self, name: str) -> set[int]:
+        """Return the versions of a model that answer requests; empty for an unknown model.
+
+        Raises:
+            ControlError: If the server does not answer.
+        """
+        return {number for number, state, _ in self._states(name) if state == _State.AVAILABLE}
+
+    def take_over(self, config: ModelServerConfig) -> None:
+        """Tell the server of a configuration, unless it polls the file.
+
+        Raises:
+            ControlError: If it refuses it, or does not answer.
+        """
+        if self.polled:
+            return
+        request = model_management_pb2.ReloadConfigRequest(config=config)
+        # The server answers when models that are new to it have loaded.
+        response = self._call(self._models.HandleReloadConfigRequest, request, self.timeout)
+        if response.status.error_code:
+            raise ControlError(self._refusal(response.status.error_message))
+
+    def wait_until_available(self, name: str, version: int) -> None:
+        """Wait until a version of a model answers requests.
+
+        Raises:
+            ControlError: If it fails to load, or time is up.
+        """
+        earlier = self._failure(name, version)  # of an attempt that is over
+
+        def is_available() -> bool:
+            failure = self._failure(name, version)
+            if failure and failure != earlier:
+                raise ControlError(
+                    f"Expected version {version} of '{name}' to load at {self.host_port}. "
+                    f"Received: {failure.rstrip('.')}."
+                )
+            return version in self.available(name)
+
+        self._wait(is_available, f"version {version} of '{name}' to be available", earlier)
+
+    def wait_until_labelled(self, name: str, label: str, version: int) -> None:
+        """Wait until a label of a model points to a version.
+
+        Raises:
+            ControlError: If time is up.
+        """
+        self._wait(
+            lambda: self._labelled(name, label) == version,
+            f"the label '{label}' of '{name}' to point to version {version}",
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def _wait(self, reached: Callable[[], bool], what: str, reason: str = "") -> None:
+        deadline = time.monotonic() + self.timeout
+        while not reached():
+            if time.monotonic() > deadline:
+                hint = "It polls another file, perhaps." if self.polled else "Its log may say more."
+                raise ControlError(
+                    f"Expected {what} at {self.host_port} within {self.timeout:g} s. Received: "
+                    f"{reason or 'no change'}. {hint}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _states(self, name: str) -> list[tuple[int, int, str]]:
+        """Return version, state and error message of all versions that the server has known."""
+        request = get_model_status_pb2.GetModelStatusRequest(
+            model_spec=model_pb2.ModelSpec(name=name)
+        )
+        try:
+            response = self._models.GetModelStatus(request, timeout=_RPC_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return []
+            raise ControlError(self._refusal(error.details())) from error
+        return [
+            (status.version, status.state, status.status.error_message)
+            for status in response.model_version_status
+        ]
+
+    def _failure(self, name: str, version: int) -> str:
+        """Return why a version did not load; empty if it did, or may still do so."""
+        return next(
+            (
+                message
+                for number, state, message in self._states(name)
+                if number == version and state == _State.END
+            ),
+            "",
+        )
+
+    def _labelled(self, name: str, label: str) -> int | None:
+        spec = model_pb2.ModelSpec(name=name, version_label=label)
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=spec, metadata_field=["signature_def"]
+        )
+        try:
+            response = self._predictions.GetModelMetadata(request, timeout=_RPC_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ControlError(self._refusal(error.details())) from error
+            return None
+        return response.model_spec.version.value
+
+    def _call(self, method: Callable[..., Any], request: Any, seconds: float) -> Any:
+        try:
+            return method(request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise ControlError(self._refusal(error.details())) from error
+
+    def _refusal(self, message: str | None) -> str:
+        return (
+            f"Expected the model server at {self.host_port} to answer, and to take over the "
+            f"configuration. Received: {(message or 'no answer').rstrip('.')}."
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

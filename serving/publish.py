@@ -1,0 +1,233 @@
+"""Publishing: a version is written beside the others, checked, judged, and appears by one rename.
+
+A process that is killed leaves no version, or a whole one; see `paths.new_version`.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from keras_mas.errors import UsageError
+
+from . import warmup
+from .config import config_path, labels_of, read_config
+from .export import Approval, check_exportable, export_version
+from .gate import (
+    Bounds,
+    Compared,
+    HeldOut,
+    RefusedError,
+    answered_right,
+    judge,
+    refusal_sentence,
+    write_blessing,
+)
+from .labels import STABLE
+from .manifest import ManifestError, read_manifest
+from .paths import list_versions, version_path
+from .runtime import LoadedVersion, LoadError
+
+_EXTRA = "assets.extra"
+_EXAMPLES_OF_A_TASK = 16
+
+
+def publish(
+    heads: Mapping[str, keras.Model],
+    base_path: str | os.PathLike,
+    held_out: Sequence[HeldOut],
+    *,
+    version: int | None = None,
+    bounds: Bounds | None = None,
+    force: str | None = None,
+    config: str | os.PathLike | None = None,
+    **options: Any,
+) -> Path:
+    """Publish a version of a model, unless it is damaged or lost what an earlier one knew.
+
+    The version is exported as `export_version` does it, and answers some of the held-out examples
+    as the Keras models do. Then it is judged by all of them, beside the version now labelled
+    `stable`, or the latest one before it if none is. The judgement, as `gate.judge` describes it,
+    is written to `blessing.json` in the folder of the model and, if the version is published, in
+    its `assets.extra`. It has besides
+
+        model       name of the model
+        forced      why it was published all the same; None unless `force` was given
+        note        what could not be compared, and why; None if everything was
+
+    The manifest has `blessing`: `blessed` and `forced`.
+
+    Args:
+        heads: As for `export_version`.
+        base_path: Folder of the model, `models/NAME`.
+        held_out: Held-out examples of every task of the version.
+        version: Number of the version; None for the next one.
+        bounds: What it has to meet; by default nothing: it is measured only.
+        force: Reason to publish it even if it does not meet the bounds.
+        config: The model server configuration with the labels; by default `models/models.config`.
+        **options: Further arguments of `export_version`.
+
+    Returns:
+        The folder of the version.
+
+    Raises:
+        UsageError: As `export_version`; or if there are no held-out examples, or `force` is empty.
+        ExportError: As `export_version`.
+        RefusedError: If it does not meet the bounds, or there is no telling what was lost since
+            the version to compare it with cannot be loaded.
+        ConfigError: If the labels cannot be read.
+    """
+    base_path = Path(base_path)
+    _check_held_out(heads, held_out)
+    if force is not None and not force.strip():
+        raise UsageError(
+            "Expected `force` to say why the version is published all the same. Received: nothing. "
+            "Give a reason, which its manifest records."
+        )
+    check_exportable(heads, base_path)
+    labels = config if config is not None else config_path(base_path)
+    gate = _Gate(base_path, held_out, bounds or Bounds(), force, Path(labels))
+    examples = np.concatenate([_first_batch(each) for each in held_out])
+    while True:
+        number = max(list_versions(base_path), default=0) + 1 if version is None else version
+        folder = version_path(base_path, number)
+        try:
+            return export_version(
+                heads, folder, examples=examples, approve=gate.approve(number), **options
+            )
+        except UsageError:
+            # While this process waited for its turn, another one took the number.
+            if version is not None or number not in list_versions(base_path):
+                raise
+
+
+def check_version(directory: str | os.PathLike) -> None:
+    """Load a version that is published, and send it its own warm-up requests, if it has any.
+
+    Args:
+        directory: Folder of the version.
+
+    Raises:
+        LoadError: If it does not load, or fails on a request.
+    """
+    with contextlib.closing(LoadedVersion(Path(directory))) as version:
+        if not warmup.has_warmup(directory):
+            return
+        try:
+            warmup.replay_warmup(directory, version)
+        except (warmup.WarmupError, tf.errors.OpError, DecodeError, KeyError) as error:
+            raise LoadError(
+                f"Expected the version in '{directory}' to answer the warm-up requests in its "
+                f"folder, without which a server refuses it. Received: "
+                f"{getattr(error, 'message', error)}. Export the version again."
+            ) from error
+
+
+class _Gate:
+    """Judges versions of a model before they appear.
+
+    Args:
+        base_path: Folder of the model.
+        held_out: As for `publish`.
+        bounds: As for `publish`.
+        force: As for `publish`.
+        config: The model server configuration, which need not exist.
+    """
+
+    def __init__(
+        self,
+        base_path: Path,
+        held_out: Sequence[HeldOut],
+        bounds: Bounds,
+        force: str | None,
+        config: Path,
+    ):
+        self.base_path, self.held_out, self.bounds = base_path, held_out, bounds
+        self.force, self.config = force, config
+
+    def approve(self, number: int) -> Approval:
+        """Return what approves version `number`, for `export_version`."""
+
+        def approve(folder: Path, version: LoadedVersion) -> dict[str, Any]:
+            blessing = self._judge(number, version)
+            path = write_blessing(self.base_path, blessing)
+            if not blessing["blessed"] and self.force is None:
+                raise RefusedError(refusal_sentence(blessing, self._model, path))
+            write_blessing(folder / _EXTRA, blessing)
+            return {"blessing": {key: blessing[key] for key in ("blessed", "forced")}}
+
+        return approve
+
+    @property
+    def _model(self) -> str:
+        return self.base_path.resolve().name
+
+    def _judge(self, number: int, version: LoadedVersion) -> dict[str, Any]:
+        right = {each.task: answered_right(version, each) for each in self.held_out}
+        earlier, label = self._earlier(number)
+        compared, failure, note = None, None, None
+        if earlier is None:
+            note = "The first version: there is nothing to compare it with."
+        else:
+            try:
+                compared = self._compared(earlier, label)
+            except (LoadError, tf.errors.OpError) as error:
+                failure = f"version {earlier} ({label or 'the latest'}), which it is compared with,"
+                note = f"{failure} cannot answer: {getattr(error, 'message', error)}"
+        blessing = judge(number, right, self.bounds, compared)
+        if failure is not None and self.bounds.max_forgetting is not None:
+            blessing["refusals"] = [*blessing["refusals"], str(note).rstrip(".")]
+            blessing["blessed"] = False
+        return {"model": self._model, **blessing, "forced": self.force, "note": note}
+
+    def _earlier(self, number: int) -> tuple[int | None, str]:
+        """Return the version to compare with, and the label that makes it the one."""
+        stable = labels_of(read_config(self.config), self._model).get(STABLE)
+        if stable is not None:
+            return stable, STABLE
+        return max((n for n in list_versions(self.base_path) if n < number), default=None), ""
+
+    def _compared(self, earlier: int, label: str) -> Compared:
+        folder = list_versions(self.base_path).get(earlier, version_path(self.base_path, earlier))
+        with contextlib.closing(LoadedVersion(folder)) as version:
+            tasks = _tasks_of(folder, version)
+            right = {
+                each.task: answered_right(version, each)
+                for each in self.held_out
+                if each.task in tasks and each.head in version.signatures
+            }
+        return Compared(earlier, label, tasks, right)
+
+
+def _tasks_of(folder: Path, version: LoadedVersion) -> list[str]:
+    """Return the names of the tasks that a version has learned."""
+    try:
+        manifest = read_manifest(folder)
+        return list(manifest["run"].get("tasks", manifest["classes"]))
+    except (ManifestError, KeyError, AttributeError, TypeError):  # it was exported by other means
+        return [name for name, sig in version.signatures.items() if "class" in sig.outputs]
+
+
+def _check_held_out(heads: Mapping[str, keras.Model], held_out: Sequence[HeldOut]) -> None:
+    if not held_out or any(len(each.labels) == 0 for each in held_out):
+        raise UsageError(
+            "Expected held-out examples of every task. Received: none, or a task without any. They "
+            "show that the version answers as it should, and what it forgot."
+        )
+    missing = [name for name in heads if all(each.head != name for each in held_out)]
+    unknown = [each.head for each in held_out if each.head not in heads]
+    if missing or unknown:
+        raise UsageError(
+            f"Expected held-out examples of these heads: {', '.join(map(repr, heads))}. Received: "
+            f"{', '.join(repr(each.head) for each in held_out)}. Every head needs some."
+        )
+
+
+def _first_batch(held_out: HeldOut) -> np.ndarray:
+    return next(iter(held_out.batches(_EXAMPLES_OF_A_TASK)))

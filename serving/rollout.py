@@ -1,0 +1,253 @@
+"""Which version clients get: labels are moved forward, and back.
+
+Clients ask for a label. A server lets a label point only to a version that is loaded, and checks
+the labels of a new configuration before it loads anything, so a version is loaded by one
+configuration, and labelled by the next one. Versions under a label are all that is loaded then:
+`stable`, `canary`, and `previous`, which waits for `rollback`.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
+from keras_mas.errors import UsageError
+from keras_mas.files import atomic_file
+
+from .config import (
+    ConfigError,
+    changing,
+    config_path,
+    labels_of,
+    listed_versions,
+    read_config,
+    with_labels,
+    write_config,
+)
+from .control import ControlError, ModelControl
+from .labels import CANARY, PREVIOUS, STABLE
+from .paths import list_versions, remove_versions
+
+
+class Rollout:
+    """The labels of one model.
+
+    Args:
+        base_path: Folder of the model, `models/NAME`.
+        config: The model server configuration; by default `models/models.config`. It is made if
+            there is none, and other models in it stay.
+        server: The server that has this configuration; None if none is running, in which case
+            nothing waits until a version is loaded.
+        served_path: Folder of the model as the server sees it; by default `base_path`. An entry
+            that the configuration has already keeps its own.
+
+    Raises:
+        UsageError: If the model has no version.
+    """
+
+    def __init__(
+        self,
+        base_path: str | os.PathLike,
+        *,
+        config: str | os.PathLike | None = None,
+        server: ModelControl | None = None,
+        served_path: str | os.PathLike | None = None,
+    ):
+        self.base_path = Path(base_path).resolve()
+        self.name = self.base_path.name
+        self.config = Path(config) if config is not None else config_path(base_path)
+        self.server = server
+        self.served_path = served_path or self.base_path
+        if not list_versions(base_path):
+            raise UsageError(
+                f"Expected versions of a model as folders '{base_path}/<integer>/'. Received: no "
+                "such folder. Publish one first with `keras-mas export`, or correct the path."
+            )
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The version under each label.
+
+        Raises:
+            ConfigError: If the configuration cannot be read.
+        """
+        return labels_of(read_config(self.config), self.name)
+
+    def promote(
+        self,
+        version: int | None = None,
+        label: str = STABLE,
+        *,
+        check: Callable[[Path], None] | None = None,
+    ) -> dict[str, int]:
+        """Let a label point to a version, which the server loads first.
+
+        Args:
+            version: The version. By default the latest; for `stable` the one labelled `canary`, if
+                there is one.
+            label: One of `labels.LABELS`. Where `stable` moves, `previous` points to where it was.
+            check: Called with the folder of the version before anything changes, as
+                `publish.check_version`; what it raises leaves everything as it is.
+
+        Returns:
+            The version under each label.
+
+        Raises:
+            UsageError: If there is no such version, or the configuration cannot be written.
+            ConfigError: If it cannot be read, or another process is changing it.
+            ControlError: If the server does not load the version or refuses the configuration.
+                Whatever fails, the configuration is what it was.
+        """
+        with changing(self.config):
+            labels = self.labels
+            if version is None:
+                version = max(list_versions(self.base_path))
+                if label == STABLE:
+                    version = labels.get(CANARY, version)
+            self._check_exists(version)
+            if check is not None:
+                check(list_versions(self.base_path)[version])
+            moved = self._of_existing(labels) | {label: version}
+            if label == STABLE and labels.get(STABLE, version) != version:
+                moved[PREVIOUS] = labels[STABLE]
+                moved = self._of_existing(moved)
+            self._move(moved)
+            return moved
+
+    def rollback(self, label: str = STABLE) -> dict[str, int]:
+        """Let a label point to the version that it should not have left.
+
+        Args:
+            label: `stable`, which goes back to `previous`, and takes `canary` along if that points
+                to the same version; or `canary`, which goes back to `stable`.
+
+        Returns:
+            The version under each label.
+
+        Raises:
+            UsageError: If there is nothing to go back to.
+            ConfigError: As for `promote`.
+            ControlError: As for `promote`.
+        """
+        with changing(self.config):
+            labels = self.labels
+            source = PREVIOUS if label == STABLE else STABLE
+            if source not in labels:
+                raise UsageError(
+                    f"Expected a version of '{self.name}' to go back to, labelled '{source}' in "
+                    f"'{self.config}'. Received: none. Name the version: `keras-mas promote "
+                    f"{self.base_path} VERSION`."
+                )
+            self._check_exists(labels[source])
+            moved = self._of_existing(labels) | {label: labels[source]}
+            if label == STABLE:
+                del moved[PREVIOUS]
+                if labels.get(CANARY) == labels.get(STABLE):
+                    moved[CANARY] = moved[STABLE]
+            self._move(moved)
+            return moved
+
+    def prune(self, keep: int) -> list[int]:
+        """Remove versions from the disk, but the latest ones and those under a label.
+
+        Args:
+            keep: How many of the latest versions stay, ≥ 1.
+
+        Returns:
+            The versions that were removed.
+
+        Raises:
+            UsageError: If `keep` is less than 1.
+            ConfigError: As for `promote`.
+        """
+        if keep < 1:
+            raise UsageError(f"Expected to keep at least one version. Received: {keep}.")
+        with changing(self.config):
+            versions = list(list_versions(self.base_path))
+            # A server unloads what disappears, whatever points to it.
+            used = set(self.labels.values()) | listed_versions(read_config(self.config), self.name)
+            removed = [version for version in versions[:-keep] if version not in used]
+            remove_versions(self.base_path, removed)
+        return removed
+
+    def _check_exists(self, version: int) -> None:
+        versions = list_versions(self.base_path)
+        if version not in versions:
+            raise UsageError(
+                f"Expected a version of '{self.name}' out of {', '.join(map(str, versions))}, "
+                f"which are in '{self.base_path}'. Received: {version}."
+            )
+
+    def _of_existing(self, labels: Mapping[str, int]) -> dict[str, int]:
+        """Leave out labels of versions that somebody has removed, which no server could load."""
+        versions = list_versions(self.base_path)
+        return {label: version for label, version in labels.items() if version in versions}
+
+    def _move(self, labels: Mapping[str, int]) -> None:
+        """Take the server, or the file alone, from the labels as they are to others."""
+        before = read_config(self.config)
+        try:
+            with contextlib.ExitStack() as undo:
+                if self.server is None:
+                    self._write(before, labels, set(labels.values()), undo)
+                else:
+                    self._move_on(self.server, before, labels, undo)
+                undo.pop_all()
+        except OSError as error:
+            raise ConfigError(
+                f"Expected to write '{self.config}'. Received: {error.strerror}. Make room, or "
+                "change its permissions. No label was moved."
+            ) from error
+        except ControlError as error:
+            raise ControlError(f"{error} No label was moved.") from error
+
+    def _move_on(
+        self,
+        server: ModelControl,
+        before: ModelServerConfig,
+        labels: Mapping[str, int],
+        undo: contextlib.ExitStack,
+    ) -> None:
+        wanted, available = set(labels.values()), server.available(self.name)
+        if not wanted <= available:
+            # What is served stays served until the labels have moved. Labels that the server cannot
+            # have, since it was started without them, would make it refuse everything.
+            old = {k: v for k, v in labels_of(before, self.name).items() if v in available}
+            loaded = wanted | available | listed_versions(before, self.name)
+            server.take_over(self._write(before, old, loaded, undo))
+            undo.callback(_tell_again, server, before)
+            for version in sorted(wanted):
+                server.wait_until_available(self.name, version)
+        server.take_over(self._write(before, labels, wanted, undo))
+        undo.callback(_tell_again, server, before)
+        for label, version in labels.items():
+            server.wait_until_labelled(self.name, label, version)
+
+    def _write(
+        self,
+        before: ModelServerConfig,
+        labels: Mapping[str, int],
+        versions: set[int],
+        undo: contextlib.ExitStack,
+    ) -> ModelServerConfig:
+        """Write the configuration, before a server is told: it may poll the file, or start anew."""
+        text = self.config.read_bytes() if self.config.exists() else None
+        after = with_labels(before, self.name, self.served_path, labels, versions)
+        write_config(self.config, after, self.name)
+        undo.callback(_write_back, self.config, text)
+        return after
+
+
+def _tell_again(server: ModelControl, config: ModelServerConfig) -> None:
+    with contextlib.suppress(ControlError):  # the first failure says what is wrong
+        server.take_over(config)
+
+
+def _write_back(path: Path, text: bytes | None) -> None:
+    if text is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_file(path.resolve()) as file:
+        file.write(text)

@@ -1,0 +1,52 @@
+"""`keras-mas promote`: let a label point to a version, so that clients get it."""
+
+import argparse
+
+from keras_mas.serving.labels import LABELS, STABLE
+
+from ..options import Bounds, number
+from . import shared
+
+SUMMARY = "give a version to the clients that ask for a label"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    shared.add_model_folder(parser)
+    parser.add_argument(
+        "version",
+        nargs="?",
+        type=number(int, Bounds(at_least=0)),
+        metavar="VERSION",
+        help="number of the version (default: the latest; for stable the canary, if there is one)",
+    )
+    parser.add_argument(
+        "--label",
+        choices=LABELS,
+        default=STABLE,
+        help="label to move; where stable moves, the label previous stays behind for `keras-mas "
+        f"rollback` (default: {STABLE})",
+    )
+    parser.add_argument(
+        "--keep",
+        type=shared.count,
+        metavar="N",
+        help="then remove versions from the disk, but the N latest and those under a label "
+        "(default: remove none)",
+    )
+    shared.add_rollout(parser)
+    shared.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from keras_mas.serving.publish import check_version
+
+    from ..console import stderr_console
+
+    with shared.rollout_of(args) as rollout:
+        labels = rollout.promote(args.version, args.label, check=check_version)
+        removed = rollout.prune(args.keep) if args.keep else []
+    shared.print_labels(rollout.name, labels, args.json)
+    if removed:
+        stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)

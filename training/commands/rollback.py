@@ -1,0 +1,30 @@
+"""`keras-mas rollback`: let a label point to the version that it should not have left."""
+
+import argparse
+
+from keras_mas.serving.labels import LABELS, STABLE
+
+from . import shared
+
+SUMMARY = "give clients the version back that they had before"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    shared.add_model_folder(parser)
+    parser.add_argument(
+        "--label",
+        choices=LABELS,
+        default=STABLE,
+        help="stable goes back to the label previous, and takes the canary along if that is the "
+        f"same version; canary goes back to stable (default: {STABLE})",
+    )
+    shared.add_rollout(parser)
+    shared.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    with shared.rollout_of(args) as rollout:
+        labels = rollout.rollback(args.label)
+    shared.print_labels(rollout.name, labels, args.json)
