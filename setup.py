@@ -23,7 +23,8 @@ TOP_LEVEL = ["keras_mas", "keras_mas.serving", "keras_mas.training"]  # each has
 
 SERVING = [
     "tensorflow-serving-api>=2.19",
-    "requests>=2.31",
+    "grpcio>=1.60",
+    "urllib3>=2.2",
     "waitress>=3.0.1",  # the HTTP server of the stand-in
 ]
 TRAINING = [
@@ -48,6 +49,10 @@ TRAINING = [
 TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
+    "requests>=2.31",  # a client of the stand-in that is not ours
+    "trustme>=1.1",  # certificates
+    "kubernetes-validate>=1.31",  # schemas of the deploy kit's files
+    "check-jsonschema>=0.30",
     "hypothesis>=6.100",
     "ruff>=0.6",
     "mypy>=1.15",

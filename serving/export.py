@@ -19,11 +19,12 @@ from keras_mas.files import atomic_folder, check_writable
 from keras_mas.logs import quiet
 
 from . import warmup
+from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES
 from .images import RESIZE_MODES
 from .manifest import weights_checksum, write_manifest
 from .paths import list_versions, parse_version
-from .runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError
-from .signatures import ENCODED, EXAMPLES, FEATURES, Shape, Signature, build_signatures
+from .runtime import LoadedVersion, LoadError
+from .signatures import Shape, Signature, build_signatures
 
 # The end of the name of a variable's value in a checkpoint.
 _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"

@@ -11,16 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from . import images
-from .runtime import DEFAULT_SIGNATURE
+from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES, IMAGE_BYTES
 
 Shape = tuple[int | None, ...]
 """Shape of one input, without the batch; None for an unknown size."""
-
-FEATURES, ENCODED, EXAMPLES = "features", "encoded", "examples"
-"""The signatures, besides `serving_default` and those of the tasks, that a version may have."""
-
-IMAGE_BYTES = "image_bytes"
-"""Name of the input that holds files of images."""
 
 _Outputs = dict[str, tf.Tensor]
 _Endpoint = Callable[[tf.Tensor], _Outputs]
