@@ -91,7 +91,7 @@ def test_tensorflow_reads_what_is_written_and_writes_what_is_read(array):
         ([2**31], np.int64),
         ([[True]], np.bool_),
         (["a", b"b\x00"], object),
-        ([np.float64(1.0)], np.float64),
+        ([np.float64(1.0)], np.float32),  # a subclass of float
     ],
 )
 def test_python_values_get_the_type_that_tensorflow_gives_them(value, dtype):

@@ -15,5 +15,5 @@ COMMANDS = (
     "status",
     "completion",
 )
-# Commands that do not import TensorFlow.
-WITHOUT_TENSORFLOW = ("report", "completion")
+# Commands that do not import TensorFlow; `predict` does it for the examples of a stream alone.
+WITHOUT_TENSORFLOW = ("report", "predict", "status", "completion")

@@ -2,26 +2,23 @@
 
 import argparse
 import dataclasses
-import json
 import shlex
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from keras_mas.serving.ports import GRPC, REST
+from typing import Any
 
 from ..augmentation import check_augmentations
-from ..options import AT_LEAST_ONE, add_options, flag, given_options, number, option_fields
+from ..options import add_options, flag, given_options, option_fields
 from ..search.space import SearchSpace
 from ..settings import Following, Recipe, Settings, recipe_for
 from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
-
-if TYPE_CHECKING:
-    from keras_mas.serving.client import GrpcClient, RestClient
-
-count = number(int, AT_LEAST_ONE)
+from .basics import add_data as add_data
+from .basics import add_json as add_json
+from .basics import add_server as add_server
+from .basics import client_of as client_of
+from .basics import count as count
+from .basics import print_json as print_json
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +27,6 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         "tasks", metavar="TASKS", help=f"{', '.join(builtin_names())}, or a TOML file of tasks"
     )
     add_data(parser)
-
-
-def add_data(group: argparse._ActionsContainer) -> None:
-    """Add the options of `LoadOptions`: where the data lie, and where they are kept decoded."""
-    add_options(group, LoadOptions, with_defaults=False)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -53,30 +45,12 @@ def add_overwrite(group: argparse._ActionsContainer, what: str) -> None:
     group.add_argument("--overwrite", action="store_true", help=f"replace {what}")
 
 
-def add_json(group: argparse._ActionsContainer) -> None:
-    """Add `--json`."""
-    group.add_argument("--json", action="store_true", help="print the result as JSON instead")
-
-
 def add_importance(group: argparse._ActionsContainer) -> None:
     """Add `--importance`."""
     group.add_argument(
         "--importance",
         action="store_true",
         help="draw Ω in the report in HTML: by layer, by filter of the first convolution, by pixel",
-    )
-
-
-def add_server(parser: argparse.ArgumentParser) -> None:
-    """Add the address of a model server."""
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--via", choices=("rest", "grpc"), default="rest", help="protocol (default: rest)"
-    )
-    group.add_argument(
-        "--server",
-        metavar="HOST:PORT",
-        help=f"address (default: 127.0.0.1 and port {REST} for rest, {GRPC} for grpc)",
     )
 
 
@@ -181,19 +155,3 @@ def search_command(arguments: Mapping[str, Any]) -> str:
     more += ["--tensorboard"] * arguments["tensorboard"]
     kinds = (SearchSpace, Settings, Recipe, LoadOptions)
     return command_line("search", arguments, *kinds, always=("method",), more=more)
-
-
-def client_of(args: argparse.Namespace) -> "GrpcClient | RestClient":
-    """Return a client of the model server that was asked for."""
-    from keras_mas.serving.client import GrpcClient, RestClient
-
-    if args.via == "grpc":
-        return GrpcClient(args.server or f"127.0.0.1:{GRPC}")
-    return RestClient(args.server or f"127.0.0.1:{REST}")
-
-
-def print_json(content: Any) -> None:
-    """Print JSON to standard output, in ASCII where other characters cannot be encoded."""
-    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    json.dump(content, sys.stdout, indent=2, ensure_ascii=not is_unicode)
-    sys.stdout.write("\n")
