@@ -130,6 +130,18 @@ def _classify_all(
     return classify
 
 
+def trunk_of(heads: Mapping[str, keras.Model]) -> keras.Model | None:
+    """Return the model from inputs to what the last layer of every head reads.
+
+    Args:
+        heads: Model of every task.
+
+    Returns:
+        The model; None if the heads are no functional models on one trunk.
+    """
+    return _trunk(_joint(heads), heads)
+
+
 def _joint(heads: Mapping[str, keras.Model]) -> keras.Model | None:
     """Return one model from inputs to the logits of every task, in which the trunk runs once.
 

@@ -250,6 +250,21 @@ def saved_heads(
     return {name: models[name] for name in names}, {name: tuple(classes[name]) for name in names}
 
 
+def finished_network(directory: Path) -> keras.Model:
+    """Read the network of a finished run: one model from inputs to the logits of every head.
+
+    Args:
+        directory: Folder of the run.
+
+    Raises:
+        DamagedError: If the file is missing or damaged.
+    """
+    path = directory / MODEL
+    cure = f"Remove '{directory / RESULT}', and run the same `keras-mas train` command again."
+    with naming_damage(path, cure):
+        return keras.models.load_model(path)
+
+
 def _saved_network(folder, head):
     """Return the network that was saved after a task, which changed a head."""
     network = _load_model(folder)

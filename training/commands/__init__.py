@@ -9,6 +9,7 @@ COMMANDS = (
     "compare",
     "search",
     "report",
+    "importance",
     "export",
     "serve",
     "predict",
