@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_mas.errors import UsageError
 from keras_mas.serving.ports import GRPC, REST
 
 from ..load_options import LoadOptions
@@ -61,6 +62,20 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         "--tls-certificate", type=Path, metavar="FILE.pem", help="show the server this certificate"
     )
     group.add_argument("--tls-key", type=Path, metavar="FILE.pem", help="with its private key")
+
+
+def check_one_of(args: argparse.Namespace, *options: str) -> None:
+    """Refuse none or several of some options; argparse would do so in a usage of very long lines.
+
+    Raises:
+        UsageError: If not exactly one of the options was given.
+    """
+    given = [name for name in options if getattr(args, name[2:].replace("-", "_")) is not None]
+    if len(given) != 1:
+        raise UsageError(
+            f"Expected one of {', '.join(options[:-1])} and {options[-1]}. Received: "
+            f"{' and '.join(given) or 'none of them'}."
+        )
 
 
 def client_of(args: argparse.Namespace) -> "GrpcClient | RestClient":

@@ -19,15 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("directory", type=Path, metavar="RUN", help="folder of a finished run")
     group = parser.add_argument_group("inputs")
-    source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument(
+    group.add_argument(
         "--from-requests",
         type=Path,
         nargs="+",
         metavar="LOG",
         help="logs of requests: TFRecord files of PredictionLog, perhaps compressed by gzip",
     )
-    source.add_argument(
+    group.add_argument(
         "--from-data",
         type=Path,
         nargs="+",
@@ -79,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
     from ..run import finished_network
     from ..run_directory import read_result
 
+    shared.check_one_of(args, "--from-requests", "--from-data")
     result = read_result(args.directory)
     _check_output(args)
     check_method(result["method"])

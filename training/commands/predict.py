@@ -29,22 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("model", metavar="NAME", help="name of the served model")
     group = parser.add_argument_group("examples")
-    source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument(
+    group.add_argument(
         "--images",
         type=Path,
         nargs="+",
         metavar="FILE",
         help="JPEG or PNG files, which the server decodes and resizes as in training",
     )
-    source.add_argument(
+    group.add_argument(
         "--input",
         type=Path,
         metavar="FILE.npy",
         help="array [N, ...] of examples as raw as in training; needs --task if the model has "
         "several heads",
     )
-    source.add_argument(
+    group.add_argument(
         "--examples-of",
         metavar="TASKS",
         help="ask about test examples of a stream, and print the truth beside the answers",
@@ -76,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    basics.check_one_of(args, "--images", "--input", "--examples-of")
     questions = _from_stream(args) if args.examples_of else []
     inputs = _read_inputs(args.input) if args.input else None
     with basics.client_of(args) as client:

@@ -16,6 +16,7 @@ from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
 from .basics import add_data as add_data
 from .basics import add_json as add_json
 from .basics import add_server as add_server
+from .basics import check_one_of as check_one_of
 from .basics import client_of as client_of
 from .basics import count as count
 from .basics import print_json as print_json
