@@ -13,8 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     """Write the files; return the exit code: 0 done, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m keras_mas.serving.deploy",
-        description="Write files to deploy a model server with: docker compose, Kubernetes, KServe, "
-        "Prometheus, TLS.",
+        description="Write files to deploy a model server with: docker compose, Kubernetes, "
+        "KServe, Prometheus, TLS.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to")
     parser.add_argument("--model", metavar="NAME", default="shop", help="name (default: shop)")
