@@ -14,6 +14,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -212,11 +213,7 @@ class _Client(abc.ABC):
         answers = []
         for batch in _batches(arrays, batch_size):
             which = _Which(name, version, label)
-            answer, version = self._retried(
-                lambda seconds, which=which, batch=batch: self._predict(
-                    which, batch, signature, seconds
-                )
-            )
+            answer, version = self._retried(partial(self._predict, which, batch, signature))
             label = None  # it may move to another version meanwhile
             answers.append(answer)
         return _joined(answers)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -127,9 +128,9 @@ class Collector:
     def add_example(self, serialized: bytes) -> None:
         """Read a serialized `tf.Example` as the graph of a served model does, and add its input."""
         is_image = self.form.resize is not None
-        name, shape, dtype = IMAGE_BYTES, (), tf.string
-        if not is_image:
-            name, shape, dtype = self.form.name, self.form.shape, tf.float32
+        name = IMAGE_BYTES if is_image else self.form.name
+        shape = () if is_image else self.form.shape
+        dtype = tf.string if is_image else tf.float32
         try:
             features = {name: tf.io.FixedLenFeature(shape, dtype)}
             value = tf.io.parse_single_example(serialized, features)[name].numpy()
@@ -160,9 +161,8 @@ class Collector:
             self._drawn[place] = value, head
 
     def _decode(self, contents: tf.Tensor) -> tf.Tensor:
-        height, width, channels = self.form.shape
-        assert self.form.resize is not None
-        return images.decode(contents, (height, width, channels), self.form.resize)
+        # With a `resize`, sizes are known.
+        return images.decode(contents, cast(Any, self.form.shape), cast(str, self.form.resize))
 
 
 def _has_shape(value: np.ndarray, shape: Sequence[int | None]) -> bool:
@@ -262,7 +262,7 @@ def _add_request(request: prediction_log_pb2.PredictLog, collector: Collector) -
         collector.left_out["requests with several inputs or none"] += 1
         return
     [(name, proto)] = request.inputs.items()
-    adders: dict[str, Callable[[np.ndarray], None]] = {
+    adders: dict[str, Callable[[Any], None]] = {
         collector.form.name: lambda value: collector.add(value, head),
         IMAGE_BYTES: lambda value: collector.add_file(value, head),
         EXAMPLES: collector.add_example,

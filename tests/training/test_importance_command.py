@@ -14,18 +14,22 @@ from keras_mas.training.cli import main
 from keras_mas.training.later_inputs import measure_drift
 from keras_mas.training.run import finished_network, train
 from keras_mas.training.settings import Recipe, Settings
+from keras_mas.training.tasks import Split, Task, TaskStream
 
 RECIPE = Recipe(backbone="mlp-8", epochs=2, batch_size=16)
+
+
+def task_of(name, seed):
+    """Two classes of four inputs, told apart by the sign of the first."""
+    x = np.random.default_rng(seed).normal(size=(60, 4)).astype(np.float32)
+    split = Split(x, (x[:, 0] > 0).astype(np.int64))
+    return Task(name, ("low", "high"), *[split] * 3)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Folder of a finished run of two tasks of four inputs, and its result."""
-    from keras_mas.training.tasks import TaskStream
-
-    from .conftest import task
-
-    tasks = (task("ants", 0), task("bees", 1))
+    tasks = tuple(task_of(name, seed) for seed, name in enumerate(["ants", "bees"]))
     stream = TaskStream("insects", "task", tasks, rescale=(1.0, 0.0))
     folder = tmp_path_factory.mktemp("runs") / "mas"
     train(stream, Settings(method="mas", strength=1.0, seed=0, recipe=RECIPE), folder)

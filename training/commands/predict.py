@@ -5,7 +5,7 @@ It starts in a fraction of a second, since without `--examples-of` it needs no T
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,15 +206,14 @@ def _answers_about_images(args: argparse.Namespace, client: Any) -> Iterator[dic
             "`--resize`, or send arrays with --input."
         )
     suffix = "/label"
-    outputs = signatures[ENCODED].outputs
-    heads = sorted(name.removesuffix(suffix) for name in outputs if name.endswith(suffix))
+    names = signatures[ENCODED].outputs
+    heads = sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
     chosen = heads if args.task is None else [_named_head(args, heads)]
     answer = _ask(args, client, ENCODED, {IMAGE_BYTES: contents})
     for k, path in enumerate(args.images):
         for head in chosen:
-            yield {"file": str(path), "task": head} | _row(
-                lambda name, head=head: answer[f"{head}/{name}"], k
-            )
+            outputs = {name: answer[f"{head}/{name}"] for name in ("label", "probabilities")}
+            yield {"file": str(path), "task": head} | _row(outputs, k)
 
 
 def _read_image(path: Path) -> bytes:
@@ -233,11 +232,11 @@ def _read_image(path: Path) -> bytes:
     return content
 
 
-def _row(output: Callable[[str], Any], k: int) -> dict[str, Any]:
-    """Return the answer about example k; `output` returns an output by name."""
+def _row(outputs: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """Return the answer about example k."""
     return {
-        "answer": str(output("label")[k]),
-        "probability": round(float(output("probabilities")[k].max()), 4),
+        "answer": str(outputs["label"][k]),
+        "probability": round(float(outputs["probabilities"][k].max()), 4),
     }
 
 
@@ -246,7 +245,7 @@ def _answers(question, args, client):
     answer = _ask(args, client, question.head, {"inputs": question.inputs})
     rows = []
     for k in range(len(question.inputs)):
-        row = {"task": question.task} | _row(answer.__getitem__, k)
+        row = {"task": question.task} | _row(answer, k)
         if question.truth is not None:
             # By number: a model exported elsewhere may have other names for its classes.
             row["truth"] = question.classes[question.truth[k]]
