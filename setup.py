@@ -23,9 +23,10 @@ TOP_LEVEL = ["keras_mas", "keras_mas.serving", "keras_mas.training"]  # each has
 
 SERVING = [
     "tensorflow-serving-api>=2.19",
-    "requests>=2.31",
     "filelock>=3.13",  # publishers take turns
+    "grpcio>=1.60",
     "scipy>=1.13",  # intervals of accuracies
+    "urllib3>=2.2",
     "waitress>=3.0.1",  # the HTTP server of the stand-in
 ]
 TRAINING = [
@@ -48,6 +49,11 @@ TRAINING = [
 TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
+    "requests>=2.31",  # a client of the stand-in that is not ours
+    "trustme>=1.1",  # certificates
+    "kubernetes-validate>=1.31",  # schemas of the deploy kit's files
+    "check-jsonschema>=0.30",  # the schema of the Compose specification
+    "pyyaml>=6.0",
     "hypothesis>=6.100",
     "ruff>=0.6",
     "mypy>=1.15",
@@ -66,7 +72,10 @@ setup(
     packages=list(PACKAGE_DIRS),
     package_dir=PACKAGE_DIRS,
     package_data={name: ["py.typed", "templates/*"] for name in TOP_LEVEL}
-    | {"keras_mas.training.tasks.builders": ["checksums.tsv"]},
+    | {
+        "keras_mas.training.tasks.builders": ["checksums.tsv"],
+        "keras_mas.serving.deploy": ["*.yml", "*.yaml", "*.config", "README.md"],
+    },
     install_requires=["tensorflow>=2.20", "keras>=3.12", "numpy>=1.26", "wrapt>=1.15"],
     extras_require={"training": TRAINING, "serving": SERVING, "test": TEST, "mutation": MUTATION},
     entry_points={"console_scripts": ["keras-mas = keras_mas.training.cli:main"]},

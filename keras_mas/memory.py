@@ -234,7 +234,12 @@ class SynapticMemory:
         self.remember(model, self._measured(model, inputs, options))
 
     def remember(
-        self, model: keras.Model, importance: Mapping[str, np.ndarray], merge: Merge = _add
+        self,
+        model: keras.Model,
+        importance: Mapping[str, np.ndarray],
+        merge: Merge = _add,
+        *,
+        new_task: bool = True,
     ) -> None:
         """Protect what the model knows now by an importance that was computed elsewhere.
 
@@ -244,6 +249,8 @@ class SynapticMemory:
                 it; 0 for a weight that it does not name.
             merge: Function from Ω, θ*, Ω_now and θ of one weight, arrays of one shape, to the new Ω
                 and θ*; by default Ω + Ω_now and θ.
+            new_task: Whether this is the importance of one more task, rather than of more inputs of
+                those that have been consolidated.
 
         Raises:
             ValueError: If nothing of the model is protected, the importance names what is no weight
@@ -266,10 +273,10 @@ class SynapticMemory:
             updated[state] = _checked_importance(state, omega), _checked_anchor(state, anchor)
         if _has_penalty_in_loss(model) and self._auto is None:
             self._warn_if_unstable(model, {s.name: new for s, (new, _) in updated.items()})
-        if self._auto is not None:
+        if self._auto is not None and new_task:
             self._task_ended(self._auto, model, states)
         self._replace(updated)
-        self._tasks += 1
+        self._tasks += new_task
         self._binding.freeze_batch_norms(model)
         self._binding.watch_fits(model)
         _warn_if_zero(model, [omega for omega, _ in updated.values()])

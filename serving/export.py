@@ -20,11 +20,12 @@ from keras_mas.versions import library_versions
 
 from . import warmup
 from .answers import different_answer, tolerance_of
+from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES
 from .images import RESIZE_MODES
 from .manifest import weights_checksum, write_manifest
 from .paths import new_version, refuse_existing
-from .runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError
-from .signatures import ENCODED, EXAMPLES, FEATURES, Shape, Signature, build_signatures
+from .runtime import LoadedVersion, LoadError
+from .signatures import Shape, Signature, build_signatures
 
 # The end of the name of a variable's value in a checkpoint.
 _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from .conventions import IMAGE_BEGINNINGS
+
 RESIZE_MODES = ("crop", "stretch", "none")
 """How images get the size of a model's inputs.
 
@@ -18,7 +20,7 @@ RESIZE_MODES = ("crop", "stretch", "none")
 are resized. "none": images of another size are refused.
 """
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_PNG, _JPEG = IMAGE_BEGINNINGS["PNG"], IMAGE_BEGINNINGS["JPEG"]
 
 # What stands before the EXIF data of a JPEG file, which are a TIFF file; where they are looked for;
 # and the number of the tag that says how the camera was held.

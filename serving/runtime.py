@@ -14,10 +14,8 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 from keras_mas.logs import quiet
 
+from .conventions import DEFAULT_SIGNATURE
 from .protocol import invalid_argument
-
-DEFAULT_SIGNATURE = "serving_default"
-"""The signature of a request that names none."""
 
 
 class LoadError(RuntimeError):

@@ -11,16 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from . import images
-from .runtime import DEFAULT_SIGNATURE
+from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES, IMAGE_BYTES
 
 Shape = tuple[int | None, ...]
 """Shape of one input, without the batch; None for an unknown size."""
-
-FEATURES, ENCODED, EXAMPLES = "features", "encoded", "examples"
-"""The signatures, besides `serving_default` and those of the tasks, that a version may have."""
-
-IMAGE_BYTES = "image_bytes"
-"""Name of the input that holds files of images."""
 
 _Outputs = dict[str, tf.Tensor]
 _Endpoint = Callable[[tf.Tensor], _Outputs]
@@ -148,6 +142,18 @@ def _classify_all(
         }
 
     return classify
+
+
+def trunk_of(heads: Mapping[str, keras.Model]) -> keras.Model | None:
+    """Return the model from inputs to what the last layer of every head reads.
+
+    Args:
+        heads: Model of every task.
+
+    Returns:
+        The model; None if the heads are no functional models on one trunk.
+    """
+    return _trunk(_joint(heads), heads)
 
 
 def _joint(heads: Mapping[str, keras.Model]) -> keras.Model | None:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO, cast
 from keras_mas.errors import UsageError
 
 from .commands import COMMANDS, WITHOUT_TENSORFLOW
+from .start_tensorflow import import_tensorflow
 
 # How characters are written where the encoding of standard output lacks them.
 _IN_ASCII = {"λ": "lambda", "θ": "theta", "Ω": "Omega", "≥": ">=", "±": "+/-", "…": "...", "–": "-"}
@@ -57,7 +58,7 @@ def _run(argv):
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_all if args.debug else _show_ours
             if args.command not in WITHOUT_TENSORFLOW:
-                _import_tensorflow(args.debug)
+                import_tensorflow(args.debug)
             args.run(args)
             sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` perhaps, has closed the pipe
@@ -130,8 +131,12 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; it imports nothing that takes long to import."""
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands; it imports nothing that takes long to import.
+
+    Args:
+        only: A command whose arguments are all that will be parsed; the others are not imported.
+    """
     parser = _Parser(
         prog="keras-mas",
         description="Learn task after task without forgetting, find λ, and serve the result.",
@@ -141,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name in COMMANDS if only not in COMMANDS else (only,):
         module = import_module(f".commands.{name}", __package__)
         description = f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}."
         command = commands.add_parser(name, help=module.SUMMARY, description=description)
@@ -155,7 +160,8 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     """Return the arguments, or print what was asked for instead, such as help, and exit."""
     with contextlib.redirect_stdout(_Output.of(sys.stdout)):
         try:
-            return build_parser().parse_args(argv)
+            words = sys.argv[1:] if argv is None else argv
+            return build_parser(words[0] if words else None).parse_args(words)
         finally:
             sys.stdout.flush()
 
@@ -230,28 +236,6 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
         _IN_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in characters
     )
     return "".join(replaced), error.end
-
-
-def _import_tensorflow(debug: bool) -> None:
-    # The commands are a process of their own, whatever Keras uses elsewhere.
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if debug else "3")
-    with contextlib.nullcontext() if debug else _native_errors_dropped():
-        import_module("keras")
-
-
-@contextlib.contextmanager
-def _native_errors_dropped() -> Iterator[None]:
-    """Drop what C++ writes to standard error: TensorFlow's greeting, which no setting silences."""
-    sys.stderr.flush()
-    original, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(original, 2)
-        os.close(original)
-        os.close(nowhere)
 
 
 def _sentence(error: Exception) -> str:

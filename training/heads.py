@@ -7,10 +7,8 @@ import keras
 
 from keras_mas.heads import MultiHead
 
+from .load_options import SHARED_HEADS
 from .tasks import TaskStream
-
-# Name of the one head of a domain-incremental and of a class-incremental stream.
-SHARED_HEADS = {"domain": "shared", "class": "all"}
 
 
 @dataclasses.dataclass(frozen=True)

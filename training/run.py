@@ -13,6 +13,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_mas import metrics
 from keras_mas.files import UNFINISHED, atomic_folder
@@ -271,6 +272,21 @@ def saved_heads(
             with naming_damage(folder / MODEL, _cure(folder)):
                 models = _models_of_heads(_on_trunk_of(network, older)) | models
     return {name: models[name] for name in names}, {name: tuple(classes[name]) for name in names}
+
+
+def finished_network(directory: Path) -> keras.Model:
+    """Read the network of a finished run: one model from inputs to the logits of every head.
+
+    Args:
+        directory: Folder of the run.
+
+    Raises:
+        DamagedError: If the file is missing or damaged.
+    """
+    path = directory / MODEL
+    cure = f"Remove '{directory / RESULT}', and run the same `keras-mas train` command again."
+    with naming_damage(path, cure):
+        return keras.models.load_model(path)
 
 
 def _saved_network(folder, head):

@@ -52,6 +52,8 @@ class Method:
         trains_all_heads: Whether the heads of earlier tasks are trained with a new one. `model`
             then takes the logits of all heads, as an `AllHeadsModel` does, and labels are numbers
             of these logits.
+        needs_inputs_alone: Whether `importance` needs a model and inputs alone, no labels and
+            nothing of the training, so that Ω of inputs that come later can be added.
         learns_all_tasks: Whether every task is learned together with the data of all earlier ones,
             from the initial weights: who calls `fit` gives it these data and these weights.
     """
@@ -63,6 +65,7 @@ class Method:
     default_strength: ClassVar[float] = 1.0
     trains_all_heads: ClassVar[bool] = False
     learns_all_tasks: ClassVar[bool] = False
+    needs_inputs_alone: ClassVar[bool] = False
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         given = self.default_strength if strength is None else strength

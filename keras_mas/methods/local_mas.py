@@ -1,6 +1,6 @@
 """l-MAS, the local version of MAS: every layer is a function of its own inputs (Sec. 4.3)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -15,6 +15,8 @@ class Method(QuadraticMethod):
     Aljundi et al., "Memory Aware Synapses", ECCV 2018, arXiv:1711.09601, Sec. 4.3. Ω needs no
     labels, and is summed over the tasks.
     """
+
+    needs_inputs_alone: ClassVar[bool] = True
 
     def importance(
         self, model: keras.Model, x: Any, y: Any = None, **options: Any

@@ -10,9 +10,10 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from keras_mas.errors import UsageError
 
+from ..conventions import DEFAULT_SIGNATURE
 from ..paths import list_versions
 from ..protocol import invalid_argument, not_found
-from ..runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError
+from ..runtime import LoadedVersion, LoadError
 
 _State = get_model_status_pb2.ModelVersionStatus.State
 

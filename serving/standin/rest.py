@@ -26,7 +26,8 @@ from waitress import wasyncore
 from waitress.server import TcpWSGIServer
 
 from .. import rest_json
-from ..protocol import HTTP_STATUS, STATUS_CODES, invalid_argument, unimplemented
+from ..conventions import HTTP_STATUS
+from ..protocol import STATUS_CODES, invalid_argument, unimplemented
 from .models import ServedModels
 
 MAX_BODY_BYTES = 256 * 2**20

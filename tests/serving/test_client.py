@@ -97,7 +97,7 @@ def test_no_server_is_an_error(make):
     with make("127.0.0.1:1") as client, pytest.raises(ServingError) as caught:
         client.status("shop")
     assert "about model 'shop' from 127.0.0.1:1. Received: UNAVAILABLE: " in str(caught.value)
-    assert "Start the server, or correct its host and port." in str(caught.value)
+    assert "Start the server, or correct its host and port, and" in str(caught.value)
 
 
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
@@ -159,7 +159,7 @@ def broken_server():
 
         def connect(new_responses):
             responses.update(new_responses)
-            return RestClient(f"127.0.0.1:{listener.getsockname()[1]}")
+            return RestClient(f"127.0.0.1:{listener.getsockname()[1]}", retries=0)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()

@@ -7,7 +7,9 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from keras_mas.errors import UsageError
 from keras_mas.training import under_way
 from keras_mas.training.run import DivergedError, Listener, saved_heads, train
 from keras_mas.training.run_directory import UNDER_WAY, DamagedError
@@ -257,3 +259,15 @@ def test_a_damaged_file_is_named_and_nothing_is_lost(two_tasks, settings, tmp_pa
     path.unlink()
     _, follower = go_on(two_tasks, settings, folder)
     assert follower.epochs[0] == (2, 1)
+
+
+def test_deterministic_kernels_are_asked_for(two_tasks, settings, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: asked.append(1))
+    train(two_tasks, settings, tmp_path / "plain")
+    assert not asked
+    plain = dataclasses.replace(settings, deterministic=True)
+    train(two_tasks, plain, tmp_path / "deterministic")
+    assert asked
+    with pytest.raises(UsageError, match="--deterministic"):
+        train(two_tasks, plain, tmp_path / "plain")

@@ -9,6 +9,7 @@ COMMANDS = (
     "compare",
     "search",
     "report",
+    "importance",
     "export",
     "serve",
     "predict",
@@ -17,5 +18,5 @@ COMMANDS = (
     "rollback",
     "completion",
 )
-# Commands that do not import TensorFlow.
-WITHOUT_TENSORFLOW = ("report", "completion")
+# Commands that do not import TensorFlow; `predict` does it for the examples of a stream alone.
+WITHOUT_TENSORFLOW = ("report", "predict", "status", "completion")

@@ -8,7 +8,7 @@ from keras_mas.errors import UsageError
 from ..options import Bounds, number, option_fields
 from ..tasks import LoadOptions
 from ..tasks.images import RESIZE_MODES
-from . import shared
+from . import rollouts, shared
 
 SUMMARY = "publish a run's models as SavedModels to serve, unless they forgot too much"
 
@@ -72,7 +72,7 @@ def _add_gate(parser):
         metavar="REASON",
         help="publish it all the same; the reason is recorded in blessing.json and the manifest",
     )
-    shared.add_config(group)
+    rollouts.add_config(group)
 
 
 def run(args: argparse.Namespace) -> None:

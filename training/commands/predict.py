@@ -1,16 +1,26 @@
-"""`keras-mas predict`: ask a server, and print its answers, beside the truth if it is known."""
+"""`keras-mas predict`: ask a server, and print its answers, beside the truth if it is known.
+
+It starts in a fraction of a second, since without `--examples-of` it needs no TensorFlow.
+"""
 
 import argparse
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from keras_mas.errors import UsageError
+from keras_mas.serving.conventions import ENCODED, IMAGE_BEGINNINGS, IMAGE_BYTES
 
+from ..load_options import SHARED_HEADS, LoadOptions
 from ..options import given_options
-from ..tasks import LoadOptions, load_tasks
-from . import shared
+from . import basics
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# As many as a version is warmed up with, too.
+_BATCH_SIZE = 32
 
 SUMMARY = "ask a server about examples"
 
@@ -19,44 +29,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("model", metavar="NAME", help="name of the served model")
     group = parser.add_argument_group("examples")
-    source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument(
+    group.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="JPEG or PNG files, which the server decodes and resizes as in training",
+    )
+    group.add_argument(
         "--input",
         type=Path,
         metavar="FILE.npy",
         help="array [N, ...] of examples as raw as in training; needs --task if the model has "
         "several heads",
     )
-    source.add_argument(
+    group.add_argument(
         "--examples-of",
         metavar="TASKS",
         help="ask about test examples of a stream, and print the truth beside the answers",
     )
-    group.add_argument("--task", help="name of the task (default: every task of --examples-of)")
+    group.add_argument("--task", help="name of the task (default: all of them)")
     group.add_argument(
         "--count",
-        type=shared.count,
+        type=basics.count,
         default=2,
         help="examples per task of --examples-of (default: 2)",
     )
-    shared.add_data(group)
-    shared.add_server(parser)
-    parser.add_argument(
-        "--version", type=shared.count, metavar="N", help="version (default: latest)"
+    basics.add_data(group)
+    basics.add_server(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--version", type=basics.count, metavar="N", help="version (default: latest)"
     )
-    shared.add_json(parser)
+    which.add_argument("--label", metavar="LABEL", help="version with a label, such as canary")
+    parser.add_argument(
+        "--batch-size",
+        type=basics.count,
+        metavar="N",
+        default=_BATCH_SIZE,
+        help=f"examples per request; more are sent in several, which one version answers "
+        f"(default: {_BATCH_SIZE})",
+    )
+    basics.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    basics.check_one_of(args, "--images", "--input", "--examples-of")
     questions = _from_stream(args) if args.examples_of else []
     inputs = _read_inputs(args.input) if args.input else None
-    with shared.client_of(args) as client:
-        if inputs is not None:
-            questions = [_about_inputs(inputs, args, client)]
-        rows = [row for question in questions for row in _answers(question, args, client)]
+    with basics.client_of(args) as client:
+        if args.images:
+            rows = list(_answers_about_images(args, client))
+        else:
+            if inputs is not None:
+                questions = [_about_inputs(inputs, args, client)]
+            rows = [row for question in questions for row in _answers(question, args, client)]
     if args.json:
-        shared.print_json(rows)
+        basics.print_json(rows)
     else:
         _print(rows, args)
 
@@ -75,13 +105,19 @@ class _Question:
 
     task: str
     head: str
-    inputs: np.ndarray
-    truth: np.ndarray | None = None
+    inputs: "np.ndarray"
+    truth: "np.ndarray | None" = None
     classes: tuple[str, ...] = ()
 
 
 def _from_stream(args):
+    import numpy as np
+
+    from ..start_tensorflow import import_tensorflow
+
+    import_tensorflow(args.debug)
     from ..heads import heads_of
+    from ..tasks import load_tasks
 
     stream = load_tasks(args.examples_of, **given_options(LoadOptions, args))
     tasks = {task.name: task for task in stream.tasks}
@@ -100,19 +136,25 @@ def _from_stream(args):
 
 
 def _about_inputs(inputs, args, client):
-    head = _head(args, client.signatures(args.model, version=args.version))
+    head = _head(args, client.signatures(args.model, version=args.version, label=args.label))
     return _Question(args.task or head, head, inputs)
 
 
 def _head(args, signatures):
-    """Return the head that answers for `--task`; a head that tasks share answers for all."""
-    from ..heads import SHARED_HEADS
-
+    """Return the head that answers about inputs, which is a signature of its own."""
     heads = [name for name, signature in signatures.items() if "label" in signature.outputs]
+    if args.task is None and len(heads) == 1:
+        return heads[0]
+    return _named_head(args, heads)
+
+
+def _named_head(args, heads):
+    """Return the head that answers for `--task`; a head that tasks share answers for all."""
     if args.task in heads:
         return args.task
-    if len(heads) == 1 and (args.task is None or heads[0] in SHARED_HEADS.values()):
+    if args.task is not None and len(heads) == 1 and heads[0] in SHARED_HEADS.values():
         return heads[0]
+
     received = "no --task" if args.task is None else f"--task {args.task}"
     raise UsageError(
         f"Expected --task to name a head of '{args.model}': {', '.join(sorted(heads))}. "
@@ -121,6 +163,8 @@ def _head(args, signatures):
 
 
 def _read_inputs(path):
+    import numpy as np
+
     try:
         with open(path, "rb") as file:
             inputs = np.load(file, allow_pickle=False)
@@ -140,18 +184,68 @@ def _read_inputs(path):
     return inputs.astype("float32")
 
 
+def _ask(args, client, signature, inputs):
+    return client.predict(
+        args.model,
+        inputs,
+        signature=signature,
+        version=args.version,
+        label=args.label,
+        batch_size=args.batch_size,
+    )
+
+
+def _answers_about_images(args: argparse.Namespace, client: Any) -> Iterator[dict[str, Any]]:
+    """Yield a row per file and task."""
+    contents = [_read_image(path) for path in args.images]
+    signatures = client.signatures(args.model, version=args.version, label=args.label)
+    if ENCODED not in signatures:
+        raise UsageError(
+            f"Expected a model that takes files of images, with a signature '{ENCODED}'. Received: "
+            f"'{args.model}' with {', '.join(sorted(signatures))}. Export it again with "
+            "`--resize`, or send arrays with --input."
+        )
+    suffix = "/label"
+    names = signatures[ENCODED].outputs
+    heads = sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
+    chosen = heads if args.task is None else [_named_head(args, heads)]
+    answer = _ask(args, client, ENCODED, {IMAGE_BYTES: contents})
+    for k, path in enumerate(args.images):
+        for head in chosen:
+            outputs = {name: answer[f"{head}/{name}"] for name in ("label", "probabilities")}
+            yield {"file": str(path), "task": head} | _row(outputs, k)
+
+
+def _read_image(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"Expected a JPEG or PNG file in '{path}'. Received: "
+            f"{(error.strerror or str(error)).lower()}."
+        ) from error
+    if not content.startswith(tuple(IMAGE_BEGINNINGS.values())):
+        raise UsageError(
+            f"Expected a JPEG or PNG file in '{path}'. Received: {len(content)} bytes of another "
+            "kind. Convert it, for example with `magick FILE FILE.png`."
+        )
+    return content
+
+
+def _row(outputs: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """Return the answer about example k."""
+    return {
+        "answer": str(outputs["label"][k]),
+        "probability": round(float(outputs["probabilities"][k].max()), 4),
+    }
+
+
 def _answers(question, args, client):
     """Return a row per example."""
-    answer = client.predict(
-        args.model, {"inputs": question.inputs}, signature=question.head, version=args.version
-    )
+    answer = _ask(args, client, question.head, {"inputs": question.inputs})
     rows = []
     for k in range(len(question.inputs)):
-        row = {
-            "task": question.task,
-            "answer": str(answer["label"][k]),
-            "probability": round(float(answer["probabilities"][k].max()), 4),
-        }
+        row = {"task": question.task} | _row(answer, k)
         if question.truth is not None:
             # By number: a model exported elsewhere may have other names for its classes.
             row["truth"] = question.classes[question.truth[k]]

@@ -5,14 +5,14 @@ import argparse
 from keras_mas.serving.labels import LABELS, STABLE
 
 from ..options import Bounds, number
-from . import shared
+from . import basics, rollouts
 
 SUMMARY = "give a version to the clients that ask for a label"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    shared.add_model_folder(parser)
+    rollouts.add_model_folder(parser)
     parser.add_argument(
         "version",
         nargs="?",
@@ -29,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep",
-        type=shared.count,
+        type=basics.count,
         metavar="N",
         help="then remove versions from the disk, but the N latest and those under a label "
         "(default: remove none)",
     )
-    shared.add_rollout(parser)
-    shared.add_json(parser)
+    rollouts.add_rollout(parser)
+    basics.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> None:
 
     from ..console import stderr_console
 
-    with shared.rollout_of(args) as rollout:
+    with rollouts.rollout_of(args) as rollout:
         labels = rollout.promote(args.version, args.label, check=check_version)
         removed = rollout.prune(args.keep) if args.keep else []
-    shared.print_labels(rollout.name, labels, args.json)
+    rollouts.print_labels(rollout.name, labels, args.json)
     if removed:
         stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)

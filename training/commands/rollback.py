@@ -4,14 +4,14 @@ import argparse
 
 from keras_mas.serving.labels import LABELS, STABLE
 
-from . import shared
+from . import basics, rollouts
 
 SUMMARY = "give clients the version back that they had before"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    shared.add_model_folder(parser)
+    rollouts.add_model_folder(parser)
     parser.add_argument(
         "--label",
         choices=LABELS,
@@ -19,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stable goes back to the label previous, and takes the canary along if that is the "
         f"same version; canary goes back to stable (default: {STABLE})",
     )
-    shared.add_rollout(parser)
-    shared.add_json(parser)
+    rollouts.add_rollout(parser)
+    basics.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    with shared.rollout_of(args) as rollout:
+    with rollouts.rollout_of(args) as rollout:
         labels = rollout.rollback(args.label)
-    shared.print_labels(rollout.name, labels, args.json)
+    rollouts.print_labels(rollout.name, labels, args.json)

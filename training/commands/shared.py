@@ -1,38 +1,26 @@
 """What several commands share: arguments, the settings made of them, and JSON output."""
 
 import argparse
-import contextlib
 import dataclasses
-import json
 import shlex
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from keras_mas.serving.ports import GRPC, REST
+from typing import Any
 
 from ..augmentation import check_augmentations
-from ..options import (
-    AT_LEAST_ONE,
-    POSITIVE,
-    add_options,
-    flag,
-    given_options,
-    number,
-    option_fields,
-)
+from ..options import add_options, flag, given_options, option_fields
 from ..search.space import SearchSpace
 from ..search.workers import Workers
 from ..settings import Following, Recipe, Settings, recipe_for
 from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
-
-if TYPE_CHECKING:
-    from keras_mas.serving.client import GrpcClient, RestClient
-    from keras_mas.serving.rollout import Rollout
-
-count = number(int, AT_LEAST_ONE)
+from .basics import add_data as add_data
+from .basics import add_json as add_json
+from .basics import add_server as add_server
+from .basics import check_one_of as check_one_of
+from .basics import client_of as client_of
+from .basics import count as count
+from .basics import print_json as print_json
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +29,6 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         "tasks", metavar="TASKS", help=f"{', '.join(builtin_names())}, or a TOML file of tasks"
     )
     add_data(parser)
-
-
-def add_data(group: argparse._ActionsContainer) -> None:
-    """Add the options of `LoadOptions`: where the data lie, and where they are kept decoded."""
-    add_options(group, LoadOptions, with_defaults=False)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +47,6 @@ def add_overwrite(group: argparse._ActionsContainer, what: str) -> None:
     group.add_argument("--overwrite", action="store_true", help=f"replace {what}")
 
 
-def add_json(group: argparse._ActionsContainer) -> None:
-    """Add `--json`."""
-    group.add_argument("--json", action="store_true", help="print the result as JSON instead")
-
-
 def add_importance(group: argparse._ActionsContainer) -> None:
     """Add `--importance`."""
     group.add_argument(
@@ -76,114 +54,6 @@ def add_importance(group: argparse._ActionsContainer) -> None:
         action="store_true",
         help="draw Ω in the report in HTML: by layer, by filter of the first convolution, by pixel",
     )
-
-
-def add_server(parser: argparse.ArgumentParser) -> None:
-    """Add the address of a model server."""
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--via", choices=("rest", "grpc"), default="rest", help="protocol (default: rest)"
-    )
-    group.add_argument(
-        "--server",
-        metavar="HOST:PORT",
-        help=f"address (default: 127.0.0.1 and port {REST} for rest, {GRPC} for grpc)",
-    )
-
-
-def add_model_folder(parser: argparse.ArgumentParser) -> None:
-    """Add the folder of a served model."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="folder of the served model, or its name if the folder is models/NAME",
-    )
-
-
-def add_config(group: argparse._ActionsContainer) -> None:
-    """Add the model server configuration, which has the labels of versions."""
-    group.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="model server configuration, which has the labels (default: models.config beside the "
-        "folder of the model)",
-    )
-
-
-def add_rollout(parser: argparse.ArgumentParser) -> None:
-    """Add the model server configuration, and the server that has it."""
-    add_config(parser)
-    group = parser.add_argument_group("server that has the configuration")
-    group.add_argument(
-        "--server",
-        metavar="HOST:PORT",
-        default=f"127.0.0.1:{GRPC}",
-        help=f"its gRPC port (default: 127.0.0.1:{GRPC})",
-    )
-    how = group.add_mutually_exclusive_group()
-    how.add_argument(
-        "--polled",
-        action="store_true",
-        help="the server polls the file, and is not told (default: it is told over its reload API)",
-    )
-    how.add_argument(
-        "--offline",
-        action="store_true",
-        help="no server is running; one that starts with these labels needs "
-        "--allow_version_labels_for_unavailable_models",
-    )
-    group.add_argument(
-        "--base-path",
-        metavar="FOLDER",
-        help="folder of the model as the server sees it, in a container perhaps (default: as in "
-        "the configuration, or else the folder itself)",
-    )
-    group.add_argument(
-        "--timeout",
-        type=number(float, POSITIVE),
-        default=300.0,
-        metavar="SECONDS",
-        help="how long to wait until a version has loaded (default: 300)",
-    )
-
-
-def model_folder(model: str) -> Path:
-    """Return the folder of a served model that is named by it, or by its name below `models/`."""
-    below = Path("models") / model
-    is_name = Path(model).name == model
-    return below if is_name and below.is_dir() else Path(model)
-
-
-@contextlib.contextmanager
-def rollout_of(args: argparse.Namespace) -> Iterator["Rollout"]:
-    """Yield the labels of the model that was asked for, with a connection to its server."""
-    from keras_mas.serving.control import ModelControl
-    from keras_mas.serving.rollout import Rollout
-
-    with contextlib.ExitStack() as connected:
-        server = None
-        if not args.offline:
-            control = ModelControl(args.server, timeout=args.timeout, polled=args.polled)
-            server = connected.enter_context(control)
-        yield Rollout(
-            model_folder(args.model),
-            config=args.config,
-            server=server,
-            served_path=args.base_path,
-        )
-
-
-def print_labels(model: str, labels: Mapping[str, int], as_json: bool) -> None:
-    """Print the version under each label of a model."""
-    from ..console import result_console
-
-    labels = dict(sorted(labels.items(), reverse=True))  # stable, previous, canary
-    if as_json:
-        print_json(labels)
-        return
-    said = ", ".join(f"{label} is version {version}" for label, version in labels.items())
-    result_console().print(f"{model}: {said}", soft_wrap=True)
 
 
 def load_stream(args: argparse.Namespace, seed: int) -> TaskStream:
@@ -287,19 +157,3 @@ def search_command(arguments: Mapping[str, Any]) -> str:
     more += ["--tensorboard"] * arguments["tensorboard"]
     kinds = (SearchSpace, Workers, Settings, Recipe, LoadOptions)
     return command_line("search", arguments, *kinds, always=("method",), more=more)
-
-
-def client_of(args: argparse.Namespace) -> "GrpcClient | RestClient":
-    """Return a client of the model server that was asked for."""
-    from keras_mas.serving.client import GrpcClient, RestClient
-
-    if args.via == "grpc":
-        return GrpcClient(args.server or f"127.0.0.1:{GRPC}")
-    return RestClient(args.server or f"127.0.0.1:{REST}")
-
-
-def print_json(content: Any) -> None:
-    """Print JSON to standard output, in ASCII where other characters cannot be encoded."""
-    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    json.dump(content, sys.stdout, indent=2, ensure_ascii=not is_unicode)
-    sys.stdout.write("\n")

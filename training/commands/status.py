@@ -2,27 +2,27 @@
 
 import argparse
 
-from . import shared
+from . import basics, rollouts
 
 SUMMARY = "show which versions of a model there are, which a server has, and their labels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    shared.add_model_folder(parser)
-    shared.add_config(parser)
-    shared.add_server(parser)
-    shared.add_json(parser)
+    rollouts.add_model_folder(parser)
+    rollouts.add_config(parser)
+    basics.add_server(parser)
+    basics.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.serving.client import ServingError
 
-    folder = shared.model_folder(args.model)
+    folder = rollouts.model_folder(args.model)
     rows, failure = _on_disk(folder, args.config), None
     try:
-        with shared.client_of(args) as client:
+        with basics.client_of(args) as client:
             statuses = client.status(folder.resolve().name)
     except ServingError as error:
         failure = error
@@ -59,7 +59,7 @@ def _print(rows, model, as_json):
     from ..console import result_console
 
     if as_json:
-        shared.print_json(rows)
+        basics.print_json(rows)
         return
     for row in rows:
         labels = f"({', '.join(row['labels'])})" if row["labels"] else ""

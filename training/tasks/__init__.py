@@ -1,11 +1,11 @@
 """Streams of tasks: built-in, from TensorFlow Datasets, or from your own files."""
 
+from ..load_options import SCENARIOS, LoadOptions
 from .builtin import builtin_names
 from .errors import DataError
 from .failures import original_errors
 from .load import load_tasks
-from .source import LoadOptions
-from .stream import SCENARIOS, Split, Task, TaskStream
+from .stream import Split, Task, TaskStream
 
 __all__ = [
     "SCENARIOS",

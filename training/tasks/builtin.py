@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from ..load_options import LoadOptions
 from .changes import Change, Padding, Permutation, Rotation
 from .datasets import read_tfds
 from .groups import class_groups, tasks_of_groups
 from .images import ImageSize
-from .source import LoadOptions, Source, divided, make_task
+from .source import Source, divided, make_task
 from .stream import Rescale, Split, Task, TaskStream, checked_split
 
 _BUILTINS: dict[str, Callable[[LoadOptions], TaskStream]] = {}

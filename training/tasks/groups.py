@@ -6,7 +6,8 @@ import numpy as np
 
 from keras_mas.errors import UsageError
 
-from .source import LoadOptions, Source, make_task
+from ..load_options import LoadOptions
+from .source import Source, make_task
 from .stream import Task
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from keras_mas.errors import UsageError
 
+from ..load_options import LoadOptions
 from ..wording import did_you_mean, one_of
 from .builtin import builtin_names, load_builtin
-from .source import LoadOptions
 from .store import OnDecoded
 from .stream import TaskStream
 from .toml_file import load_toml

@@ -10,14 +10,13 @@ import numpy as np
 
 from keras_mas.errors import UsageError
 
+from ..load_options import SCENARIOS
 from ..wording import did_you_mean, one_of
 from .errors import DataError
 from .inputs import Inputs, JoinedArray, MemoryArray, digest
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-SCENARIOS = ("task", "domain", "class")
 
 # What the model multiplies inputs by, and adds: numbers, or for tables a list of one per input.
 Rescale = tuple[float | list[float], float | list[float]]

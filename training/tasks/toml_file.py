@@ -52,13 +52,14 @@ import numpy as np
 
 from keras_mas.errors import UsageError
 
+from ..load_options import LoadOptions
 from ..wording import did_you_mean, one_of
 from .changes import Rgb
 from .datasets import read_tfds
 from .files import read_folder, read_npz
 from .groups import class_groups, tasks_of_groups
 from .images import RESIZE_MODES, ImageSize
-from .source import LoadOptions, Source, make_task
+from .source import Source, make_task
 from .stream import Task, TaskStream, check_name, check_scenario, check_task_names
 from .tables import TableFile, read_tables
 

@@ -1,0 +1,281 @@
+"""What users ask a served model: the inputs in logs of its requests, without labels.
+
+TensorFlow Serving and the stand-in log requests as TFRecords of `PredictionLog`. Logs are made to
+be collected from many machines, so a part that cannot be read is counted and left out.
+"""
+
+import gzip
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import prediction_log_pb2
+
+from keras_mas.errors import UsageError
+
+from . import images
+from .conventions import EXAMPLES, IMAGE_BYTES
+
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class InputForm:
+    """What the inputs of a model are.
+
+    Attributes:
+        shape: Shape of one input, without N; None for a size that may differ.
+        name: Name of the input in the signatures that take inputs as they are.
+        resize: How files of images get this size, one of `images.RESIZE_MODES`; None if none are
+            taken.
+        heads: The heads, which are signatures.
+    """
+
+    shape: tuple[int | None, ...]
+    heads: tuple[str, ...]
+    name: str = "inputs"
+    resize: str | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Inputs that users sent, in random order.
+
+    Attributes:
+        inputs: float32 `[N, …]`.
+        heads: Head that each input was sent to, `[N]`; None for one that all heads answer.
+    """
+
+    inputs: np.ndarray
+    heads: list[str | None]
+
+    def by_head(self) -> Iterator[tuple[str | None, np.ndarray]]:
+        """Yield every head, or None, with the inputs that were sent to it."""
+        for head in dict.fromkeys(self.heads):
+            rows = [k for k, each in enumerate(self.heads) if each == head]
+            yield head, self.inputs[rows]
+
+
+@dataclass
+class Collector:
+    """Draws distinct inputs from a stream of any length: each is as likely to be drawn.
+
+    Args:
+        form: What inputs are.
+        limit: How many are drawn at most; None for all.
+        seed: Of the drawing.
+
+    Attributes:
+        examples: Inputs that could be read, equal ones included.
+        duplicates: Those that equal an earlier one.
+        left_out: How many of everything that could not be used, by what it is, in the plural.
+        models: How many requests were to each model, by name.
+        files: Files that were read.
+    """
+
+    form: InputForm
+    limit: int | None = None
+    seed: int = 0
+    examples: int = 0
+    duplicates: int = 0
+    files: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self):
+        self._random = np.random.default_rng(self.seed)
+        self._seen: set[bytes] = set()
+        self._drawn: list[tuple[np.ndarray, str | None]] = []
+
+    def add(self, value: np.ndarray, head: str | None = None) -> None:
+        """Take note of one input, or count it among those that cannot be used."""
+        if value.dtype.kind not in "fiub":
+            self.left_out["inputs that are no numbers"] += 1
+            return
+        if not _has_shape(value, self.form.shape):
+            self.left_out[f"inputs of shape {list(value.shape)}"] += 1
+            return
+        value = np.ascontiguousarray(value, np.float32)
+        if not np.isfinite(value).all():
+            self.left_out["inputs with NaN or infinity"] += 1
+            return
+        self.examples += 1
+        key = blake2b(value.tobytes() + repr((value.shape, head)).encode(), digest_size=16).digest()
+        if key in self._seen:
+            self.duplicates += 1
+            return
+        self._seen.add(key)
+        self._draw(value, head)
+
+    def add_file(self, content: bytes, head: str | None = None) -> None:
+        """Decode a file of an image as the graph of a served model does, and add it."""
+        if self.form.resize is None:
+            self.left_out["files of images, for which no size is known"] += 1
+            return
+        try:
+            self.add(self._decode(tf.constant([content])).numpy()[0], head)
+        except tf.errors.InvalidArgumentError:
+            self.left_out["images that cannot be decoded"] += 1
+
+    def add_example(self, serialized: bytes) -> None:
+        """Read a serialized `tf.Example` as the graph of a served model does, and add its input."""
+        is_image = self.form.resize is not None
+        name = IMAGE_BYTES if is_image else self.form.name
+        shape = () if is_image else self.form.shape
+        dtype = tf.string if is_image else tf.float32
+        try:
+            features = {name: tf.io.FixedLenFeature(shape, dtype)}
+            value = tf.io.parse_single_example(serialized, features)[name].numpy()
+        except (tf.errors.OpError, ValueError):
+            self.left_out[f"examples without a feature '{name}' of the right size"] += 1
+            return
+        if is_image:
+            self.add_file(value)
+        else:
+            self.add(value)
+
+    @property
+    def asked(self) -> Asked:
+        """What was drawn."""
+        inputs = [value for value, _ in self._drawn]
+        return Asked(np.stack(inputs), [head for _, head in self._drawn])
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def _draw(self, value: np.ndarray, head: str | None) -> None:
+        """Keep the n-th input with probability limit/n, in a random place (Algorithm R)."""
+        if self.limit is None or len(self._drawn) < self.limit:
+            self._drawn.append((value, head))
+            return
+        place = self._random.integers(len(self._seen))
+        if place < self.limit:
+            self._drawn[place] = value, head
+
+    def _decode(self, contents: tf.Tensor) -> tf.Tensor:
+        # With a `resize`, sizes are known.
+        return images.decode(contents, cast(Any, self.form.shape), cast(str, self.form.resize))
+
+
+def _has_shape(value: np.ndarray, shape: Sequence[int | None]) -> bool:
+    return value.ndim == len(shape) and all(
+        expected in (None, size) for expected, size in zip(shape, value.shape, strict=True)
+    )
+
+
+def read_requests(
+    paths: Iterable[str | os.PathLike], collector: Collector, *, model: str | None = None
+) -> None:
+    """Collect the inputs of logged requests.
+
+    Args:
+        paths: Files of `PredictionLog` records, in TFRecord format, perhaps compressed by gzip.
+        collector: Takes the inputs.
+        model: Name of the model whose requests are taken; None for the only one in the logs.
+
+    Raises:
+        UsageError: If a file cannot be opened, or none holds a record; if several models have been
+            asked and none is named, or nobody asked the one that is.
+    """
+    records = 0
+    for path in map(Path, paths):
+        collector.files += 1
+        for record in _records(path, collector):
+            records += 1
+            _add_record(record, collector, model)
+    if not records:
+        raise UsageError(
+            "Expected logs of requests: TFRecord files of `PredictionLog`, as TensorFlow Serving "
+            "and `keras-mas serve` write them. Received: "
+            f"{', '.join(collector.left_out) or 'empty files'}. Name other files."
+        )
+    if model is None and len(collector.models) > 1:
+        raise UsageError(
+            "Expected requests to one model. Received: requests to "
+            f"{', '.join(f'{name} ({count})' for name, count in collector.models.most_common())}. "
+            "Name the model that is meant with `--model`."
+        )
+
+
+def _records(path: Path, collector: Collector) -> Iterator[bytes]:
+    """Yield the records of a file up to its end, or to where it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            compressed = file.read(2) == _GZIP
+    except OSError as error:
+        raise UsageError(
+            f"Expected a log of requests in '{path}'. Received: "
+            f"{(error.strerror or str(error)).lower()}. Correct the path."
+        ) from error
+    count = 0
+    try:
+        dataset = tf.data.TFRecordDataset(str(path), compression_type="GZIP" if compressed else "")
+        for record in dataset.as_numpy_iterator():
+            count += 1
+            yield record
+        if compressed:
+            _check_whole(path)
+    except (tf.errors.OpError, EOFError, OSError, zlib.error):
+        kind = f"'{path}' from record {count + 1} on, where it is damaged or cut off"
+        collector.left_out[kind if count else f"'{path}', which is no TFRecord file"] += 1
+
+
+def _check_whole(path: Path) -> None:
+    """Fail if a compressed file is cut off, which TensorFlow takes for its end."""
+    with gzip.open(path) as file:
+        while file.read(2**20):
+            pass
+
+
+def _add_record(record: bytes, collector: Collector, model: str | None) -> None:
+    try:
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+    except DecodeError:
+        collector.left_out["records that are no PredictionLog"] += 1
+        return
+    kind = log.WhichOneof("log_type")
+    if kind != "predict_log":
+        what = kind.removesuffix("_log") if kind else "no"
+        collector.left_out[f"records of {what} requests"] += 1
+        return
+    request = log.predict_log.request
+    name = request.model_spec.name
+    collector.models[name] += 1
+    if model is not None and name != model:
+        collector.left_out[f"requests to the model '{name}'"] += 1
+        return
+    _add_request(request, collector)
+
+
+def _add_request(request: prediction_log_pb2.PredictLog, collector: Collector) -> None:
+    signature = request.model_spec.signature_name
+    head = signature if signature in collector.form.heads else None
+    if len(request.inputs) != 1:
+        collector.left_out["requests with several inputs or none"] += 1
+        return
+    [(name, proto)] = request.inputs.items()
+    adders: dict[str, Callable[[Any], None]] = {
+        collector.form.name: lambda value: collector.add(value, head),
+        IMAGE_BYTES: lambda value: collector.add_file(value, head),
+        EXAMPLES: collector.add_example,
+    }
+    if name not in adders:
+        collector.left_out[f"requests with another input, '{name}'"] += 1
+        return
+    try:
+        values = tf.make_ndarray(proto)
+    except (TypeError, ValueError):
+        values = np.zeros([])
+    if not values.ndim or (values.dtype == object) == (name == collector.form.name):
+        collector.left_out["requests whose tensor is damaged or of another type"] += 1
+        return
+    for value in values:
+        adders[name](value)

@@ -1,0 +1,119 @@
+"""`keras-mas predict` about files of images, in processes of their own as users start it."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_mas.serving.export import export_version
+from keras_mas.serving.standin import StandIn
+from keras_mas.training.cli import main
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A model that tells bright images from dark ones and red ones from others, in two tasks.
+
+    An image is 2×2; the logits are means of its channels from 0 to 1: of a white image they are
+    [0, 1] and [1, 1/2].
+    """
+    folder = tmp_path_factory.mktemp("models") / "colours"
+    x = keras.Input((2, 2, 3))
+    means = keras.layers.GlobalAveragePooling2D()(x)
+
+    def head(kernel, bias):
+        layer = keras.layers.Dense(2)
+        logits = layer(means)
+        layer.set_weights([np.array(kernel) / 255, np.array(bias)])
+        return keras.Model(x, logits)
+
+    third = 1 / 3
+    heads = {
+        "light": head([[0, third]] * 3, [0, 0]),
+        "hue": head([[1, 0], [0, 0], [0, 0]], [0, 0.5]),
+    }
+    classes = {"light": ["dark", "bright"], "hue": ["red", "other"]}
+    export_version(heads, folder / "1", classes=classes, resize="crop", warmup_batch_sizes=[1])
+    with StandIn({"colours": folder}, grpc_port=0, rest_port=0) as server:
+        yield server
+
+
+@pytest.fixture
+def files(tmp_path):
+    Image.new("RGB", (3, 2), "white").save(tmp_path / "white.png")
+    Image.new("RGB", (2, 4), "blue").save(tmp_path / "blue.jpg", quality=100)
+    return [str(tmp_path / "white.png"), str(tmp_path / "blue.jpg")]
+
+
+def ask(server, via, *words):
+    port = server.rest_port if via == "rest" else server.grpc_port
+    return ["predict", "colours", "--via", via, "--server", f"127.0.0.1:{port}", *words]
+
+
+@pytest.mark.parametrize("via", ["rest", "grpc"])
+def test_images_are_sent_as_they_lie_and_nothing_waits_for_tensorflow(server, files, via):
+    words = ask(server, via, "--json", "--batch-size", "1", "--images", *files)
+    code = (
+        f"import sys; from keras_mas.training.cli import main; code = main({words!r});"
+        "loaded = {'tensorflow', 'keras'} & set(sys.modules);"
+        "sys.exit(code or ', '.join(loaded) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads(done.stdout)
+    answers = [(row["file"], row["task"], row["answer"]) for row in rows]
+    white, blue = files
+    assert answers == [
+        (white, "hue", "red"),
+        (white, "light", "bright"),
+        (blue, "hue", "other"),
+        (blue, "light", "bright"),
+    ]
+    # e^1 / (e^0 + e^1), for a white image; it is brighter than a blue one.
+    assert rows[1]["probability"] == 0.7311
+    assert 0.5 < rows[3]["probability"] < 0.6
+
+
+def test_one_task_of_several_can_be_asked_for(server, files, capsys):
+    assert main(ask(server, "rest", "--task", "hue", "--images", *files)) == 0
+    assert [line.split()[1:3] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        ["hue", "red"],
+        ["hue", "other"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["--images", "gone.png"], 2, "file in 'gone.png'. Received: no such file or directory."),
+        (["--images", "text.png"], 2, "file in 'text.png'. Received: 5 bytes of another kind."),
+        (["--images", "white.png", "--task", "size"], 2, "hue, light. Received: --task size."),
+        (["--images", "white.png", "--version", "9"], 1, "Specific(colours, 9)"),
+        (["--images", "cut.png"], 1, "INVALID_ARGUMENT"),
+        (["--images", "white.png", "--tls-key", "k"], 2, "a client's certificate and its key"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(
+    server, files, capsys, monkeypatch, tmp_path, words, code, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "white.png").read_bytes()[:40])
+    assert main(ask(server, "rest", *words)) == code
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_a_model_of_other_inputs_takes_no_images(tmp_path, files, capsys):
+    x = keras.Input((3,))
+    export_version({"a": keras.Model(x, keras.layers.Dense(2)(x))}, tmp_path / "rows" / "1")
+    with StandIn({"rows": tmp_path / "rows"}, grpc_port=0, rest_port=0) as server:
+        address = f"127.0.0.1:{server.rest_port}"
+        assert main(["predict", "rows", "--server", address, "--images", *files]) == 2
+    assert (
+        "with a signature 'encoded'. Received: 'rows' with a, examples" in capsys.readouterr().err
+    )

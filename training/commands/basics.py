@@ -1,0 +1,95 @@
+"""What commands share that work on no data of their own; importing it takes no time."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_mas.errors import UsageError
+from keras_mas.serving.ports import GRPC, REST
+
+from ..load_options import LoadOptions
+from ..options import AT_LEAST_ONE, POSITIVE, add_options, number
+
+if TYPE_CHECKING:
+    from keras_mas.serving.client import GrpcClient, RestClient
+
+count = number(int, AT_LEAST_ONE)
+
+
+def add_data(group: argparse._ActionsContainer) -> None:
+    """Add the options of `LoadOptions`: where the data lie, and where they are kept decoded."""
+    add_options(group, LoadOptions, with_defaults=False)
+
+
+def add_json(group: argparse._ActionsContainer) -> None:
+    """Add `--json`."""
+    group.add_argument("--json", action="store_true", help="print the result as JSON instead")
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the address of a model server, and how to talk to it."""
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--via", choices=("rest", "grpc"), default="rest", help="protocol (default: rest)"
+    )
+    group.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        help=f"address (default: 127.0.0.1 and port {REST} for rest, {GRPC} for grpc)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=number(float, POSITIVE),
+        metavar="SECONDS",
+        default=10.0,
+        help="how long a request may take, with its retries while the server is unavailable "
+        "(default: 10)",
+    )
+    group.add_argument(
+        "--tls",
+        action="store_true",
+        help="encrypt the connection, and trust the authorities that this machine trusts",
+    )
+    group.add_argument(
+        "--tls-roots",
+        type=Path,
+        metavar="FILE.pem",
+        help="encrypt it, and trust these authorities instead",
+    )
+    group.add_argument(
+        "--tls-certificate", type=Path, metavar="FILE.pem", help="show the server this certificate"
+    )
+    group.add_argument("--tls-key", type=Path, metavar="FILE.pem", help="with its private key")
+
+
+def check_one_of(args: argparse.Namespace, *options: str) -> None:
+    """Refuse none or several of some options; argparse would do so in a usage of very long lines.
+
+    Raises:
+        UsageError: If not exactly one of the options was given.
+    """
+    given = [name for name in options if getattr(args, name[2:].replace("-", "_")) is not None]
+    if len(given) != 1:
+        raise UsageError(
+            f"Expected one of {', '.join(options[:-1])} and {options[-1]}. Received: "
+            f"{' and '.join(given) or 'none of them'}."
+        )
+
+
+def client_of(args: argparse.Namespace) -> "GrpcClient | RestClient":
+    """Return a client of the model server that was asked for."""
+    from keras_mas.serving.client import GrpcClient, RestClient, Tls
+
+    files = (args.tls_roots, args.tls_certificate, args.tls_key)
+    tls = Tls(*files) if args.tls or any(files) else None
+    kind, port = (GrpcClient, GRPC) if args.via == "grpc" else (RestClient, REST)
+    return kind(args.server or f"127.0.0.1:{port}", timeout=args.timeout, tls=tls)
+
+
+def print_json(content: Any) -> None:
+    """Print JSON to standard output, in ASCII where other characters cannot be encoded."""
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    json.dump(content, sys.stdout, indent=2, ensure_ascii=not is_unicode)
+    sys.stdout.write("\n")

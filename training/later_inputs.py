@@ -1,0 +1,190 @@
+"""What inputs that came after a run say: Ω of them, added to what the run remembers, and drift.
+
+The inputs need no labels. Aljundi et al., Sec. 4.1 and 5.3, measure Ω on what a user really sees,
+so that the network keeps what is used, and forgets what is not.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_mas import SynapticMemory
+from keras_mas.arrays import load_arrays, save_arrays
+from keras_mas.errors import UsageError
+from keras_mas.methods import METHODS, load_method
+from keras_mas.serving.signatures import trunk_of
+from keras_mas.serving.traffic import Asked
+from keras_mas.states import SAVED_BY
+
+from .run_directory import MEMORY, naming_damage, task_folder
+
+# The probability of a warning if nothing has drifted.
+_SIGNIFICANCE = 0.01
+
+# Both samples of a test; a difference that thousands of examples hardly show changes no answer.
+_MOST_TESTED = 1000
+
+_FEATURES_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """What was remembered before and after Ω of inputs was added.
+
+    Attributes:
+        memory: The memory, with it.
+        before: Mean Ω of all weights without it.
+        now: Mean Ω of all weights, of these inputs alone.
+    """
+
+    memory: SynapticMemory
+    before: float
+    now: float
+
+
+def check_method(name: str) -> None:
+    """Refuse a method whose Ω cannot be measured on inputs alone.
+
+    Raises:
+        UsageError: If it keeps no Ω, or needs labels or a part of the training for it.
+    """
+    if not load_method(name).needs_inputs_alone:
+        able = ", ".join(each for each in METHODS if load_method(each).needs_inputs_alone)
+        raise UsageError(
+            f"Expected a run of a method that measures Ω on inputs alone: {able}. Received: a run "
+            f"of '{name}', which keeps no Ω, or needs labels or the course of the training for it."
+        )
+
+
+def add_importance(
+    directory: Path, result: dict[str, Any], network: keras.Model, asked: Asked
+) -> Added:
+    """Add Ω of inputs to what a run remembers after its last task, which stays as it is on disk.
+
+    An input that was sent to one head is measured on its logits, and one that all heads answer on
+    those of all of them: F is what the server answered. Over all N inputs
+
+        Ω ← Ω + 1/N Σ_k |∂‖F(x_k)‖² / ∂θ|
+
+    and θ* stays. Inputs are no new task: λ that is found by "auto" counts the same tasks.
+
+    Args:
+        directory: Folder of the run.
+        result: Its result.
+        network: Its network.
+        asked: The inputs.
+
+    Raises:
+        UsageError: As `check_method`.
+        DamagedError: If the run's memory is damaged.
+    """
+    check_method(result["method"])
+    method = load_method(result["method"])()
+    path = _memory_path(directory, result)
+    with naming_damage(path, "Run the `keras-mas train` command of this run in a new folder."):
+        memory = SynapticMemory.load(path)
+        memory.recognize(network)
+    before = _mean(memory.importance)
+    for head, inputs in asked.by_head():
+        model = network if head is None else keras.Model(network.input, network.output[head])
+        importance = method.importance(model, inputs)
+        share = len(inputs) / len(asked.heads)
+        weighted = {name: share * values for name, values in importance.items()}
+        memory.remember(model, weighted, _add, new_task=False)
+    return Added(memory, before, _mean(memory.importance) - before)
+
+
+def save_memory(directory: Path, result: dict[str, Any], memory: SynapticMemory, to: Path) -> None:
+    """Write a memory as the method of a run does, for the same method to load.
+
+    Args:
+        directory: Folder of the run.
+        result: Its result.
+        memory: What is remembered now.
+        to: File to write, ending in `.npz`.
+    """
+    saved = load_arrays(_memory_path(directory, result), dict, "what a method remembers")
+    kept = {name: saved[name] for name in (SAVED_BY,) if name in saved}  # not in older files
+    save_arrays(to, memory.state() | kept)
+
+
+def _memory_path(directory, result):
+    return task_folder(directory, len(result["tasks"])) / MEMORY
+
+
+def _add(importance, anchor, now, weight):
+    return importance + now, anchor
+
+
+def _mean(importance):
+    sizes = sum(values.size for values in importance.values())
+    return float(sum(values.sum(dtype=np.float64) for values in importance.values()) / sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift:
+    """How far later inputs are from those of the training, in what the trunk makes of them.
+
+    Attributes:
+        features: How many features differ between any two inputs, and so were tested.
+        drifted: How many of them are distributed otherwise, at 1 % for all tests together.
+        largest: The largest Kolmogorov-Smirnov statistic: the greatest distance, from 0 to 1, of
+            the two distribution functions of a feature.
+        p: The smallest p-value, times the number of tests.
+        examples: Sizes of both samples.
+    """
+
+    features: int
+    drifted: int
+    largest: float
+    p: float
+    examples: tuple[int, int]
+
+    def __bool__(self) -> bool:
+        return self.drifted > 0
+
+
+def measure_drift(network: keras.Model, trained_on: np.ndarray, later: np.ndarray) -> Drift | None:
+    """Compare what the trunk makes of two samples of inputs, feature by feature.
+
+    The test is that of Kolmogorov and Smirnov, which assumes no form of a distribution and has no
+    parameter to choose, such as the bandwidth of a kernel test (MMD); each is of one feature, so
+    the p-values are multiplied by how many there are (Bonferroni). Rabanser et al., "Failing
+    Loudly", NeurIPS 2019, arXiv:1810.11953, find this as good as tests of all features together.
+
+    Args:
+        network: From inputs to the logits of every head.
+        trained_on: Inputs of the training, `[N, …]`.
+        later: The others, `[M, …]`.
+
+    Returns:
+        The drift; None if the heads share no trunk.
+    """
+    from scipy import stats
+
+    trunk = trunk_of({name: keras.Model(network.input, y) for name, y in network.output.items()})
+    if trunk is None:
+        return None
+    samples = [_features(trunk, inputs[:_MOST_TESTED]) for inputs in (trained_on, later)]
+    varies = np.ptp(np.concatenate(samples), axis=0) > 0
+    first, second = (sample[:, varies] for sample in samples)
+    if not first.shape[1]:
+        return Drift(0, 0, 0.0, 1.0, (len(first), len(second)))
+    tests = [stats.ks_2samp(a, b, method="asymp") for a, b in zip(first.T, second.T, strict=True)]
+    p_values = np.minimum(1.0, len(tests) * np.array([test.pvalue for test in tests]))
+    return Drift(
+        features=len(tests),
+        drifted=int(np.sum(p_values < _SIGNIFICANCE)),
+        largest=float(max(test.statistic for test in tests)),
+        p=float(p_values.min()),
+        examples=(len(first), len(second)),
+    )
+
+
+def _features(trunk, inputs):
+    batches = np.split(inputs, range(_FEATURES_BATCH, len(inputs), _FEATURES_BATCH))
+    features = [keras.ops.convert_to_numpy(trunk(batch, training=False)) for batch in batches]
+    return np.concatenate(features).reshape(len(inputs), -1).astype(np.float64)
