@@ -20,7 +20,7 @@ from tensorflow_serving.apis import (
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.standin import PortError, StandIn
-from keras_mas.serving.standin.models import ServedModels
+from keras_mas.serving.standin.models import ServedVersion
 
 HALF = "half_plus_two"
 
@@ -103,7 +103,7 @@ def test_not_a_number_is_written_as_nan(url):
 def test_status_of_all_versions_and_of_one(url):
     available = {"state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
     assert requests.get(f"{url}/shop").json() == {
-        "model_version_status": [{"version": "1", **available}, {"version": "2", **available}]
+        "model_version_status": [{"version": "2", **available}, {"version": "1", **available}]
     }
     assert requests.get(f"{url}/shop/versions/2").json() == {
         "model_version_status": [{"version": "2", **available}]
@@ -144,7 +144,7 @@ def test_some_outputs_can_be_left_out(predictions):
 def test_a_version_that_does_not_load_ends_and_the_others_serve(url, states):
     request = get_model_status_pb2.GetModelStatusRequest()
     request.model_spec.name = "half_broken"
-    first, second = states.GetModelStatus(request).model_version_status
+    second, first = states.GetModelStatus(request).model_version_status
     state = get_model_status_pb2.ModelVersionStatus.State
     assert (first.version, first.state) == (1, state.Value("AVAILABLE"))
     assert (second.version, second.state) == (2, state.Value("END"))
@@ -201,7 +201,7 @@ REST_ERRORS = [
         400,
         'Value: "a" Type: String is not of expected',
     ),
-    ("shop:predict", '{"instances": [[1, 2], [1]]}', 400, "Expecting shape [2] but got: [1]"),
+    ("shop:predict", '{"instances": [[1, 2], [1]]}', 400, "Expecting tensor size: 2 but got: 1"),
     ("shop:predict", '{"instances": [{"x": [1, 2]}]}', 400, "keys must be equal to: inputs"),
     (
         "shop:predict",
@@ -348,14 +348,14 @@ def test_wait_lasts_until_stop_and_the_ports_are_closed(models):
 
 def test_stopping_lets_a_running_grpc_request_finish(models, monkeypatch):
     running, finish = threading.Event(), threading.Event()
-    predict = ServedModels.predict
+    predict = ServedVersion.predict
 
-    def wait_and_predict(self, spec, inputs):
+    def wait_and_predict(self, *request):
         running.set()
         assert finish.wait(30)
-        return predict(self, spec, inputs)
+        return predict(self, *request)
 
-    monkeypatch.setattr(ServedModels, "predict", wait_and_predict)
+    monkeypatch.setattr(ServedVersion, "predict", wait_and_predict)
     server = StandIn({HALF: models / HALF}, grpc_port=0, rest_port=0).start()
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
