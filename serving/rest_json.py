@@ -218,7 +218,7 @@ def _refused_row(instances: list[Any], dtypes: Mapping[str, int]) -> RequestErro
             reader.read(index, row, named)
         except RequestError as error:
             return error
-    return invalid_argument(f"Encountered lists nested deeper than {_MAX_RANK}")
+    return invalid_argument(f"Encountered lists nested more than {_MAX_RANK} deep")
 
 
 class _RowReader:
@@ -287,7 +287,7 @@ def _read_tensor(value: Any, dtype: int) -> np.ndarray:
     array = _dense(value, dtype)
     if array is None:
         _check_leaves(value, _dense_shape(value), 0, dtype)
-        raise invalid_argument(f"Encountered lists nested deeper than {_MAX_RANK}")
+        raise invalid_argument(f"Encountered lists nested more than {_MAX_RANK} deep")
     return array
 
 
@@ -430,9 +430,28 @@ def _to_json(name: str, array: np.ndarray) -> Any:
         dtype = {"float16": "half"}.get(array.dtype.name, array.dtype.name)
         raise invalid_argument(f"Failed to write JSON value for tensor type: {dtype}")
     if array.dtype == np.float32:
-        # Through text 0.2 stays 0.2; widened to a double it would be 0.20000000298023224.
-        array = array.astype(str).astype(np.float64)
+        array = _few_digits(array)
     return array.tolist()
+
+
+def _few_digits(array: np.ndarray) -> np.ndarray:
+    """Return doubles with the fewest decimal digits that are read back as the same float32.
+
+    Merely widened to a double, 0.2 would be 0.20000000298023224.
+    """
+    exact = array.astype(np.float64).ravel()
+    doubles = exact.copy()
+    rest = np.flatnonzero(np.isfinite(exact) & (exact != np.rint(exact)))
+    exponents = np.floor(np.log10(np.abs(exact[rest])))
+    for digits in range(6, 10):
+        # Powers of ten up to 10^22 are exact in a double, so the quotient is rounded just once.
+        powers = np.clip(digits - 1 - exponents, 0, 22)
+        rounded = np.rint(exact[rest] * 10.0**powers) / 10.0**powers
+        same = rounded.astype(np.float32) == exact[rest]
+        doubles[rest[same]] = rounded[same]
+        rest, exponents = rest[~same], exponents[~same]
+    doubles[rest] = array.ravel()[rest].astype(str).astype(np.float64)
+    return doubles.reshape(array.shape)
 
 
 def _map_nested(function: Callable[[Any], Any], value: Any) -> Any:

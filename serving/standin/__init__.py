@@ -4,7 +4,7 @@ The real `tensorflow_model_server` comes as an image and an apt package, and is 
 The stand-in answers the same requests on the same ports with the same messages, and its versions
 and labels come and go by the same rules. It is built on the gRPC interfaces of
 tensorflow-serving-api, on waitress for HTTP, and on TensorFlow's C++ runtime. Written after the
-source of TensorFlow Serving; the table of cases in `tests/serving/standin/conformance.py` names
+source of TensorFlow Serving; the table of cases in `tests/serving_conformance.py` names
 the function behind each.
 
 What it does not do: it has no metrics, TLS or authentication, and offers neither classify, regress

@@ -106,6 +106,8 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Return the tensor in a request, as TensorFlow itself reads it (`Tensor::FromProto`)."""
         try:
             _check_size(proto, self._max_tensor_bytes)
+            if (array := _view(proto)) is not None:
+                return array
             with tf.device("CPU"):
                 return tf.io.parse_tensor(proto.SerializeToString(), proto.dtype).numpy()
         except (tf.errors.OpError, TypeError, ValueError, AttributeError) as error:
@@ -117,6 +119,19 @@ def _check_size(proto: Any, limit: int) -> None:
     sizes = [dim.size for dim in proto.tensor_shape.dim]
     if min(sizes, default=0) < 0 or math.prod(sizes) * tf.as_dtype(proto.dtype).size > limit:
         raise ValueError(sizes)
+
+
+def _view(proto: Any) -> np.ndarray | None:
+    """Return the bytes of a tensor of numbers as an array, if it has just those; else None."""
+    dtype = tf.as_dtype(proto.dtype)
+    shape = [dim.size for dim in proto.tensor_shape.dim]
+    content = proto.tensor_content
+    if not content or not dtype.is_numpy_compatible or dtype == tf.string:
+        return None
+    numpy_type = np.dtype(dtype.as_numpy_dtype)
+    if len(content) != math.prod(shape) * numpy_type.itemsize or dtype == tf.bool:
+        return None
+    return np.frombuffer(content, numpy_type).reshape(shape)
 
 
 def _check_spec(request: Any) -> None:

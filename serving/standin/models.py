@@ -35,6 +35,8 @@ from .request_log import LogSettings, PredictLog, RequestLogs, log_settings_of
 _State = get_model_status_pb2.ModelVersionStatus.State
 _Signatures = Mapping[str, meta_graph_pb2.SignatureDef]
 
+_GRACE_SECONDS = 5.0  # in which running requests may finish when the server stops
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -281,7 +283,7 @@ class ServedModels:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Unload every version, once the requests that use it have been answered."""
+        """Unload every version, once its requests have been answered, for which they have 5 s."""
         self.stop_waiting()
         self._manager.join()
         with self._changed:
@@ -290,7 +292,7 @@ class ServedModels:
             for version in ready:
                 version.state = _State.UNLOADING
         for version in ready:
-            self._unload(version)
+            self._unload(version, _GRACE_SECONDS)
         if self._batcher:
             self._batcher.close()
         self._logs.close()
@@ -440,9 +442,9 @@ class ServedModels:
         else:
             self._set_state(version, _State.AVAILABLE)
 
-    def _unload(self, version: ServedVersion) -> None:
+    def _unload(self, version: ServedVersion, seconds: float | None = None) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not version.users)
+            self._changed.wait_for(lambda: not version.users, seconds)
         version.unload()
         with self._changed:
             self._look = True  # it may have been asked for again in the meantime

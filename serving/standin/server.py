@@ -75,6 +75,7 @@ class StandIn:
         host: As given.
         grpc_port: The port; after `start` never 0.
         rest_port: The port; after `start` never 0.
+        names: The names of the models, after `start`.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class StandIn:
         self.host = host
         self.grpc_port = grpc_port
         self.rest_port = rest_port
+        self.names: list[str] = []
         self._source = models
         self._options = options or ServerOptions()
         self._running = contextlib.ExitStack()
@@ -113,6 +115,7 @@ class StandIn:
             rest_port = self._listen(starting, serve_rest, models, self.rest_port)
             self._running = starting.pop_all()
         self.grpc_port, self.rest_port = grpc_port, rest_port
+        self.names = models.names
         self._stopped.clear()
         return self
 
