@@ -58,9 +58,7 @@ class Outcome:
     duration: float = 0.0
 
 
-def run_clients(
-    traffic: Traffic, ports: tuple[int, int], clients: int, duration: float
-) -> Outcome:
+def run_clients(traffic: Traffic, ports: tuple[int, int], clients: int, duration: float) -> Outcome:
     """Ask without a pause, from a thread per client.
 
     Half of the clients ask for the latest version and half for the label, all over gRPC but every

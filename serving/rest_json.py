@@ -193,9 +193,7 @@ def _read_rows(instances: list[Any], dtypes: Mapping[str, int]) -> _Arrays:
     raise _refused_row(instances, dtypes)
 
 
-def _columns_of(
-    instances: list[Any], dtypes: Mapping[str, int]
-) -> Mapping[str, list[Any]] | None:
+def _columns_of(instances: list[Any], dtypes: Mapping[str, int]) -> Mapping[str, list[Any]] | None:
     """Return a list of values for each input, one per instance; None if the instances differ."""
     if not _is_named(instances[0]):
         return None if any(map(_is_named, instances)) else dict.fromkeys(dtypes, instances)
@@ -376,7 +374,9 @@ def _check_leaf(value: Any, dtype: int) -> None:
             )
         if _bytes_of(value) is None:
             raise invalid_argument("Unable to base64 decode")
-    elif isinstance(value, dict) or (dtype in (*_NUMPY_TYPES, _STRING) and _is_of_other(value, dtype)):
+    elif isinstance(value, dict) or (
+        dtype in (*_NUMPY_TYPES, _STRING) and _is_of_other(value, dtype)
+    ):
         raise invalid_argument(
             f"JSON Value: {excerpt(value)} Type: {_json_type(value)} "
             f"is not of expected type: {_NAMES.get(dtype, dtype)}"

@@ -139,9 +139,7 @@ def _restore(
     return {name: sig for name, sig in meta_graph.signature_def.items() if sig.method_name}
 
 
-def _check_inputs(
-    names: Iterable[str], expected: Mapping[str, meta_graph_pb2.TensorInfo]
-) -> None:
+def _check_inputs(names: Iterable[str], expected: Mapping[str, meta_graph_pb2.TensorInfo]) -> None:
     """Compare the names of a request's inputs with the signature's, as the server does.
 
     VerifyRequestInputsSize in TensorFlow Serving's predict_util.cc, and then GetInputValues in

@@ -91,9 +91,7 @@ REST = [
     ),
     Rest("path in capitals", _ONE, _PATH, _ONE_ANSWER, path=f"/V1/Models/{HALF}:predict"),
     Rest("text after the object", f"{_ONE} and so on", f"{_JSON} ParseJson", _ONE_ANSWER),
-    Rest(
-        "member given twice", '{"instances": [2.0], "instances": [9]}', "RapidJSON", _ONE_ANSWER
-    ),
+    Rest("member given twice", '{"instances": [2.0], "instances": [9]}', "RapidJSON", _ONE_ANSWER),
     Rest("no batch axis", '{"inputs": 2}', _JSON, {"outputs": 3.0}),
     Rest("5 MB", lambda: _numbers(5 * 10**6), _JSON, path=PREDICT),
     Rest("50 MB", lambda: _numbers(50 * 10**6), _JSON, slow=True),
@@ -208,7 +206,12 @@ REST = [
             f"JSON Value: {value} Type: {kind} is not of expected type: float",
             f"{_JSON} TypeError",
         )
-        for kind, value in [("String", '"1"'), ("True", "true"), ("False", "false"), ("Null", "null")]
+        for kind, value in [
+            ("String", '"1"'),
+            ("True", "true"),
+            ("False", "false"),
+            ("Null", "null"),
+        ]
     ),
     _bad(
         "object for a float",

@@ -253,9 +253,7 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def _enqueue(
-        self, queue: _Queue, inputs: Mapping[str, np.ndarray], size: int
-    ) -> list[_Task]:
+    def _enqueue(self, queue: _Queue, inputs: Mapping[str, np.ndarray], size: int) -> list[_Task]:
         self._check_capacity(queue, size)
         limit, tasks, start = self._parameters.batch_limit, [], 0
         while not tasks or start < size:
@@ -408,4 +406,3 @@ def _joined(parts: list[Arrays]) -> Arrays:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-

@@ -177,4 +177,3 @@ def check_has_versions(model: ModelConfig) -> None:
 
 def _is_version(name: str) -> bool:
     return bool(_INTEGER.fullmatch(name)) and name.isascii() and int(name) in _INT64
-

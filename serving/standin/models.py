@@ -470,4 +470,3 @@ def _snapshot(version: ServedVersion) -> Snapshot:
         new=version.state == _State.START,
         ready=version.state == _State.AVAILABLE,
     )
-

@@ -167,9 +167,7 @@ class RequestLogs:
             if self._settings.get(name) == each
         }
         ended = [log for name, log in self._logs.items() if name not in kept]
-        self._logs = {
-            name: kept.get(name) or RequestLog(each) for name, each in settings.items()
-        }
+        self._logs = {name: kept.get(name) or RequestLog(each) for name, each in settings.items()}
         self._settings = dict(settings)
         for log in ended:
             log.close()

@@ -194,7 +194,5 @@ def test_outputs_that_json_cannot_represent_are_refused():
         write(True, y=np.zeros(1, np.float16))
     with pytest.raises(RequestError, match="y has no shape information"):
         write(True, y=np.float32(1.0))
-    with pytest.raises(
-        RequestError, match="inconsistent batch size: 2 expecting: 1"
-    ):
+    with pytest.raises(RequestError, match="inconsistent batch size: 2 expecting: 1"):
         write(True, p=np.zeros(1), q=np.zeros(2))

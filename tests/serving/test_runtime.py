@@ -63,7 +63,9 @@ def test_shapes_are_not_checked_in_python(half_plus_two):
 
 
 def test_a_wrong_dtype_is_refused(half_plus_two):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="Expects arg.0. to be float but double is provided"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="Expects arg.0. to be float but double is provided"
+    ):
         half_plus_two.run("serve", {"x": np.zeros(1, np.float64)})
 
 

@@ -198,13 +198,13 @@ def _serve_with_process(args: argparse.Namespace, chosen: str) -> None:
 
     command = server_command(args) if chosen == _SERVER else docker_command(args)
     name = EXECUTABLE if chosen == _SERVER else f"the image {args.image}"
-    stderr_console().print(
-        f"TensorFlow Serving ({name}): {_what(args)} at gRPC port {args.port} and REST port "
-        f"{args.rest_port}. Ctrl-C stops it.",
-        soft_wrap=True,
-    )
     with _interruptible(), subprocess.Popen(command) as process:
         try:
+            stderr_console().print(
+                f"TensorFlow Serving ({name}): {_what(args)} at gRPC port {args.port} and REST "
+                f"port {args.rest_port}. Ctrl-C stops it.",
+                soft_wrap=True,
+            )
             code = process.wait()
         except KeyboardInterrupt:
             process.terminate()
@@ -340,7 +340,7 @@ def _check_available(name: str, server: "StandIn", console: Any) -> None:
         console.print(f"version {failed.version}: {failed.error}", soft_wrap=True)
     if not any(status.state == "AVAILABLE" for status in versions):
         raise RuntimeError(
-            f"Expected a version that can be served of '{name}'. Received: {len(versions)} that "
+            f"Expected a version of '{name}' that can be served. Received: {len(versions)} that "
             "cannot. Export one with `keras-mas export RUN`."
         )
 

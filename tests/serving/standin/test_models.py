@@ -263,7 +263,9 @@ def test_a_reload_waits_for_models_that_are_new(models, base, tmp_path):
         wait_for(served, v1="END")
         (tmp_path / "empty" / "1").mkdir(parents=True)
         broken = config_of({"other": tmp_path / "other", "broken": tmp_path / "empty"})
-        with pytest.raises(RequestError, match=r"1 model\(s\) did not become available: {{{name: b"):
+        with pytest.raises(
+            RequestError, match=r"1 model\(s\) did not become available: {{{name: b"
+        ):
             served.reload(broken)
         with pytest.raises(RequestError, match="Unable to find a numerical version path"):
             served.reload(config_of({"half": tmp_path}))

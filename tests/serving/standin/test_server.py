@@ -172,6 +172,7 @@ def test_many_requests_at_once_over_one_model(url):
 
 # Requests that fail, with the messages of TensorFlow Serving.
 
+
 @pytest.mark.parametrize(
     "tensor",
     [
