@@ -38,6 +38,7 @@ PAIRS = 300
 
 
 def main() -> None:
+    """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=30.0)
@@ -140,6 +141,7 @@ def medians(
 
 
 def mlp() -> keras.Model:
+    """Return an MLP for images of 28×28 in grey."""
     inputs = x = keras.Input([784])
     for width in (400, 400):
         x = layers.Dense(width, activation="relu")(x)
@@ -147,6 +149,7 @@ def mlp() -> keras.Model:
 
 
 def vgg() -> keras.Model:
+    """Return a small VGG for images of 32×32."""
     inputs = x = keras.Input([32, 32, 3])
     for width in (32, 64, 128):
         for _ in range(2):

@@ -262,11 +262,12 @@ def _double(value: float) -> str:
     """Write a double with the fewest digits that are read back as the same."""
     if not math.isfinite(value):
         return _STOP
-    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    sign, digits, power = Decimal(repr(value)).normalize().as_tuple()
+    exponent = int(power)
     text = "".join(map(str, digits))
-    point = len(text) + int(exponent)
+    point = len(text) + exponent
     if exponent >= 0 and point <= 21:
-        text += "0" * int(exponent) + ".0"
+        text += "0" * exponent + ".0"
     elif 0 < point <= 21:
         text = f"{text[:point]}.{text[point:]}"
     elif -6 < point <= 0:

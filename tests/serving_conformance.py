@@ -4,8 +4,9 @@ Every row says where the answer comes from: a file below `tensorflow_serving/` a
 with the library's name before it, of TensorFlow (tf), RapidJSON 1.1 or libevent 2.1. The rows were
 written from revision 9d981c5c of github.com/tensorflow/serving.
 
-The models are those of `serving/standin/conftest.py`: `half_plus_two` (y = x/2 + 2, version 123), `shop` (two tasks,
-versions 1 and 2, the label "stable" at 1) and `typed` (signatures with other types).
+The models are those of `serving/standin/conftest.py`: `half_plus_two` (y = x/2 + 2, version 123),
+`shop` (two tasks, versions 1 and 2, the label "stable" at 1) and `typed` (signatures with other
+types).
 """
 
 import dataclasses
@@ -63,7 +64,8 @@ def _bad(name: str, body: Any, error: str | Part, source: str, status: int = 400
 
 def _numbers(size: int) -> str:
     """A batch of about `size` bytes of JSON."""
-    return '{"instances": [%s]}' % ", ".join(["1.250000000000000000"] * (size // 22))
+    numbers = ", ".join(["1.250000000000000000"] * (size // 22))
+    return f'{{"instances": [{numbers}]}}'
 
 
 _ELEMENT = "Failed to process element: {} of 'instances' list. Error: INVALID_ARGUMENT: {}"
@@ -606,8 +608,8 @@ GRPC = [
         "input of another name",
         _spec(),
         _INVALID,
-        "Signature input alias: x(feed name: serving_default_x:0) not found in request and no default value "
-        "provided. Inputs expected to be in the request {z}, or default input alias set: ",
+        "Signature input alias: x(feed name: serving_default_x:0) not found in request and no "
+        "default value provided. Inputs expected to be in the request {z}, or default input alias set: ",
         "tf cc/saved_model/util.cc GetInputValues",
         inputs={"z": np.float32([1])},
     ),

@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-from google.protobuf import wrappers_pb2
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+    text_format,
+    wrappers_pb2,
+)
 
 from keras_mas.errors import UsageError
 
@@ -255,7 +260,8 @@ class Batcher:
 
     def _enqueue(self, queue: _Queue, inputs: Mapping[str, np.ndarray], size: int) -> list[_Task]:
         self._check_capacity(queue, size)
-        limit, tasks, start = self._parameters.batch_limit, [], 0
+        limit, start = self._parameters.batch_limit, 0
+        tasks: list[_Task] = []
         while not tasks or start < size:
             if queue.batches[-1].size + min(size - start, 1 if self._splits else size) > limit:
                 queue.batches.append(_Batch())
@@ -294,12 +300,13 @@ class Batcher:
                     f"open_batch_size={open_size}, "
                     f"max_execution_batch_size={parameters.batch_limit})"
                 )
-        elif open_size + size > parameters.max_batch_size:
-            if count >= parameters.max_enqueued_batches:
-                raise unavailable(
-                    f"{full}currently {count} batches enqueued and max_enqueued_batches is "
-                    f"{parameters.max_enqueued_batches}"
-                )
+        elif open_size + size > parameters.max_batch_size and (
+            count >= parameters.max_enqueued_batches
+        ):
+            raise unavailable(
+                f"{full}currently {count} batches enqueued and max_enqueued_batches is "
+                f"{parameters.max_enqueued_batches}"
+            )
 
     def _work(self) -> None:
         while (work := self._next()) is not None:

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from google.protobuf import text_format
-from tensorflow_serving.config import model_server_config_pb2
+from tensorflow_serving.config.model_server_config_pb2 import (
+    TENSORFLOW,
+    ModelConfig,
+    ModelServerConfig,
+)
 
 from keras_mas.errors import UsageError
 
 from ..protocol import Code, invalid_argument, not_found
-
-ModelConfig = model_server_config_pb2.ModelConfig
-ModelServerConfig = model_server_config_pb2.ModelServerConfig
 
 LATEST, ALL = "latest", "all"
 
@@ -117,7 +118,7 @@ def _platform(model: ModelConfig) -> str:
                 "Illegal setting both ModelServerConfig::model_type (deprecated) "
                 f"and ModelServerConfig::model_platform, model name is {model.name}"
             )
-        if model.model_type != model_server_config_pb2.TENSORFLOW:
+        if model.model_type != TENSORFLOW:
             raise invalid_argument(
                 f"ModelServerConfig::model_type choice {model.model_type} not supported."
             )

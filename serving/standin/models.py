@@ -416,9 +416,9 @@ class ServedModels:
         """Load or unload one version; return whether there was one."""
         with self._changed:
             actions = [
-                (versions[action[1]], action[0])
+                (versions[step[1]], step[0])
                 for versions in self._versions.values()
-                if (action := next_action(map(_snapshot, versions.values())))
+                if (step := next_action(map(_snapshot, versions.values())))
             ]
         if not actions or self._closing:
             return False

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
-from tensorflow_serving.apis import logging_pb2, prediction_log_pb2
+from tensorflow_serving.apis.logging_pb2 import LogMetadata
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
 
 from keras_mas.errors import UsageError
 
 from .model_config import ModelServerConfig, models_of
-
-PredictLog = prediction_log_pb2.PredictLog
 
 _LOG = logging.getLogger(__name__)
 
@@ -107,9 +106,9 @@ class RequestLog:
             if self._random.random() >= self._settings.sampling_rate:
                 return
         predict_log = make()
-        metadata = logging_pb2.LogMetadata(model_spec=predict_log.response.model_spec)
+        metadata = LogMetadata(model_spec=predict_log.response.model_spec)
         metadata.sampling_config.sampling_rate = self._settings.sampling_rate
-        log = prediction_log_pb2.PredictionLog(predict_log=predict_log, log_metadata=metadata)
+        log = PredictionLog(predict_log=predict_log, log_metadata=metadata)
         with self._lock:
             self._write(log.SerializeToString())
 

@@ -109,7 +109,7 @@ def _add_stand_in(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log-requests",
         metavar="PREFIX",
-        help="keep requests in files PREFIX-….tfrecord, from which `keras-mas importance` can learn",
+        help="keep requests in files PREFIX-….tfrecord, of PredictionLog records",
     )
     group.add_argument(
         "--sampling-rate",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import requests
 import tensorflow as tf
+from serving_conformance import GRPC, REST, Part
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -18,8 +19,6 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
-
-from serving_conformance import GRPC, REST, Part
 
 REQUESTS = {
     "Predict": predict_pb2.PredictRequest,
