@@ -2,10 +2,10 @@
 
     python benchmarks/serving.py [--clients 32] [--seconds 30] [--batching]
 
-The clients run in a process of their own, as the server does. Two versions of an MLP 784-400-400-10 are
-published and rolled back without a pause. Then each network is exported as keras_mas does it and
-bare, its logits alone, and both are run in turns in one process; the ratio is one of medians. Writes
-results/serving.json. Two minutes.
+The clients run in a process of their own, as the server does. Two versions of an MLP
+784-400-400-10 are published and rolled back without a pause. Then each network is exported as
+keras_mas does it and bare, its logits alone, and both are run in turns in one process; the ratio is
+one of medians. Writes results/serving.json. Two minutes.
 """
 
 import argparse

@@ -5,6 +5,8 @@ This module imports neither TensorFlow nor gRPC.
 
 import enum
 
+from .conventions import HTTP_STATUS as HTTP_STATUS
+
 
 class Code(enum.IntEnum):
     """The status codes of gRPC, which are also those of TensorFlow's errors."""
@@ -27,26 +29,6 @@ class Code(enum.IntEnum):
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
 
-
-HTTP_STATUS: dict[str, int] = {
-    "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 400,
-    "OUT_OF_RANGE": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "ABORTED": 409,
-    "ALREADY_EXISTS": 409,
-    "RESOURCE_EXHAUSTED": 429,
-    "CANCELLED": 499,
-    "INTERNAL": 500,
-    "UNKNOWN": 500,
-    "DATA_LOSS": 500,
-    "UNIMPLEMENTED": 501,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-}
-"""Name of a status code to the HTTP status that TensorFlow Serving gives it."""
 
 MAX_REQUEST_BYTES = 64 * 2**20
 """Largest request that the stand-in accepts by default: 111 images of 224 × 224 over gRPC."""

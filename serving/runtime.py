@@ -16,9 +16,7 @@ from tensorflow.python.client import pywrap_tf_session
 
 from keras_mas.logs import quiet
 
-DEFAULT_SIGNATURE = "serving_default"
-"""The signature of a request that names none."""
-
+from .conventions import DEFAULT_SIGNATURE
 
 _Call = Callable[[Mapping[str, np.ndarray], Sequence[str]], dict[str, np.ndarray]]
 

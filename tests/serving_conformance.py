@@ -609,7 +609,8 @@ GRPC = [
         _spec(),
         _INVALID,
         "Signature input alias: x(feed name: serving_default_x:0) not found in request and no "
-        "default value provided. Inputs expected to be in the request {z}, or default input alias set: ",
+        "default value provided. Inputs expected to be in the request {z}, or default input alias "
+        "set: ",
         "tf cc/saved_model/util.cc GetInputValues",
         inputs={"z": np.float32([1])},
     ),

@@ -18,8 +18,9 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from keras_mas.errors import UsageError
 
+from ..conventions import DEFAULT_SIGNATURE
 from ..protocol import Code, RequestError, failed_precondition, invalid_argument, not_found
-from ..runtime import DEFAULT_SIGNATURE, LoadedVersion, LoadError
+from ..runtime import LoadedVersion, LoadError
 from ..warmup import WarmupError, replay_warmup
 from .batching import Batcher, BatchingParameters
 from .model_config import (

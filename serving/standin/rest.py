@@ -27,8 +27,8 @@ from waitress import wasyncore
 from waitress.server import TcpWSGIServer
 
 from .. import rest_json
+from ..conventions import HTTP_STATUS
 from ..protocol import (
-    HTTP_STATUS,
     MAX_REQUEST_BYTES,
     RequestError,
     invalid_argument,

@@ -1,0 +1,33 @@
+"""Names and numbers that clients and servers of a model share; importing it takes no time."""
+
+DEFAULT_SIGNATURE = "serving_default"
+"""The signature of a request that names none."""
+
+FEATURES, ENCODED, EXAMPLES = "features", "encoded", "examples"
+"""The signatures, besides `serving_default` and those of the tasks, that a version may have."""
+
+IMAGE_BYTES = "image_bytes"
+"""Name of the input that holds files of images."""
+
+IMAGE_BEGINNINGS: dict[str, bytes] = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
+"""What the files that the signature `encoded` takes begin with."""
+
+HTTP_STATUS: dict[str, int] = {
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
+    "OUT_OF_RANGE": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "ABORTED": 409,
+    "ALREADY_EXISTS": 409,
+    "RESOURCE_EXHAUSTED": 429,
+    "CANCELLED": 499,
+    "INTERNAL": 500,
+    "UNKNOWN": 500,
+    "DATA_LOSS": 500,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+"""Name of a gRPC status code to the HTTP status that TensorFlow Serving gives it."""
