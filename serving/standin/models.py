@@ -242,7 +242,7 @@ class ServedModels:
             )
 
     def reload(self, config: ModelServerConfig, must_load: bool = True) -> None:
-        """Replace the configuration, and wait until the models that are new in it are available.
+        """Replace the configuration, and wait until the models that are new in it are loaded.
 
         A refused configuration changes nothing.
 
@@ -341,11 +341,11 @@ class ServedModels:
         return labels
 
     def _unsettled(self, names: set[str]) -> bool:
-        """Whether one of the models has no available version and may still get one."""
+        """Whether a version of one of the models is still to be loaded."""
         return any(
-            not any(each.state == _State.AVAILABLE for each in versions)
-            and any(each.state in (_State.START, _State.LOADING) for each in versions)
-            for versions in (self._versions.get(name, {}).values() for name in names)
+            version.state in (_State.START, _State.LOADING)
+            for name in names
+            for version in self._versions.get(name, {}).values()
         )
 
     def _check_available(self, names: set[str]) -> None:

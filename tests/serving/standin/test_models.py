@@ -160,6 +160,13 @@ def test_a_published_version_replaces_the_one_before(models, base):
             ask(served, number=1)
 
 
+def test_all_first_versions_are_loaded_when_serving_begins(models, base):
+    publish(models, base, 2)
+    publish(models, base, 3)
+    with serving(config_of({"half": base})) as served:
+        assert states(served) == dict.fromkeys((3, 2, 1), "AVAILABLE")
+
+
 def test_a_folder_that_disappears_is_unloaded_and_may_come_back(models, base):
     publish(models, base, 2)
     with serving(config_of({"half": base})) as served:
