@@ -725,8 +725,8 @@ def _code_of(http_status: int) -> str:
 
 def _error(name: str, host_port: str, code: str, message: str | None) -> ServingError:
     advice = _ADVICE.get(code, _OTHER_ADVICE)
-    # The lines after the first list nodes of the graph.
-    lines = (message or "").strip().splitlines() or ["no reason"]
+    # The lines from the first with brackets list nodes of the graph.
+    lines = [" ".join((message or "no reason").partition("\n\t [[")[0].split())]
     return ServingError(
         f"Expected an answer about model '{name}' from {host_port}. "
         f"Received: {code}: {lines[0].rstrip('.')}. {advice}",

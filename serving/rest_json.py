@@ -8,37 +8,54 @@ A request has its tensors in one of two formats, and the response has the same:
 A single input or output may be given by its value, without the object `{"x": …}`. Bytes are
 written as `{"b64": "…"}`, and NaN and Infinity as bare words, an extension of JSON.
 
-Every error is a `tf.errors.InvalidArgumentError` with the message of TensorFlow Serving.
+Every error is a `RequestError` with the message of TensorFlow Serving
+(`tensorflow_serving/util/json_tensor.cc`). This module does not import TensorFlow.
 """
 
 import base64
-import itertools
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
-from tensorflow.core.protobuf import meta_graph_pb2
 
-from .protocol import invalid_argument
+from . import json_text
+from .json_text import excerpt
+from .protocol import RequestError, invalid_argument, unimplemented
 
-_Infos = Mapping[str, meta_graph_pb2.TensorInfo]
+
+class _TensorInfo(Protocol):
+    """What is used of a `TensorInfo`: the number of its type."""
+
+    @property
+    def dtype(self) -> int: ...
+
+
+_Infos = Mapping[str, _TensorInfo]
 _Arrays = dict[str, np.ndarray]
 
-_JSON_TYPES = {
-    dict: "Object",
-    list: "Array",
-    str: "String",
-    int: "Number",
-    float: "Number",
-    bool: "Boolean",
-    type(None): "Null",
+
+# By the numbers of types.proto: what TensorFlow calls a type, and numpy's.
+_NAMES = {
+    **{1: "float", 2: "double", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 7: "string"},
+    **{8: "complex64", 9: "int64", 10: "bool", 14: "bfloat16", 17: "uint16", 18: "complex128"},
+    **{19: "half", 20: "resource", 21: "variant", 22: "uint32", 23: "uint64"},
 }
-# By numpy's `dtype.kind`. Types are compared exactly: Python's bool is an int, JSON's is not.
-_ACCEPTED: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
-_WRITABLE = {"float32", "float64", "bool"} | {
-    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+_STRING = 7
+_NUMPY_TYPES = {
+    number: np.dtype({"float": "float32", "double": "float64"}.get(_NAMES[number], _NAMES[number]))
+    for number in (1, 2, 3, 4, 5, 6, 9, 10, 22, 23)
+}
+_WRITABLE = {dtype.name for dtype in _NUMPY_TYPES.values()}
+
+# The integers that are accepted for a type; the server stores the narrow ones in 32 bits, and what
+# does not fit then loses its upper bits.
+_RANGES = {
+    **dict.fromkeys(("int32", "int16", "int8", "uint8"), range(-(2**31), 2**31)),
+    "int64": range(-(2**63), 2**63),
+    "uint32": range(2**32),
+    "uint64": range(2**64),
 }
 _MAX_RANK = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32  # of an array
 
@@ -53,14 +70,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
         The object as a dict.
 
     Raises:
-        tf.errors.InvalidArgumentError: If `body` is not a JSON object.
+        RequestError: If `body` is not a JSON object.
     """
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise invalid_argument(f"JSON Parse error: {error}") from error
+    document = json_text.parse(body)
     if not isinstance(document, dict):
-        raise invalid_argument(f"JSON Value: {_excerpt(document)} Is not object")
+        raise invalid_argument(f"JSON Value: {excerpt(document)} Is not object")
     return document
 
 
@@ -68,12 +82,12 @@ def read_signature_name(document: Mapping[str, Any]) -> str:
     """Return the signature that a parsed request names, or "" if it names none.
 
     Raises:
-        tf.errors.InvalidArgumentError: If the name is not a string, or holds half a surrogate pair.
+        RequestError: If the name is not a string in UTF-8.
     """
     name = document.get("signature_name", "")
     if not isinstance(name, str) or not _is_utf8(name):
         raise invalid_argument(
-            f"JSON Value: {_excerpt(document)} not formatted correctly. "
+            f"JSON Value: {excerpt(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
     return name
@@ -83,12 +97,12 @@ def is_row_format(document: Mapping[str, Any]) -> bool:
     """Whether a parsed request is in row format, with `instances`, or in column format.
 
     Raises:
-        tf.errors.InvalidArgumentError: If it has neither `instances` nor `inputs`, or both.
+        RequestError: If it has neither `instances` nor `inputs`, or both.
     """
     if "instances" in document and "inputs" in document:
         raise invalid_argument(
-            f"JSON Value: {_excerpt(document)} Not formatted correctly expecting only one of "
-            "'inputs' or 'instances' keys to exist"
+            f"JSON Value: {excerpt(document)} Not formatted correctly expecting only one of "
+            "'inputs' or 'instances' keys to exist "
         )
     if "instances" not in document and "inputs" not in document:
         raise invalid_argument("Missing 'inputs' or 'instances' key")
@@ -100,40 +114,27 @@ def read_tensors(document: Mapping[str, Any], signature_inputs: _Infos) -> _Arra
 
     Args:
         document: Dict from `parse_object`.
-        signature_inputs: Mapping from input name to `TensorInfo`; only the dtypes are used.
+        signature_inputs: Non-empty mapping from input name to `TensorInfo`; only the dtypes are
+            used.
 
     Returns:
         Dict from input name to array of the signature's dtype and of the shape that was sent;
         strings are object arrays of `bytes`. In row format the first axis counts the instances.
 
     Raises:
-        tf.errors.InvalidArgumentError: If names or types do not fit, or a list is ragged.
+        RequestError: If names or types do not fit, or a list is ragged.
     """
-    dtypes = {name: tf.as_dtype(info.dtype) for name, info in signature_inputs.items()}
-    if is_row_format(document):
-        return _read_rows(document["instances"], dtypes)
-    return _read_columns(document["inputs"], dtypes)
-
-
-def read_outputs(document: Mapping[str, Any], signature_outputs: _Infos) -> _Arrays:
-    """Read the tensors of a parsed response in column format.
-
-    Args:
-        document: The response as a dict.
-        signature_outputs: Mapping from output name to `TensorInfo`; only the dtypes are used.
-
-    Returns:
-        Dict from output name to array of the signature's dtype; strings are object arrays of
-        `bytes`.
-
-    Raises:
-        tf.errors.InvalidArgumentError: If there is no key `outputs`, names or types do not fit, or
-            a list is ragged.
-    """
-    if "outputs" not in document:
-        raise invalid_argument("Missing 'outputs' key")
-    dtypes = {name: tf.as_dtype(info.dtype) for name, info in signature_outputs.items()}
-    return _read_columns(document["outputs"], dtypes)
+    dtypes = {name: info.dtype for name, info in signature_inputs.items()}
+    if not is_row_format(document):
+        return _read_columns(document["inputs"], dtypes)
+    instances = document["instances"]
+    if not isinstance(instances, list):
+        raise invalid_argument(
+            f"JSON Value: {excerpt(document)} Expecting 'instances' to be an list/array"
+        )
+    if not instances:
+        raise invalid_argument(f"JSON Value: {excerpt(document)} No values in 'instances' array")
+    return _read_rows(instances, dtypes)
 
 
 def write_tensors(outputs: Mapping[str, np.ndarray], *, row_format: bool) -> str:
@@ -147,8 +148,8 @@ def write_tensors(outputs: Mapping[str, np.ndarray], *, row_format: bool) -> str
         JSON text. A string tensor whose name ends in `_bytes` is written in base64.
 
     Raises:
-        tf.errors.InvalidArgumentError: If a dtype cannot be written, such as float16, or if row
-            format is asked of outputs that are not batches of one size.
+        RequestError: If a dtype cannot be written, such as float16, or if row format is asked of
+            outputs that are not batches of one size.
     """
     columns = {name: _to_json(name, array) for name, array in sorted(outputs.items())}
     if row_format:
@@ -158,74 +159,158 @@ def write_tensors(outputs: Mapping[str, np.ndarray], *, row_format: bool) -> str
     return json.dumps({"outputs": _without_single_name(columns)})
 
 
-def _read_rows(instances: Any, dtypes: Mapping[str, tf.DType]) -> _Arrays:
-    if not isinstance(instances, list):
+def _read_rows(instances: list[Any], dtypes: Mapping[str, int]) -> _Arrays:
+    if not isinstance(instances[0], dict) and len(dtypes) > 1:
         raise invalid_argument(
-            f"JSON Value: {_excerpt(instances)} Expecting 'instances' to be an list/array"
+            "instances is a plain list, but expecting list of objects as multiple "
+            "input tensors required as per tensorinfo_map"
         )
-    if not instances:
-        raise invalid_argument("JSON Value: [] No values in 'instances' array")
-    rows = [_read_row(index, instance, dtypes) for index, instance in enumerate(instances)]
-    for index, row in enumerate(rows):
-        _check_same_shapes(index, row, rows[0])
-    for array in rows[0].values():
-        _check_rank(array.ndim + 1)
-    return {name: np.stack([row[name] for row in rows]) for name in dtypes}
+    columns = _columns_of(instances, dtypes)
+    if columns is not None:
+        tensors = {name: _dense(column, dtypes[name]) for name, column in columns.items()}
+        if all(tensor is not None for tensor in tensors.values()):
+            return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    raise _refused_row(instances, dtypes)
 
 
-def _read_row(index: int, instance: Any, dtypes: Mapping[str, tf.DType]) -> _Arrays:
-    try:
-        return _read_columns(instance, dtypes)
-    except tf.errors.InvalidArgumentError as error:
-        raise invalid_argument(
-            f"Failed to process element: {index} of 'instances' list. "
-            f"Error: INVALID_ARGUMENT: {error.message}"
-        ) from error
+def _columns_of(instances: list[Any], dtypes: Mapping[str, int]) -> Mapping[str, list[Any]] | None:
+    """Return a list of values for each input, one per instance; None if the instances differ."""
+    if not _is_named(instances[0]):
+        return None if any(map(_is_named, instances)) else dict.fromkeys(dtypes, instances)
+    if any(not _is_named(row) or row.keys() != dtypes.keys() for row in instances):
+        return None
+    return {name: [row[name] for row in instances] for name in dtypes}
 
 
-def _check_same_shapes(index: int, row: _Arrays, first: _Arrays) -> None:
-    for name, array in row.items():
-        if array.shape != first[name].shape:
+def _is_named(value: Any) -> bool:
+    """Whether a value is an object of named tensors."""
+    return isinstance(value, dict) and not _is_base64(value)
+
+
+def _refused_row(instances: list[Any], dtypes: Mapping[str, int]) -> RequestError:
+    """Return the error of the first instance that is wrong by itself or differs from the first."""
+    reader = _RowReader(dtypes)
+    named = _is_named(instances[0])
+    for index, row in enumerate(instances):
+        try:
+            reader.read(index, row, named)
+        except RequestError as error:
+            return error
+    return invalid_argument(f"Encountered lists nested more than {_MAX_RANK} deep")
+
+
+class _RowReader:
+    """Reads one instance after the other, for its error alone."""
+
+    def __init__(self, dtypes: Mapping[str, int]):
+        self._dtypes = dtypes
+        self._shapes: dict[str, list[int]] = {}
+
+    def read(self, index: int, row: Any, named: bool) -> None:
+        where = f"Failed to process element: {index}"
+        if not named:
+            if _is_named(row):
+                raise invalid_argument(
+                    f"Expecting value/list but got object at item {index} of input list"
+                )
+            (name,) = self._dtypes
+            self._add(where, name, row)
+            return
+        if not _is_named(row):
+            raise invalid_argument(f"Expecting object but got list at item {index} of input list")
+        for name, value in row.items():
+            self._add(f"{where} key: {name}", name, value)
+        if row.keys() != self._dtypes.keys():
             raise invalid_argument(
-                f"Failed to process element: {index} key: {name} of 'instances' list. "
-                f"Error: INVALID_ARGUMENT: Expecting shape {_shape(first[name].shape)} "
-                f"but got: {_shape(array.shape)}"
+                f"{where} of 'instances' list. JSON object: {excerpt(row)} keys must be equal to: "
+                f"{_join(self._dtypes)}"
             )
 
+    def _add(self, where: str, name: str, value: Any) -> None:
+        try:
+            self._add_item(name, value)
+        except RequestError as error:
+            raise invalid_argument(
+                f"{where} of 'instances' list. Error: {error.code.name}: {error.message}"
+            ) from error
 
-def _read_columns(value: Any, dtypes: Mapping[str, tf.DType]) -> _Arrays:
+    def _add_item(self, name: str, value: Any) -> None:
+        if name not in self._dtypes:
+            raise invalid_argument(f"JSON object: does not have named input: {name}")
+        shape = _dense_shape(value)
+        size = _check_leaves(value, shape, 0, self._dtypes[name])
+        first = self._shapes.setdefault(name, shape)
+        if _size(first) != size:
+            raise invalid_argument(f"Expecting tensor size: {_size(first)} but got: {size}")
+        if first != shape:
+            raise invalid_argument(f"Expecting shape {_shape(first)} but got: {_shape(shape)}")
+
+
+def _read_columns(value: Any, dtypes: Mapping[str, int]) -> _Arrays:
     """Read an object of named tensors, or the bare value of the only one."""
-    if not isinstance(value, dict) or _is_base64(value):
+    if not _is_named(value):
         if len(dtypes) > 1:
             raise invalid_argument(
-                f"JSON Value: {_excerpt(value)} is a plain value/list, but expecting an object "
-                f"with the keys: {','.join(sorted(dtypes))}"
+                "inputs is a plain value/list, but expecting an object as multiple input tensors "
+                "required as per tensorinfo_map"
             )
         value = dict.fromkeys(dtypes, value)
-    if value.keys() != dtypes.keys():
-        raise invalid_argument(
-            f"JSON object: {_excerpt(value)} keys must be equal to: {','.join(sorted(dtypes))}"
-        )
+    for name in dtypes:
+        if name not in value:
+            raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
     return {name: _read_tensor(value[name], dtype) for name, dtype in dtypes.items()}
 
 
-def _read_tensor(value: Any, dtype: tf.DType) -> np.ndarray:
+def _read_tensor(value: Any, dtype: int) -> np.ndarray:
+    array = _dense(value, dtype)
+    if array is None:
+        _check_leaves(value, _dense_shape(value), 0, dtype)
+        raise invalid_argument(f"Encountered lists nested more than {_MAX_RANK} deep")
+    return array
+
+
+def _dense(value: Any, dtype: int) -> np.ndarray | None:
+    """Return nested lists as an array; None if they are ragged or a leaf is of another type."""
     shape = _dense_shape(value)
-    leaves: list[Any] = []
-    _check_rank(len(shape))
-    _collect(value, shape, 0, _leaf_reader(dtype), leaves)
-    try:
+    if len(shape) > _MAX_RANK:
+        return None
+    level = [value]
+    for size in shape:
+        if set(map(type, level)) != {list} or set(map(len, level)) != {size}:
+            return None
+        level = list(chain.from_iterable(level))
+    leaves = _leaves(level, dtype)
+    return None if leaves is None else leaves.reshape(shape)
+
+
+def _leaves(values: list[Any], dtype: int) -> np.ndarray | None:
+    if dtype == _STRING:
+        return _bytes_array(values)
+    if dtype not in _NUMPY_TYPES:
+        return np.zeros(0) if not values else None
+    of, types = _NUMPY_TYPES[dtype], set(map(type, values))
+    if of.kind == "f":
+        if not types <= {int, float}:
+            return None
         with np.errstate(over="ignore"):  # as in the server, a double too large becomes infinite
-            return np.array(leaves, dtype.as_numpy_dtype).reshape(shape)
-    except OverflowError as error:
-        raise invalid_argument(
-            f"JSON Value is out of range for type: {dtype.name}. {error}"
-        ) from error
+            return np.array(values, np.float64).astype(of)
+    if not types <= ({bool} if of.kind == "b" else {int}):
+        return None
+    if of.kind != "b" and values:
+        accepted = _RANGES[of.name]
+        if min(values) not in accepted or max(values) not in accepted:
+            return None
+        return np.array(values, np.uint64 if accepted[0] == 0 else np.int64).astype(of)
+    return np.array(values, of)
 
 
-def _check_rank(rank: int) -> None:
-    if rank > _MAX_RANK:
-        raise invalid_argument(f"Encountered lists nested {rank} deep, expected <= {_MAX_RANK}")
+def _bytes_array(values: list[Any]) -> np.ndarray | None:
+    array = np.empty(len(values), object)
+    for index, value in enumerate(values):
+        array[index] = _bytes_of(value)
+        if array[index] is None:
+            return None
+    return array
 
 
 def _dense_shape(value: Any) -> list[int]:
@@ -237,22 +322,16 @@ def _dense_shape(value: Any) -> list[int]:
     return shape
 
 
-def _collect(
-    value: Any,
-    shape: list[int],
-    level: int,
-    read_leaf: Callable[[Any], Any],
-    leaves: list[Any],
-) -> None:
-    """Append the leaves of nested lists to `leaves`, refusing those that are not of `shape`."""
+def _check_leaves(value: Any, shape: list[int], level: int, dtype: int) -> int:
+    """Refuse nested lists that are not of `shape`, or a leaf of another type; count the leaves."""
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid_argument(
-                f"JSON Value: {_excerpt(value)} found at incorrect level: {level + 1} "
+                f"JSON Value: {excerpt(value)} found at incorrect level: {level + 1} "
                 f"in the JSON DOM. Expected at level: {len(shape)}"
             )
-        leaves.append(read_leaf(value))
-        return
+        _check_leaf(value, dtype)
+        return 1
     if level >= len(shape):
         raise invalid_argument(
             f"Encountered list at unexpected level: {level} expected < {len(shape)}"
@@ -262,49 +341,97 @@ def _collect(
             f"Encountered list at unexpected size: {len(value)} at level: {level} "
             f"expected size: {shape[level]}"
         )
-    for item in value:
-        _collect(item, shape, level + 1, read_leaf, leaves)
+    if level > _MAX_RANK:
+        return 0
+    return sum(_check_leaves(item, shape, level + 1, dtype) for item in value)
 
 
-def _leaf_reader(dtype: tf.DType) -> Callable[[Any], Any]:
-    """Return a function that checks one JSON value and returns it for an array of `dtype`."""
-    if dtype == tf.string:
-        return _read_bytes
-    accepted = _ACCEPTED.get(np.dtype(dtype.as_numpy_dtype).kind, set())
+def _check_leaf(value: Any, dtype: int) -> None:
+    if isinstance(value, dict) and dtype == _STRING:
+        if not _is_base64(value):
+            raise invalid_argument(
+                f"JSON Value: {excerpt(value)} not formatted correctly for base64 data"
+            )
+        if _bytes_of(value) is None:
+            raise invalid_argument("Unable to base64 decode")
+    elif isinstance(value, dict) or (
+        dtype in (*_NUMPY_TYPES, _STRING) and _is_of_other(value, dtype)
+    ):
+        raise invalid_argument(
+            f"JSON Value: {excerpt(value)} Type: {_json_type(value)} "
+            f"is not of expected type: {_NAMES.get(dtype, dtype)}"
+        )
+    elif dtype not in (*_NUMPY_TYPES, _STRING):
+        raise unimplemented(
+            f"Conversion of JSON Value: {excerpt(value)} to type: {_NAMES.get(dtype, dtype)}"
+        )
 
-    def read(value: Any) -> Any:
-        if type(value) not in accepted:
-            raise _type_error(value, dtype)
-        return value
 
-    return read
+def _is_of_other(value: Any, dtype: int) -> bool:
+    return _leaves([value], dtype) is None
 
 
-def _read_bytes(value: Any) -> bytes:
-    if isinstance(value, str):
-        return value.encode(errors="surrogatepass")
-    if not _is_base64(value):
-        raise _type_error(value, tf.string)
-    try:
-        return base64.b64decode(value["b64"], validate=True)
-    except ValueError as error:
-        raise invalid_argument("Unable to base64 decode") from error
+def _json_type(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    names = {dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+    return names.get(type(value), "Null")
 
 
 def _is_base64(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
+def _bytes_of(value: Any) -> bytes | None:
+    """Return the bytes of a text or of an object with base64; None if it is neither."""
+    if isinstance(value, str):
+        return value.encode(errors="surrogateescape")
+    return _base64_decoded(value["b64"]) if _is_base64(value) else None
+
+
+def _base64_decoded(text: str) -> bytes | None:
+    """Decode base64 as absl does: white space is skipped, and padding may be left out."""
+    text = "".join(text.split()) if not text.isalnum() else text
+    digits = text.rstrip("=.")
+    padding = len(text) - len(digits)
+    missing = -len(digits) % 4
+    if missing == 3 or padding not in (0, missing):
+        return None
+    try:
+        return base64.b64decode(digits + "=" * missing, validate=True)
+    except ValueError:
+        return None
+
+
 def _to_json(name: str, array: np.ndarray) -> Any:
     if array.dtype == object:
         return _map_nested(_encode_bytes if name.endswith("_bytes") else _decode, array.tolist())
     if array.dtype.name not in _WRITABLE:
-        dtype = tf.as_dtype(array.dtype).name
+        dtype = {"float16": "half"}.get(array.dtype.name, array.dtype.name)
         raise invalid_argument(f"Failed to write JSON value for tensor type: {dtype}")
     if array.dtype == np.float32:
-        # Through text 0.2 stays 0.2; widened to a double it would be 0.20000000298023224.
-        array = array.astype(str).astype(np.float64)
+        array = _few_digits(array)
     return array.tolist()
+
+
+def _few_digits(array: np.ndarray) -> np.ndarray:
+    """Return doubles with the fewest decimal digits that are read back as the same float32.
+
+    Merely widened to a double, 0.2 would be 0.20000000298023224.
+    """
+    exact = array.astype(np.float64).ravel()
+    doubles = exact.copy()
+    rest = np.flatnonzero(np.isfinite(exact) & (exact != np.rint(exact)))
+    exponents = np.floor(np.log10(np.abs(exact[rest])))
+    for digits in range(6, 10):
+        # Powers of ten up to 10^22 are exact in a double, so the quotient is rounded just once.
+        powers = np.clip(digits - 1 - exponents, 0, 22)
+        rounded = np.rint(exact[rest] * 10.0**powers) / 10.0**powers
+        same = rounded.astype(np.float32) == exact[rest]
+        doubles[rest[same]] = rounded[same]
+        rest, exponents = rest[~same], exponents[~same]
+    doubles[rest] = array.ravel()[rest].astype(str).astype(np.float64)
+    return doubles.reshape(array.shape)
 
 
 def _map_nested(function: Callable[[Any], Any], value: Any) -> Any:
@@ -331,26 +458,12 @@ def _check_batches(outputs: Mapping[str, np.ndarray]) -> None:
     (expected, *_) = sizes.values()
     for name, size in sizes.items():
         if not size:
-            raise invalid_argument(f"Tensor name: {name} has no shape information")
+            raise invalid_argument(f"Tensor name: {name} has no shape information ")
         if size != expected:
             raise invalid_argument(
                 f"Tensor name: {name} has inconsistent batch size: {size[0]} "
                 f"expecting: {expected[0]}"
             )
-
-
-def _type_error(value: Any, dtype: tf.DType) -> tf.errors.OpError:
-    expected = "float" if dtype == tf.float32 else dtype.name
-    return invalid_argument(
-        f"JSON Value: {_excerpt(value)} Type: {_JSON_TYPES[type(value)]} "
-        f"is not of expected type: {expected}"
-    )
-
-
-def _excerpt(value: Any) -> str:
-    """Return the first 256 characters of a value's JSON, without writing the rest."""
-    pieces = json.JSONEncoder().iterencode(value)
-    return "".join(itertools.islice(pieces, 256))[:256]
 
 
 def _is_utf8(text: str) -> bool:
@@ -361,5 +474,13 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _join(names: Iterable[str]) -> str:
+    return ",".join(sorted(names))
+
+
+def _size(shape: list[int]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _shape(shape: list[int]) -> str:
     return "[" + ",".join(map(str, shape)) + "]"

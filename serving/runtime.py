@@ -5,17 +5,20 @@ Here a version is restored by the restore operation of its graph, and the arrays
 the C++ runtime unchecked, so that the same requests fail as in the server.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow.python.client import pywrap_tf_session
 
 from keras_mas.logs import quiet
 
 from .conventions import DEFAULT_SIGNATURE
-from .protocol import invalid_argument
+
+_Call = Callable[[Mapping[str, np.ndarray], Sequence[str]], dict[str, np.ndarray]]
 
 
 class LoadError(RuntimeError):
@@ -50,13 +53,19 @@ class LoadedVersion:
                 f"{type(error).__name__}: {error}. Export the version again."
             ) from error
 
-    def run(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(
+        self,
+        signature_name: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str] = (),
+    ) -> dict[str, np.ndarray]:
         """Answer one request.
 
         Args:
             signature_name: Name of a signature; empty for `serving_default`.
             inputs: Mapping from input name to array. Dtypes and shapes are checked by the graph
                 alone, as in the server.
+            outputs: Names of the outputs that are asked for; all of them by default.
 
         Returns:
             Dict from output name to array; strings are object arrays of `bytes`.
@@ -66,37 +75,56 @@ class LoadedVersion:
                 `FailedPreconditionError` for an unknown signature, `InvalidArgumentError` for
                 names, dtypes or shapes that do not fit.
         """
+        self.check(signature_name, inputs, outputs)
+        name = signature_name or DEFAULT_SIGNATURE
+        return self._calls[name](inputs, outputs or list(self.signatures[name].outputs))
+
+    def check(
+        self, signature_name: str, inputs: Iterable[str], outputs: Sequence[str] = ()
+    ) -> None:
+        """Check the names in a request, as `run` does.
+
+        Args:
+            signature_name: As in `run`.
+            inputs: Names of the inputs.
+            outputs: As in `run`.
+
+        Raises:
+            tf.errors.OpError: As `run`.
+        """
         name = signature_name or DEFAULT_SIGNATURE
         if name not in self.signatures:
             message = f'Serving signature key "{name}" not found.'
             raise tf.errors.FailedPreconditionError(None, None, message)
-        _check_names(set(inputs), set(self.signatures[name].inputs))
-        return self._calls[name](inputs)
+        _check_inputs(inputs, self.signatures[name].inputs)
+        _check_outputs(outputs, self.signatures[name].outputs)
 
     def close(self) -> None:
         """Free the memory of the version, which cannot run afterwards."""
         self._session.close()
 
-    def _compile(
-        self, signature: meta_graph_pb2.SignatureDef
-    ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-        """Make a function from a dict of arrays to a dict of arrays.
+    def _compile(self, signature: meta_graph_pb2.SignatureDef) -> _Call:
+        """Make a function from a dict of arrays and names of outputs to a dict of arrays.
 
         `Session.run` would compare the shape of each array with the placeholder's in Python and
-        refuse arrays that a server accepts; a callable made from options does not.
+        refuse arrays that a server accepts; the function below it, which it calls, does not.
         """
-        inputs, outputs = list(signature.inputs), list(signature.outputs)
-        options = config_pb2.CallableOptions(
-            feed=[signature.inputs[name].name for name in inputs],
-            fetch=[signature.outputs[name].name for name in outputs],
-        )
-        run = self._session._make_callable_from_options(options)
+        session = self._session._session
+        inputs, outputs = (self._tensors(infos) for infos in (signature.inputs, signature.outputs))
 
-        def call(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            values = run(*(np.asarray(arrays[name]) for name in inputs))
-            return dict(zip(outputs, values, strict=True))
+        def call(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+            feeds = {tensor: np.asarray(arrays[name]) for name, tensor in inputs.items()}
+            fetches = [outputs[name] for name in names]
+            values = pywrap_tf_session.TF_SessionRun_wrapper(
+                session, None, feeds, fetches, [], None
+            )
+            return dict(zip(names, values, strict=True))
 
         return call
+
+    def _tensors(self, infos: Mapping[str, meta_graph_pb2.TensorInfo]) -> dict[str, Any]:
+        element = self._session.graph.as_graph_element
+        return {name: element(info.name)._as_tf_output() for name, info in infos.items()}
 
 
 def _restore(
@@ -109,23 +137,43 @@ def _restore(
     return {name: sig for name, sig in meta_graph.signature_def.items() if sig.method_name}
 
 
-def _check_names(received: set[str], expected: set[str]) -> None:
-    """Compare the names of a request's inputs with the signature's, as the server does."""
+def _check_inputs(names: Iterable[str], expected: Mapping[str, meta_graph_pb2.TensorInfo]) -> None:
+    """Compare the names of a request's inputs with the signature's, as the server does.
+
+    VerifyRequestInputsSize in TensorFlow Serving's predict_util.cc, and then GetInputValues in
+    TensorFlow's cc/saved_model/util.cc.
+    """
+    received, expected_names = set(names), set(expected)
     if len(received) != len(expected):
         message = (
             f"input size does not match signature: {len(received)}!={len(expected)} "
             f"len({{{_join(received)}}}) != len({{{_join(expected)}}}). "
-            f"Sent extra: {{{_join(received - expected)}}}. "
-            f"Missing but required: {{{_join(expected - received)}}}."
+            f"Sent extra: {{{_join(received - expected_names)}}}. "
+            f"Missing but required: {{{_join(expected_names - received)}}}."
         )
-        raise invalid_argument(message)
-    if received != expected:
+        raise tf.errors.InvalidArgumentError(None, None, message)
+    for name in sorted(expected_names - received):
         message = (
-            f"input tensor alias not found in signature: {_join(received - expected)}. "
-            f"Inputs expected to be in the set {{{_join(expected)}}}."
+            f"Signature input alias: {name}(feed name: {expected[name].name}) not found in request "
+            f"and no default value provided. Inputs expected to be in the request "
+            f"{{{_join(received)}}}, or default input alias set: "
         )
-        raise invalid_argument(message)
+        raise tf.errors.InvalidArgumentError(None, None, message)
 
 
-def _join(names: set[str]) -> str:
+def _check_outputs(names: Sequence[str], expected: Mapping[str, Any]) -> None:
+    """Check which outputs a request asks for (PreProcessPrediction in predict_util.cc)."""
+    for index, name in enumerate(names):
+        if name not in expected:
+            message = (
+                f"output tensor alias not found in signature: {name} "
+                f"Outputs expected to be in the set {{{_join(expected)}}}."
+            )
+            raise tf.errors.InvalidArgumentError(None, None, message)
+        if name in names[:index]:
+            message = f"duplicate output tensor alias: {name}"
+            raise tf.errors.InvalidArgumentError(None, None, message)
+
+
+def _join(names: Iterable[str]) -> str:
     return ",".join(sorted(names))

@@ -82,6 +82,8 @@ def has_warmup(directory: str | os.PathLike) -> bool:
 def replay_warmup(directory: str | os.PathLike, version: LoadedVersion) -> None:
     """Send a version the requests in its folder, as TensorFlow Serving does when it loads it.
 
+    There need not be any.
+
     Args:
         directory: Folder of the version.
         version: The version in the C++ runtime.
@@ -89,7 +91,10 @@ def replay_warmup(directory: str | os.PathLike, version: LoadedVersion) -> None:
     Raises:
         WarmupError: If a request fails.
     """
-    for record in tf.data.TFRecordDataset(str(Path(directory) / _PATH)).as_numpy_iterator():
+    path = Path(directory) / _PATH
+    if not path.exists():
+        return
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
         signature = request.model_spec.signature_name

@@ -13,9 +13,10 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import waitress
 import waitress.channel
@@ -27,24 +28,38 @@ from waitress.server import TcpWSGIServer
 
 from .. import rest_json
 from ..conventions import HTTP_STATUS
-from ..protocol import STATUS_CODES, invalid_argument, unimplemented
+from ..protocol import (
+    MAX_REQUEST_BYTES,
+    RequestError,
+    invalid_argument,
+    unimplemented,
+)
 from .models import ServedModels
+from .request_log import PredictLog
 
-MAX_BODY_BYTES = 256 * 2**20
-"""Largest body of a request: a batch of about a hundred images of 224 × 224 as JSON."""
+_Arrays = Mapping[str, np.ndarray]
 
 GRACE_SECONDS = 5.0
 """How long running requests may take to finish when the server stops."""
 
-_THREADS = 8
+_THREADS = 32  # as many requests can be gathered into one batch
 _MAX_CONNECTIONS = 1000  # further ones wait until the server accepts them
 _IDLE_SECONDS = 60  # after which a client that sends nothing is dropped
 _POLL_SECONDS = 0.02
 
-_VERSION = r"/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/:]+)"
-_MODEL = rf"(?i)/v1/models(?:/(?P<name>[^/:]+))?(?:{_VERSION})?"
-_GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
-_POST = re.compile(_MODEL + r":(?P<method>predict|classify|regress)")
+# As in `model_servers/http_rest_api_util.cc`.
+_API = re.compile(r"(?i)/v1/.*")
+_VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_GET = re.compile(rf"(?i)/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?P<metadata>/metadata)?")
+_POST = re.compile(
+    rf"(?i)/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>classify|regress|predict)"
+)
+
+# The methods that the HTTP server of TensorFlow Serving hands on to the interface.
+_PARSED = {"GET", "POST"}
+_METHODS = _PARSED | {"HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
+_HTTP_ORIGIN = re.compile("https?://")
+_INT64_MAX = 2**63 - 1
 
 # Waitress logs every request that waits for a thread. Without this a program that has not set up
 # logging would print it; one that has still decides for itself.
@@ -52,13 +67,16 @@ logging.getLogger("waitress").addHandler(logging.NullHandler())
 
 
 @contextlib.contextmanager
-def serve_rest(models: ServedModels, host: str, port: int) -> Iterator[int]:
+def serve_rest(
+    models: ServedModels, host: str, port: int, max_request_bytes: int = MAX_REQUEST_BYTES
+) -> Iterator[int]:
     """Answer REST requests while the context lasts, and let running ones finish when it ends.
 
     Args:
         models: Models to serve.
         host: Address to listen on.
         port: Port, or 0 for any free one.
+        max_request_bytes: Largest body of a request; larger ones are refused with status 413.
 
     Yields:
         The port.
@@ -73,7 +91,7 @@ def serve_rest(models: ServedModels, host: str, port: int) -> Iterator[int]:
         threads=_THREADS,
         connection_limit=_MAX_CONNECTIONS,
         channel_timeout=_IDLE_SECONDS,
-        max_request_body_size=MAX_BODY_BYTES,
+        max_request_body_size=max_request_bytes,
         asyncore_use_poll=True,
     )
     server.channel_class = _Channel
@@ -103,39 +121,91 @@ class Application:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Answer one request, as WSGI (PEP 3333) prescribes."""
-        status, text = self._answer(environ)
-        body = text.encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start_response(f"{status} {_reason(status)}", headers)
+        answer = self._answer(environ)
+        body = answer.text.encode(errors="surrogateescape")
+        headers = [("Content-Type", answer.type), ("Content-Length", str(len(body)))]
+        start_response(f"{answer.status} {_reason(answer.status)}", headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
-    def _answer(self, environ: dict[str, Any]) -> tuple[int, str]:
-        respond = {"GET": self._get, "POST": self._post}.get(environ["REQUEST_METHOD"], _refuse)
+    def _answer(self, environ: dict[str, Any]) -> "_Answer":
+        method, path = environ["REQUEST_METHOD"], _path_and_query(environ)
+        if method not in _METHODS:
+            return _page(501)
+        if not _API.fullmatch(path):
+            return _page(404)
+        if method == "OPTIONS":
+            # The preflight request of a browser; without an origin it fails, and nothing is said.
+            return _Answer(200 if _HTTP_ORIGIN.search(environ.get("HTTP_ORIGIN", "")) else 400, "")
         try:
-            return 200, respond(environ)
-        except tf.errors.OpError as error:
-            status = HTTP_STATUS[STATUS_CODES[error.error_code].name]
-            return status, _error_json(error.message)
+            return _Answer(200, self._respond(method, path, environ))
+        except _Unanswerable:
+            return _Answer(400, "")
+        except RequestError as error:
+            return _Answer(HTTP_STATUS[error.code.name], _error_json(error.message))
         except Exception as error:  # a defect of the stand-in
-            return 500, _error_json(f"{type(error).__name__}: {error}")
+            return _Answer(500, _error_json(f"{type(error).__name__}: {error}"))
 
-    def _get(self, environ: dict[str, Any]) -> str:
-        spec, match = _parse_path(_GET, environ)
+    def _respond(self, method: str, path: str, environ: dict[str, Any]) -> str:
+        match = {"GET": _GET, "POST": _POST}[method].fullmatch(path) if method in _PARSED else None
+        # The path may be written in capitals, but not the method in it.
+        if match is None or (method == "POST" and not match["method"].islower()):
+            raise invalid_argument(f"Malformed request: {method} {path}")
+        spec = _spec_of(match)
+        if method == "POST":
+            return self._post(spec, match["method"], environ["wsgi.input"].read())
         if not spec.name:
             raise invalid_argument("Missing model name in request.")
         if match["metadata"]:
             return _metadata_json(self._models.metadata(spec))
         return json_format.MessageToJson(self._models.status(spec), **_PROTO_OPTIONS)
 
-    def _post(self, environ: dict[str, Any]) -> str:
-        spec, match = _parse_path(_POST, environ)
-        if match["method"].lower() != "predict":
-            raise unimplemented(f"The stand-in does not serve the method: {match['method']}")
-        document = rest_json.parse_object(environ["wsgi.input"].read())
+    def _post(self, spec: model_pb2.ModelSpec, method: str, body: bytes) -> str:
+        if method != "predict":
+            raise unimplemented(f"The stand-in does not serve the method: {method}")
+        document = rest_json.parse_object(body)
         spec.signature_name = rest_json.read_signature_name(document)
-        inputs = rest_json.read_tensors(document, self._models.signature_inputs(spec))
-        _, outputs = self._models.predict(spec, inputs)
-        return rest_json.write_tensors(outputs, row_format=rest_json.is_row_format(document))
+        with self._models.using(spec) as version:
+            inputs = rest_json.read_tensors(document, version.inputs(spec.signature_name))
+            outputs = version.predict(spec.signature_name, inputs)
+            answered = version.spec(spec.signature_name)
+        text = rest_json.write_tensors(outputs, row_format=rest_json.is_row_format(document))
+        self._models.log(spec.name, lambda: _log_of(spec, inputs, answered, outputs))
+        return text
+
+
+class _Answer(NamedTuple):
+    """A response."""
+
+    status: int
+    text: str
+    type: str = "application/json"
+
+
+class _Unanswerable(Exception):
+    """A request whose version is no number, to which TensorFlow Serving answers 400 and no word."""
+
+
+def _page(status: int) -> _Answer:
+    """Return what libevent, the HTTP server of TensorFlow Serving, answers by itself."""
+    reason = _reason(status)
+    return _Answer(
+        status,
+        f"<HTML><HEAD>\n<TITLE>{status} {reason}</TITLE>\n</HEAD><BODY>\n<H1>{reason}</H1>\n"
+        "</BODY></HTML>\n",
+        "text/html",
+    )
+
+
+def _log_of(
+    spec: model_pb2.ModelSpec, inputs: _Arrays, answered: model_pb2.ModelSpec, outputs: _Arrays
+) -> PredictLog:
+    log = PredictLog()
+    log.request.model_spec.CopyFrom(spec)
+    log.response.model_spec.CopyFrom(answered)
+    for message, arrays in ((log.request.inputs, inputs), (log.response.outputs, outputs)):
+        for name, array in arrays.items():
+            message[name].CopyFrom(tf.make_tensor_proto(array))
+    return log
 
 
 class _ErrorTask(waitress.task.ErrorTask):
@@ -189,26 +259,22 @@ _PROTO_OPTIONS: dict[str, Any] = {
 }
 
 
-def _parse_path(
-    pattern: re.Pattern[str], environ: dict[str, Any]
-) -> tuple[model_pb2.ModelSpec, re.Match[str]]:
-    """Match the path of a request; return the `ModelSpec` it names and the match."""
+def _path_and_query(environ: dict[str, Any]) -> str:
     # WSGI's PATH_INFO is decoded already: a "/" in the name of a model could not be told apart.
-    match = pattern.fullmatch(urllib.parse.urlsplit(environ["REQUEST_URI"]).path)
-    if match is None:
-        _refuse(environ)
+    parts = urllib.parse.urlsplit(environ["REQUEST_URI"])
+    return urllib.parse.urlunsplit(("", "", parts.path, parts.query, parts.fragment))
+
+
+def _spec_of(match: re.Match[str]) -> model_pb2.ModelSpec:
+    """Return the `ModelSpec` that a path names."""
     spec = model_pb2.ModelSpec(name=urllib.parse.unquote(match["name"] or ""))
     if match["version"]:
+        if len(match["version"]) > 19 or int(match["version"]) > _INT64_MAX:
+            raise _Unanswerable
         spec.version.value = int(match["version"])
     if match["label"]:
         spec.version_label = urllib.parse.unquote(match["label"])
-    return spec, match
-
-
-def _refuse(environ: dict[str, Any]) -> NoReturn:
-    raise invalid_argument(
-        f"Malformed request: {environ['REQUEST_METHOD']} {environ['REQUEST_URI']}"
-    )
+    return spec
 
 
 def _metadata_json(response: get_model_metadata_pb2.GetModelMetadataResponse) -> str:

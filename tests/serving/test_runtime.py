@@ -52,7 +52,8 @@ def test_wrong_names_get_the_messages_of_tensorflow_serving(half_plus_two):
         "Sent extra: {z}. Missing but required: {}."
     )
     assert other.value.message == (
-        "input tensor alias not found in signature: z. Inputs expected to be in the set {x}."
+        "Signature input alias: x(feed name: serve_x:0) not found in request and no default value "
+        "provided. Inputs expected to be in the request {z}, or default input alias set: "
     )
 
 
@@ -62,7 +63,9 @@ def test_shapes_are_not_checked_in_python(half_plus_two):
 
 
 def test_a_wrong_dtype_is_refused(half_plus_two):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="actual double vs. expect float"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="Expects arg.0. to be float but double is provided"
+    ):
         half_plus_two.run("serve", {"x": np.zeros(1, np.float64)})
 
 

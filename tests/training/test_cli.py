@@ -525,8 +525,8 @@ def test_wrong_usage_is_one_sentence(here, capsys, argv, sentence):
 
 def test_a_run_is_not_a_served_model(here, capsys):
     answer(capsys, "train", "insects.toml", *QUICK, "--output", "run")
-    serve = ["serve", "run", "--port", "0", "--rest-port", "0"]
-    assert "version that can be served in 'run'. Received: 3 that" in refusal(capsys, 1, *serve)
+    serve = ["serve", "run", "--with", "standin", "--port", "0", "--rest-port", "0"]
+    assert "version of 'run' that can be served. Received: 1 that" in refusal(capsys, 1, *serve)
 
 
 def test_a_damaged_result_is_named(here, capsys):
