@@ -30,7 +30,7 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     if not path.endswith(".npz"):
         raise ValueError(f"Expected a path that ends in '.npz'. Received: '{path}'.")
     with atomic_file(path) as file:
-        np.savez(file, **arrays, **{_FORMAT_NAME: np.array(_FORMAT)})
+        np.savez(file, **dict(arrays) | {_FORMAT_NAME: np.array(_FORMAT)})
 
 
 def load_arrays(

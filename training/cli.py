@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return _run(argv)
 
 
-def _run(argv):
+def _run(argv: list[str] | None) -> int:
     _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         _write_any_character(stream)
@@ -86,14 +86,14 @@ class _Terminated(KeyboardInterrupt):
 def _interruptible() -> Iterator[None]:
     """Have the first Ctrl-C or SIGTERM unwind the command, and a second one end it at once."""
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: Any) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():  # which alone can handle any
-        numbers = ()
+        numbers = []
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:  # as behind `nohup`, or in the background of a script
