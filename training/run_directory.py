@@ -48,6 +48,7 @@ from keras_mas.files import UNFINISHED, atomic_file, check_writable, remove_unfi
 
 from .options import flag, option_fields
 from .settings import Recipe, Settings
+from .tasks.stream import check_name
 
 ARGUMENTS = "arguments.json"
 RESULT = "result.json"
@@ -304,10 +305,19 @@ def maps_to(check: Check) -> Check:
     return lambda values: isinstance(values, dict) and all(map(check, values.values()))
 
 
+def is_name(value: object) -> bool:
+    """Return whether a JSON value is the name of a stream or a task, which leads to no folder."""
+    try:
+        check_name(str(value), "task")
+    except UsageError:
+        return False
+    return is_text(value)
+
+
 _RESULT: dict[str, Check] = {
-    "stream": is_text,
+    "stream": is_name,
     "scenario": is_text,
-    "tasks": are(is_text),
+    "tasks": are(is_name),
     "method": is_text,
     "strength": lambda value: value is None or is_number(value) or is_text(value),
     "penalty": lambda value: value is None or is_text(value),

@@ -290,6 +290,15 @@ FINISHED = dict.fromkeys(MEASURES, 0.5) | {
 }
 
 
+@pytest.mark.parametrize("key", ["stream", "tasks"])
+@pytest.mark.parametrize("name", ["../../elsewhere", "/tmp/x", ".hidden", "", 3])
+def test_a_name_that_leads_elsewhere_is_damage(tmp_path, key, name):
+    value = name if key == "stream" else [name] * len(FINISHED["tasks"])
+    write_json(tmp_path / "result.json", FINISHED | {key: value})
+    with pytest.raises(DamagedError, match=f"its '{key}' is not as it was written"):
+        read_result(tmp_path)
+
+
 def test_a_matrix_that_is_not_square_is_damage(tmp_path):
     write_json(tmp_path / "result.json", FINISHED)
     assert read_result(tmp_path)["tasks"] == ["a", "b"]
