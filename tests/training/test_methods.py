@@ -3,14 +3,14 @@
 import dataclasses
 import json
 
-import keras
 import numpy as np
 import pytest
+from interrupting import Follower
 
 from keras_mas.methods import METHODS, load_method
 from keras_mas.training import under_way
 from keras_mas.training.cli import main
-from keras_mas.training.run import Listener, saved_heads, train
+from keras_mas.training.run import saved_heads, train
 from keras_mas.training.settings import Settings, run_name
 from keras_mas.training.tasks import TaskStream
 
@@ -25,32 +25,6 @@ class Magnitude(QuadraticMethod):
     def importance(self, model, x, y=None, **options):
         return {name: np.abs(w.numpy()) for name, w in trainable_weights(model).items()}
 """
-
-
-class StopWithin(Listener):
-    """Interrupts a run when the second epoch of a task begins."""
-
-    def __init__(self, number):
-        self.number, self.now = number, 0
-        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_begin=self.stop),)
-
-    def task_started(self, number, task, epochs):
-        self.now = number
-
-    def stop(self, epoch, logs):
-        if (self.now, epoch) == (self.number, 1):
-            raise KeyboardInterrupt
-
-
-class Epochs(Listener):
-    """Counts the epochs that are learned."""
-
-    def __init__(self):
-        self.count = 0
-        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_begin=self.begun),)
-
-    def begun(self, epoch, logs):
-        self.count += 1
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +58,9 @@ def assert_resumes(stream, settings, tmp_path):
     """Check that a run that was interrupted in its last task ends as one that was not."""
     whole = train(stream, settings, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(stream, settings, tmp_path / "cut", listeners=[StopWithin(len(stream.tasks))])
-    resumed = train(stream, settings, tmp_path / "cut", listeners=[epochs := Epochs()])
-    assert epochs.count == 1  # of two
+        train(stream, settings, tmp_path / "cut", listeners=[Follower((len(stream.tasks), 2))])
+    resumed = train(stream, settings, tmp_path / "cut", listeners=[follower := Follower()])
+    assert follower.epochs == [(len(stream.tasks), 2)]
     assert resumed["accuracy_matrix"] == whole["accuracy_matrix"]
     pairs = zip(
         *(final_weights(tmp_path / name, len(stream.tasks)) for name in ("whole", "cut")),

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from interrupting import Follower
 
 from keras_mas.errors import UsageError
 from keras_mas.training import under_way
@@ -24,30 +25,6 @@ def features(inputs):
     x = keras.layers.BatchNormalization()(keras.layers.Dense(8, "relu")(inputs))
     return keras.layers.Dropout(0.5)(x)
 """
-
-
-class Follower(Listener):
-    """Notes the epochs that are learned, and interrupts the run when one of them begins or ends."""
-
-    def __init__(self, interrupts=None):
-        self.interrupts = interrupts
-        self.epochs, self.resumed, self.task = [], [], 0
-        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_begin=self.begun),)
-
-    def task_started(self, number, task, epochs):
-        self.task = number
-
-    def task_resumed(self, history, evaluations):
-        self.resumed.append((self.task, len(history["loss"]), len(evaluations)))
-
-    def importance_measured(self, examples, total):
-        if self.interrupts == (self.task, "importance"):
-            raise KeyboardInterrupt
-
-    def begun(self, epoch, logs):
-        if self.interrupts == (self.task, epoch + 1):
-            raise KeyboardInterrupt
-        self.epochs.append((self.task, epoch + 1))
 
 
 @pytest.fixture(autouse=True)
