@@ -1,9 +1,12 @@
 """How much was learned and how much was forgotten: pure functions of the accuracy matrix.
 
 R is `[T, T]`; R[i, j] is the accuracy, a fraction, on task j after training on task i, both counted
-from 0.
+from 0. What was not measured, because no examples of the task were left, is None. It counts as no
+number: a mean is over the tasks for which all that it takes was measured (`measured` says which
+have an accuracy in the end), and NaN if there is none.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,13 +20,29 @@ def average_accuracy(R: npt.ArrayLike) -> float:
         R: Accuracy matrix `[T, T]`, T ≥ 1.
 
     Raises:
-        ValueError: If R is not a square matrix of numbers in 0 … 1, here and in every metric.
+        ValueError: If R is not a square matrix of numbers in 0 … 1 and None, here and in every
+            metric.
 
     Example:
         >>> average_accuracy([[1.0, 0.5], [0.75, 1.0]])
         0.875
+        >>> average_accuracy([[1.0, 0.5], [None, 0.75]])  # of the second task alone
+        0.75
     """
-    return float(np.mean(_matrix(R)[-1]))
+    return _mean_of_measured(_matrix(R)[-1])
+
+
+def measured(R: npt.ArrayLike) -> list[int]:
+    """Return the numbers, from 0, of the tasks that were measured after the last one was learned.
+
+    Args:
+        R: Accuracy matrix `[T, T]`.
+
+    Example:
+        >>> measured([[1.0, 0.5], [None, 0.75]])
+        [1]
+    """
+    return [int(j) for j in np.flatnonzero(~np.isnan(_matrix(R)[-1]))]
 
 
 def backward_transfer(R: npt.ArrayLike) -> float:
@@ -39,7 +58,7 @@ def backward_transfer(R: npt.ArrayLike) -> float:
         -0.25
     """
     matrix = _matrix(R)
-    return _mean((matrix[-1] - np.diag(matrix))[:-1])
+    return _mean_over_earlier((matrix[-1] - np.diag(matrix))[:-1])
 
 
 def forgetting(R: npt.ArrayLike) -> float:
@@ -47,7 +66,8 @@ def forgetting(R: npt.ArrayLike) -> float:
 
     The best is sought over max_{j ≤ i < T−1} R[i, j]: from the moment the task was learned to the
     one before the last (Chaudhry et al., ECCV 2018, arXiv:1801.10112, Eq. 3). Negative if the last
-    task improved the earlier ones. One task alone has none: 0.
+    task improved the earlier ones. One task alone has none: 0. Where some of these R[i, j] were not
+    measured, the best of the others is taken.
 
     Args:
         R: Accuracy matrix `[T, T]`.
@@ -58,7 +78,9 @@ def forgetting(R: npt.ArrayLike) -> float:
     """
     matrix = _matrix(R)
     last = len(matrix) - 1
-    return _mean([matrix[j:last, j].max() - matrix[last, j] for j in range(last)])
+    # `fmax` takes the number where the other one is NaN.
+    best = [np.fmax.reduce(matrix[j:last, j]) for j in range(last)]
+    return _mean_over_earlier(best - matrix[last, :last])
 
 
 def forward_transfer(R: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
@@ -77,13 +99,13 @@ def forward_transfer(R: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
         >>> forward_transfer([[1.0, 0.75], [1.0, 1.0]], baseline=[0.5, 0.5])
         0.25
     """
-    matrix, before = _matrix(R), np.asarray(baseline, float)
+    matrix, before = _matrix(R), _numbers(baseline)
     if before.shape != (len(matrix),):
         raise ValueError(
             f"Expected a baseline of shape ({len(matrix)},), one accuracy per task of the matrix. "
             f"Received: shape {before.shape}."
         )
-    return _mean([matrix[j - 1, j] - before[j] for j in range(1, len(matrix))])
+    return _mean_over_earlier([matrix[j - 1, j] - before[j] for j in range(1, len(matrix))])
 
 
 def min_accuracy(
@@ -97,7 +119,8 @@ def min_accuracy(
     it ends, the stability gap (De Lange et al., "Continual evaluation for lifelong learning:
     Identifying the stability gap", ICLR 2023, arXiv:2205.13452).
 
-    One task alone has no earlier ones: its own accuracy.
+    One task alone has no earlier ones: its own accuracy. Where some of the a_n[j] were not
+    measured, the lowest of the others is taken.
 
     Args:
         R: Accuracy matrix `[T, T]`.
@@ -124,7 +147,7 @@ def min_accuracy(
     if tasks == 1:
         return float(matrix[0, 0])
     since = ([row[j] for i in range(j + 1, tasks) for row in rows[i]] for j in range(tasks - 1))
-    return float(np.mean([min(values) for values in since]))
+    return _mean_over_earlier([np.fmin.reduce(values) for values in since])
 
 
 def worst_case_accuracy(
@@ -150,7 +173,7 @@ def worst_case_accuracy(
 
 def _checked(number, tasks, during):
     """Return the evaluations while a task was learned; refuse any that lack an earlier task."""
-    rows = [np.asarray(row, float) for row in during.get(number, ())]
+    rows = [_numbers(row) for row in during.get(number, ())]
     for row in rows:
         if row.ndim != 1 or not number <= len(row) <= tasks:
             raise ValueError(
@@ -160,20 +183,37 @@ def _checked(number, tasks, during):
     return rows
 
 
-def _mean(values):
-    return float(np.mean(values)) if len(values) else 0.0
+def _mean_over_earlier(values):
+    """Return the mean over earlier tasks, of which one task alone has none: 0."""
+    return _mean_of_measured(np.asarray(values)) if len(values) else 0.0
+
+
+def _mean_of_measured(values):
+    """Return the mean of what was measured; NaN if nothing was."""
+    known = values[~np.isnan(values)]
+    return float(np.mean(known)) if len(known) else math.nan
 
 
 def _matrix(R):
-    R = np.asarray(R, float)
-    if R.ndim != 2 or R.shape[0] != R.shape[1] or R.size == 0:
+    matrix = _numbers(R)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(
             f"Expected a square accuracy matrix [T, T], R[i, j] on task j after task i. Received: "
-            f"shape {R.shape}."
+            f"shape {matrix.shape}."
         )
-    if not np.all((R >= 0) & (R <= 1)):
+    return matrix
+
+
+def _numbers(values):
+    """Return accuracies as an array in which NaN stands for None; refuse what is no fraction."""
+    given = np.asarray(values, object)
+    is_known = np.not_equal(given, None)
+    numbers = np.full(given.shape, math.nan)
+    numbers[is_known] = given[is_known].astype(float)
+    known = numbers[is_known]
+    if not np.all((known >= 0) & (known <= 1)):
         raise ValueError(
-            f"Expected accuracies as fractions from 0 to 1. Received: values from {R.min()} to "
-            f"{R.max()}. Divide percentages by 100."
+            f"Expected accuracies as fractions from 0 to 1. Received: values from {known.min()} to "
+            f"{known.max()}. Divide percentages by 100."
         )
-    return R
+    return numbers

@@ -1,6 +1,6 @@
 """Versions of a served model from a run: one after each task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Exporter(Listener):
             "data": stream.data_fingerprint,
             "tasks": [task.name for task in stream.tasks],
         }
-        self.rows: list[list[float]] = []
+        self.rows: list[list[float | None]] = []
 
     def task_finished(self, result: TaskResult) -> None:
         """Export the heads learned so far, unless they have been exported already."""
@@ -111,14 +111,14 @@ def resize_of(stream: TaskStream) -> str | None:
     return stream.resize or "none"
 
 
-def check_export(stream: TaskStream, base: Path, run: Path | None) -> None:
+def check_export(stream: TaskStream, base: Path, runs: Sequence[Path]) -> None:
     """Refuse an export that would fail, before anything is trained.
 
     Args:
         stream: The tasks that will be learned.
         base: Folder of the served model.
-        run: Folder of the run, whose saved tasks may have been exported before; None if the run
-            starts anew.
+        runs: Folders of runs whose saved tasks may have been exported before: of the run, unless it
+            starts anew, and of one that it goes on from.
 
     Raises:
         UsageError: If a head cannot name a signature, the folder cannot be written, or a version
@@ -127,7 +127,7 @@ def check_export(stream: TaskStream, base: Path, run: Path | None) -> None:
     check_exportable([head.name for head in unique_heads(stream)], base)
     for number in range(1, len(stream.tasks) + 1):
         folder = version_path(base, number)
-        if folder.exists() and (run is None or not task_folder(run, number).exists()):
+        if folder.exists() and not any(task_folder(run, number).exists() for run in runs):
             raise UsageError(
                 f"'{folder}' exists already: version {number} of the model, exported by another "
                 "run. A version is never overwritten; choose another folder with `--export`."

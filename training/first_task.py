@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,16 @@ def digest(description: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def link_files(folder: Path, other: Path, besides: str = "") -> None:
+def link_files(folder: Path, other: Path, besides: Collection[str] = ()) -> None:
     """Have the files of a folder in another one too, where they take no more space.
 
     Args:
         folder: Folder of files that are never changed, only replaced.
         other: Existing folder.
-        besides: Name of a file that is left out.
+        besides: Names of files that are left out.
     """
     for path in folder.iterdir():
-        if path.name != besides:
+        if path.name not in besides:
             try:
                 os.link(path, other / path.name)
             except OSError:  # a file system without links

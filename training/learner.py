@@ -162,8 +162,10 @@ class Learner:
             on_progress=on_progress and (lambda examples, _: on_progress(examples, total)),
         )
 
-    def accuracy(self, task: Task, split: str) -> float:
-        """Return the accuracy on a split of a task."""
+    def accuracy(self, task: Task, split: str) -> float | None:
+        """Return the accuracy on a split of a task; None if it has no examples."""
+        if not len(task.splits[split]):
+            return None
         head = self.head_of[task.name]
         self.network.load(head)
         examples = self._with_labels_of(head, task.splits[split])
@@ -181,10 +183,12 @@ class Learner:
             load_arrays(path, self._set_optimizer, "the state of an optimizer")
 
     def _set_optimizer(self, arrays):
-        for k, variable in enumerate(self.optimizer.variables):
+        # Of heads of another size, which a run that is continued gets, there are none yet: such
+        # variables come last, and begin at zero.
+        for k, variable in enumerate(self.optimizer.variables[: len(arrays)]):
             variable.assign(arrays[str(k)])
 
-    def accuracies_under_way(self, number: int, split: str) -> list[float]:
+    def accuracies_under_way(self, number: int, split: str) -> list[float | None]:
         """Return the accuracy on every task up to the one that is being learned, in its callback.
 
         The training goes on from the same weights.

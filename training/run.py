@@ -17,11 +17,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas import metrics
+from keras_mas.errors import UsageError
 from keras_mas.files import UNFINISHED, atomic_folder
 from keras_mas.plugins import is_own, load_named
 
 from .backbones import weights_digest
 from .backbones.weights import digest_of_file
+from .continuing import Continued
 from .first_task import link_files, shared_first_task
 from .heads import unique_heads
 from .learner import Learner
@@ -35,7 +37,7 @@ from .run_directory import (
     are,
     claimed,
     is_finished,
-    is_fraction,
+    is_measured_or_not,
     is_number,
     is_text,
     maps_to,
@@ -51,7 +53,7 @@ from .tasks import Split, Task, TaskStream, original_errors
 from .under_way import SaveUnderWay, TaskUnderWay
 
 _PROGRESS = {
-    "accuracies": are(is_fraction),
+    "accuracies": are(is_measured_or_not),
     "seconds": maps_to(is_number),
     "classes": maps_to(are(is_text)),
 }
@@ -72,7 +74,8 @@ class TaskResult:
     Attributes:
         number: How many tasks have been learned, this one included.
         task: The task.
-        accuracies: Row of the accuracy matrix `[T]`.
+        accuracies: Row of the accuracy matrix `[T]`; None for a task without examples, here and
+            in `Evaluation`.
         models: The model of every task learned so far, by the name of its head.
         classes: The class names of every such model.
         seconds: Time the task took; 0 if it was read from the run's folder.
@@ -85,7 +88,7 @@ class TaskResult:
 
     number: int
     task: Task
-    accuracies: list[float]
+    accuracies: list[float | None]
     models: dict[str, keras.Model]
     classes: dict[str, tuple[str, ...]]
     seconds: float
@@ -110,7 +113,7 @@ class Evaluation:
     task: int
     step: int
     steps: int
-    accuracies: list[float]
+    accuracies: list[float | None]
 
 
 class Listener:
@@ -158,6 +161,7 @@ def train(
     overwrite: bool = False,
     learner: Learner | None = None,
     first_tasks: Path | None = None,
+    continued: Continued | None = None,
 ) -> dict:
     """Learn all tasks of a stream in turn, or continue an interrupted run of the same settings.
 
@@ -180,6 +184,8 @@ def train(
         first_tasks: Folder in which runs that differ only in what makes no difference to the first
             task, such as λ, keep what they learned of it: the first run learns it, and the others
             go on from there. No two processes may use it at a time. None for a run on its own.
+        continued: The finished run whose tasks are the first of the stream, and which this one goes
+            on from; None for a run that learns all tasks. That run's folder is only read.
 
     Returns:
         The result, as `result.json` holds it.
@@ -192,11 +198,17 @@ def train(
     """
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    description = describe(stream, settings, evaluate_on)
+    description = describe(stream, settings, evaluate_on, continued)
+    if continued is not None and directory.resolve() == continued.run.directory.resolve():
+        raise UsageError(
+            f"Expected a new folder for the run that goes on. Received: '{directory}', the folder "
+            "of the run that it goes on from. Choose another one with `--output`."
+        )
     shared = None
     if first_tasks is not None and settings.shares_first_task:
         shared = shared_first_task(first_tasks, description)
-    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner, shared)
+    elsewhere = _Elsewhere(shared, continued)
+    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner, elsewhere)
     with claimed(directory, description, overwrite=overwrite), original_errors():
         finished = is_finished(directory)
         if finished:
@@ -291,7 +303,12 @@ def _on_trunk_of(later, network):
     )
 
 
-def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
+def describe(
+    stream: TaskStream,
+    settings: Settings,
+    evaluate_on: str,
+    continued: Continued | None = None,
+) -> dict:
     """Return everything that decides a result, for JSON.
 
     Fingerprints stand for the data, for the file that the weights begin with, and for the modules
@@ -306,16 +323,20 @@ def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
     for what, name in (("method", settings.method), ("backbone", recipe.backbone)):
         if is_own(name):
             described[f"{what}_module"] = _digest_of_module(load_named(name, what))
-    described["recipe"]["weights"] = weights_digest(
-        recipe.backbone, stream.input_shape, recipe.weights
-    )
+    if continued is None:
+        described["recipe"]["weights"] = weights_digest(
+            recipe.backbone, stream.input_shape, recipe.weights
+        )
+        of_data = {"data": stream.fingerprint, "files_left_out": len(stream.left_out)}
+    else:
+        described["recipe"] = continued.recipe_of(described["recipe"])
+        of_data = continued.description
     return {
         "stream": stream.name,
         "scenario": stream.scenario,
         "rescale": list(stream.rescale),
         "tasks": [task.name for task in stream.tasks],
-        "data": stream.fingerprint,
-        "files_left_out": len(stream.left_out),
+        **of_data,
         "evaluate_on": evaluate_on,
         **described,
     }
@@ -329,13 +350,32 @@ def _digest_of_module(own):
         return ""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Elsewhere:
+    """Where tasks may have been learned, if not in the run's own folder.
+
+    Attributes:
+        shared: Folder of the first task, if other runs go on from it too.
+        continued: A finished run that this one goes on from.
+    """
+
+    shared: Path | None
+    continued: Continued | None
+
+    def folder(self, number: int) -> Path | None:
+        """Return the folder of a task, counted from 0, which need not exist; None for none."""
+        if self.continued is not None:
+            return self.continued.folder(number)
+        return self.shared if number == 0 else None
+
+
 class _Run:
     """The state of a run in memory: the network, the method, the accuracies so far."""
 
     def __init__(
-        self, stream, settings, directory, evaluate_on, listeners, verbose, learner, shared
+        self, stream, settings, directory, evaluate_on, listeners, verbose, learner, elsewhere
     ):
-        self.shared = shared  # folder of the first task, if other runs go on from it too
+        self.elsewhere, self.continued = elsewhere, elsewhere.continued
         self.stream, self.settings, self.directory = stream, settings, directory
         self.evaluate_on, self.listeners, self.verbose = evaluate_on, listeners, verbose
         self.seconds = dict.fromkeys(("training", "importance", "evaluation", "saving"), 0.0)
@@ -353,14 +393,14 @@ class _Run:
         recipe = self.settings.recipe
         started = time.perf_counter()
         saved = task_folder(self.directory, number + 1)
-        is_shared = number == 0 and self.shared is not None
-        known = self.shared if is_shared and not saved.exists() else saved
+        elsewhere = self.elsewhere.folder(number)
+        known = saved if saved.exists() or elsewhere is None else elsewhere
         if not self.baseline:
-            self.baseline = _saved_baseline(known) or self._accuracies()
-        if known.exists():
+            self.baseline = self._known_baseline(known)
+        if known.exists() or self._is_of_continued(known, number):
             self._restore(known, number)
             if known != saved:
-                self._take_shared(saved)
+                self._take(known, saved, number)
             seconds = 0.0
         else:
             for listener in self.listeners:
@@ -371,8 +411,8 @@ class _Run:
                 self._save(saved, number)
             if number == 0:  # later ones have other reasons, such as a λ that is too strong
                 self._warn_if_not_learned(task)
-            if is_shared:
-                with atomic_folder(self.shared) as unfinished:
+            if elsewhere is not None:
+                with atomic_folder(elsewhere) as unfinished:
                     link_files(saved, unfinished)
             seconds = time.perf_counter() - started
         self._note_strength()
@@ -393,17 +433,19 @@ class _Run:
             "evaluated_on": self.evaluate_on,
             "data": self.stream.data_fingerprint,
             "input_shape": list(self.stream.input_shape),
+            "input_dtype": str(self.stream.tasks[-1].train.dtype),
+            "classes": {task.name: list(task.classes) for task in self.stream.tasks},
             "accuracy_matrix": self.rows,
             "baseline": self.baseline,
+            "evaluated_tasks": [self.stream.tasks[j].name for j in metrics.measured(self.rows)],
             "average_accuracy": metrics.average_accuracy(self.rows),
-            "backward_transfer": metrics.backward_transfer(self.rows),
-            "forgetting": metrics.forgetting(self.rows),
-            "forward_transfer": metrics.forward_transfer(self.rows, self.baseline),
+            "backward_transfer": _null_if_unknown(metrics.backward_transfer(self.rows)),
+            "forgetting": _null_if_unknown(metrics.forgetting(self.rows)),
+            "forward_transfer": _null_if_unknown(
+                metrics.forward_transfer(self.rows, self.baseline)
+            ),
             "recipe": dataclasses.asdict(settings.recipe),
-            "examples": {
-                task.name: {role: len(split) for role, split in task.splits.items()}
-                for task in self.stream.tasks
-            },
+            "examples": _examples({task.name: task for task in self.stream.tasks}),
             "files_left_out": len(self.stream.left_out),
             "columns": list(self.stream.columns),
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
@@ -411,12 +453,13 @@ class _Run:
             "versions": _versions(),
             **(self._stability() if settings.evaluate_every else {}),
             **(self.found if self.found["free"] else {}),
+            **(self._of_continued(self.continued.result) if self.continued else {}),
         }
 
     def _note_strength(self):
         """Note λ that was found for a task, and how much of the network is still free after it."""
         free = self.learner.method.free_share
-        if free is not None:
+        if free is not None and "strength" in self.history.history:
             self.found["strengths"].append(self.history.history["strength"][-1])
             self.found["free"].append(free)
 
@@ -427,13 +470,15 @@ class _Run:
             during.setdefault(evaluation.task - 1, []).append(evaluation.accuracies)
         return {
             "evaluate_every": self.settings.evaluate_every,
-            "min_accuracy": metrics.min_accuracy(self.rows, during),
-            "worst_case_accuracy": metrics.worst_case_accuracy(self.rows, during),
+            "min_accuracy": _null_if_unknown(metrics.min_accuracy(self.rows, during)),
+            "worst_case_accuracy": _null_if_unknown(metrics.worst_case_accuracy(self.rows, during)),
             "evaluations": [dataclasses.asdict(evaluation) for evaluation in self.evaluations],
         }
 
     def _learn(self, number, task):
-        *earlier, data = map(self._training_data, self.stream.tasks[: number + 1])
+        data, earlier = self._training_data(task), []
+        if self.settings.learns_all_tasks:
+            earlier = [self._training_data(each) for each in self.stream.tasks[:number]]
         self.history = keras.callbacks.History()
         begun = self._begun(number)
         with self._timed("training") as watch, _prints_to_stderr(self.verbose):
@@ -565,21 +610,24 @@ class _Run:
                 self.learner.method.save(unfinished / MEMORY)
                 self.learner.save_optimizer(unfinished / OPTIMIZER)
             self._note_memory(unfinished / MEMORY)
-            progress = {
-                "accuracies": self.rows[-1],
-                "seconds": self.seconds,
-                "classes": {head.name: head.classes for head in unique_heads(self.stream)},
-                "baseline": self.baseline,
-                "memory": self.memory,
-                "history": self.history.history,
-                "evaluations": [dataclasses.asdict(each) for each in self._evaluations_of(number)],
-            }
-            write_json(unfinished / PROGRESS, progress)
+            self._write_progress(unfinished / PROGRESS, number)
+
+    def _write_progress(self, path, number):
+        progress = {
+            "accuracies": self.rows[-1],
+            "seconds": self.seconds,
+            "classes": {head.name: head.classes for head in unique_heads(self.stream)},
+            "baseline": self.baseline,
+            "memory": self.memory,
+            "history": self.history.history,
+            "evaluations": [dataclasses.asdict(each) for each in self._evaluations_of(number)],
+        }
+        write_json(path, progress)
 
     def _restore(self, folder, number):
         progress = _read_progress(folder)
         with naming_damage(folder / PROGRESS, _cure(folder)):
-            self.rows.append(_checked_row(progress["accuracies"], len(self.stream.tasks)))
+            row = self._row(folder, number, progress["accuracies"])
             self.seconds = {phase: progress["seconds"][phase] for phase in self.seconds}
             self.memory |= progress.get("memory", {})  # earlier versions did not record these
             self.history = keras.callbacks.History()
@@ -594,12 +642,52 @@ class _Run:
             self.learner.method.load(folder / MEMORY, number + 1)
         with naming_damage(folder / OPTIMIZER, _cure(folder)):
             self.learner.load_optimizer(folder / OPTIMIZER)
+        if self._is_of_continued(folder, number) and number + 1 == self.continued.tasks:
+            self.continued.take_memory(self.learner.method)
+        with self.learner.method.evaluated():
+            self.rows.append(self._with_measured(row))
 
-    def _take_shared(self, folder):
-        """Make the first task's folder of what other runs learned, with λ of this run."""
+    def _row(self, folder, number, accuracies):
+        """Return a saved row of the accuracy matrix, None for what its run has not measured."""
+        if self._is_of_continued(folder, number):
+            return self.continued.accuracies(accuracies)
+        return _checked_row(accuracies, len(self.stream.tasks))
+
+    def _with_measured(self, row):
+        """Return accuracies; those that are missing are measured with the weights as they are."""
+        if None not in row:
+            return row
+        with self._timed("evaluation"):
+            return [
+                self.learner.accuracy(task, self.evaluate_on) if accuracy is None else accuracy
+                for task, accuracy in zip(self.stream.tasks, row, strict=True)
+            ]
+
+    def _known_baseline(self, folder):
+        """Return the accuracies before training, of which those of added tasks are measured now."""
+        saved = _saved_baseline(folder)
+        if saved is None or not self._is_of_continued(folder, 0):
+            return saved or self._accuracies()
+        with naming_damage(folder / PROGRESS, _cure(folder)):
+            known = self.continued.accuracies(saved)
+        # What the trunk began with is not known any more if that file is gone.
+        return known if self.continued.run.has_lost_weights else self._with_measured(known)
+
+    def _is_of_continued(self, folder, number):
+        """Return whether a folder is that of a task of the run that this one goes on from."""
+        return self.continued is not None and folder == self.continued.folder(number)
+
+    def _take(self, known, folder, number):
+        """Make a task's folder of what was learned of it elsewhere, with λ of this run."""
         with atomic_folder(folder) as unfinished:
-            link_files(self.shared, unfinished, besides=MEMORY)
+            link_files(known, unfinished, besides=(MEMORY, PROGRESS))
             self.learner.method.save(unfinished / MEMORY)
+            self._write_progress(unfinished / PROGRESS, number)
+
+    def _of_continued(self, result):
+        """Return what is recorded of a run that goes on from another one."""
+        own = {task.name: task for task in self.stream.tasks if len(task.test)}
+        return result | {"examples": result["examples"] | _examples(own)}
 
     def _note_memory(self, saved):
         """Record the size in bytes of what the method keeps between tasks."""
@@ -650,6 +738,19 @@ class _Run:
         with self._timed(phase):
             yield
         self.seconds["training"] -= self.seconds[phase] - before
+
+
+def _examples(tasks):
+    """Return how many examples tasks have, by task and split."""
+    return {
+        name: {role: len(split) for role, split in task.splits.items()}
+        for name, task in tasks.items()
+    }
+
+
+def _null_if_unknown(value):
+    """Return a measure as JSON holds it: null in the place of NaN."""
+    return None if math.isnan(value) else value
 
 
 def _last(values):

@@ -257,6 +257,11 @@ def is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def is_measured_or_not(value: object) -> bool:
+    """Return whether a JSON value is an accuracy, or null for one that was not measured."""
+    return value is None or is_fraction(value)
+
+
 def are(check: Check) -> Check:
     """Return a check that a JSON value is a list of values that pass a check."""
     return lambda values: isinstance(values, list) and all(map(check, values))
@@ -267,6 +272,10 @@ def maps_to(check: Check) -> Check:
     return lambda values: isinstance(values, dict) and all(map(check, values.values()))
 
 
+def _is_number_or_null(value):
+    return value is None or is_number(value)
+
+
 _RESULT: dict[str, Check] = {
     "stream": is_text,
     "scenario": is_text,
@@ -275,11 +284,11 @@ _RESULT: dict[str, Check] = {
     "strength": lambda value: value is None or is_number(value) or is_text(value),
     "penalty": lambda value: value is None or is_text(value),
     "seed": is_number,
-    "accuracy_matrix": are(are(is_fraction)),
+    "accuracy_matrix": are(are(is_measured_or_not)),
     "average_accuracy": is_number,
-    "forgetting": is_number,
-    "backward_transfer": is_number,
-    "forward_transfer": is_number,
+    "forgetting": _is_number_or_null,
+    "backward_transfer": _is_number_or_null,
+    "forward_transfer": _is_number_or_null,
     "seconds": lambda value: isinstance(value, dict),
     "recipe": lambda value: isinstance(value, dict),
 }

@@ -5,11 +5,12 @@ from .errors import DataError
 from .failures import original_errors
 from .load import load_tasks
 from .source import LoadOptions
-from .stream import SCENARIOS, Split, Task, TaskStream
+from .stream import SCENARIOS, LearnedTask, Split, Task, TaskStream
 
 __all__ = [
     "SCENARIOS",
     "DataError",
+    "LearnedTask",
     "LoadOptions",
     "Split",
     "Task",
