@@ -29,9 +29,17 @@ class Exporter(Listener):
         stream: The tasks.
         settings: How they are learned.
         command: The command of the run, for the manifests.
+        data: Fingerprint of the data; by default that of the stream's.
     """
 
-    def __init__(self, base: Path, stream: TaskStream, settings: Settings, command: str):
+    def __init__(
+        self,
+        base: Path,
+        stream: TaskStream,
+        settings: Settings,
+        command: str,
+        data: str | None = None,
+    ):
         self.base, self.command = base, command
         self.resize = resize_of(stream)
         self.result = {
@@ -39,7 +47,7 @@ class Exporter(Listener):
             "scenario": stream.scenario,
             **settings.of_method,
             "seed": settings.seed,
-            "data": stream.data_fingerprint,
+            "data": data or stream.data_fingerprint,
             "tasks": [task.name for task in stream.tasks],
         }
         self.rows: list[list[float | None]] = []

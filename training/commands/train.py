@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> None:
         runs += [continued.run.directory] if continued else []
         check_export(stream, args.export, runs)
         command = shared.train_command(shared.recorded(vars(args)))
-        listeners.append(Exporter(args.export, stream, settings, command))
+        data = continued.result["data"] if continued else None
+        listeners.append(Exporter(args.export, stream, settings, command, data))
     with lines:
         result = train(
             stream,
