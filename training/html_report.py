@@ -117,6 +117,7 @@ def _environment():
         lstrip_blocks=True,
     )
     environment.filters |= {"spread": Spread.with_deviation, "change": _change_text}
+    environment.filters |= {"measure": measure_text}
     return environment
 
 
