@@ -18,10 +18,10 @@ import tensorflow as tf
 
 from keras_mas import metrics
 from keras_mas.errors import UsageError
-from keras_mas.files import UNFINISHED, atomic_folder
+from keras_mas.files import UNFINISHED, atomic_file, atomic_folder
 from keras_mas.plugins import is_own, load_named
 
-from .backbones import weights_digest
+from .backbones import saved, weights_digest
 from .backbones.weights import digest_of_file
 from .continuing import Continued
 from .first_task import link_files, shared_first_task
@@ -33,6 +33,7 @@ from .run_directory import (
     OPTIMIZER,
     PROGRESS,
     RESULT,
+    START,
     UNDER_WAY,
     are,
     claimed,
@@ -48,6 +49,7 @@ from .run_directory import (
     write_json,
 )
 from .settings import Settings
+from .starting import Start
 from .summary import title
 from .tasks import Split, Task, TaskStream, original_errors
 from .under_way import SaveUnderWay, TaskUnderWay
@@ -162,6 +164,7 @@ def train(
     learner: Learner | None = None,
     first_tasks: Path | None = None,
     continued: Continued | None = None,
+    start: Start | None = None,
 ) -> dict:
     """Learn all tasks of a stream in turn, or continue an interrupted run of the same settings.
 
@@ -186,6 +189,8 @@ def train(
             go on from there. No two processes may use it at a time. None for a run on its own.
         continued: The finished run whose tasks are the first of the stream, and which this one goes
             on from; None for a run that learns all tasks. That run's folder is only read.
+        start: A trained network, which is taken for what was learned of the one task of the stream;
+            None to learn it.
 
     Returns:
         The result, as `result.json` holds it.
@@ -199,6 +204,8 @@ def train(
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     description = describe(stream, settings, evaluate_on, continued)
+    if start is not None:
+        description |= start.description
     if continued is not None and directory.resolve() == continued.run.directory.resolve():
         raise UsageError(
             f"Expected a new folder for the run that goes on. Received: '{directory}', the folder "
@@ -207,9 +214,10 @@ def train(
     shared = None
     if first_tasks is not None and settings.shares_first_task:
         shared = shared_first_task(first_tasks, description)
-    elsewhere = _Elsewhere(shared, continued)
+    elsewhere = _Elsewhere(shared, continued, start)
     run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner, elsewhere)
     with claimed(directory, description, overwrite=overwrite), original_errors():
+        _take_network(directory, start, continued)
         finished = is_finished(directory)
         if finished:
             read_result(directory)
@@ -220,6 +228,14 @@ def train(
             write_json(directory / RESULT, run.result() | {"arguments": arguments or {}})
         (directory / UNDER_WAY).unlink(missing_ok=True)
         return read_result(directory)
+
+
+def _take_network(directory, start, continued):
+    """Have a user's own network in the folder too, which can then be continued on its own."""
+    path = start.path if start is not None else continued and continued.run.directory / START
+    if path and path.exists() and not (directory / START).exists():
+        with atomic_file(directory / START) as file:
+            file.write(path.read_bytes())
 
 
 def finished_result(
@@ -357,10 +373,12 @@ class _Elsewhere:
     Attributes:
         shared: Folder of the first task, if other runs go on from it too.
         continued: A finished run that this one goes on from.
+        start: A trained network that is taken for what was learned of the one task.
     """
 
     shared: Path | None
     continued: Continued | None
+    start: Start | None
 
     def folder(self, number: int) -> Path | None:
         """Return the folder of a task, counted from 0, which need not exist; None for none."""
@@ -376,6 +394,7 @@ class _Run:
         self, stream, settings, directory, evaluate_on, listeners, verbose, learner, elsewhere
     ):
         self.elsewhere, self.continued = elsewhere, elsewhere.continued
+        self.start = elsewhere.start
         self.stream, self.settings, self.directory = stream, settings, directory
         self.evaluate_on, self.listeners, self.verbose = evaluate_on, listeners, verbose
         self.seconds = dict.fromkeys(("training", "importance", "evaluation", "saving"), 0.0)
@@ -409,7 +428,9 @@ class _Run:
             with self.learner.method.evaluated():
                 self.rows.append(self._accuracies())
                 self._save(saved, number)
-            if number == 0:  # later ones have other reasons, such as a λ that is too strong
+            if (
+                number == 0 and self.start is None
+            ):  # later ones have other reasons, such as a λ that is too strong
                 self._warn_if_not_learned(task)
             if elsewhere is not None:
                 with atomic_folder(elsewhere) as unfinished:
@@ -438,7 +459,7 @@ class _Run:
             "accuracy_matrix": self.rows,
             "baseline": self.baseline,
             "evaluated_tasks": [self.stream.tasks[j].name for j in metrics.measured(self.rows)],
-            "average_accuracy": metrics.average_accuracy(self.rows),
+            "average_accuracy": _null_if_unknown(metrics.average_accuracy(self.rows)),
             "backward_transfer": _null_if_unknown(metrics.backward_transfer(self.rows)),
             "forgetting": _null_if_unknown(metrics.forgetting(self.rows)),
             "forward_transfer": _null_if_unknown(
@@ -475,7 +496,20 @@ class _Run:
             "evaluations": [dataclasses.asdict(evaluation) for evaluation in self.evaluations],
         }
 
+    def _adopt(self, number):
+        """Take a trained network for what was learned, and measure what matters to it."""
+        self.history = keras.callbacks.History()
+        head = self.learner.head_of[self.stream.tasks[number].name]
+        self.learner.network.layer_of(head).set_weights(saved.head_weights(self.start.path))
+        with self._timed("importance"):
+            self.learner.after_task(
+                number, self.start.unlabelled, on_progress=self._importance_measured
+            )
+
     def _learn(self, number, task):
+        if self.start is not None:
+            self._adopt(number)
+            return
         data, earlier = self._training_data(task), []
         if self.settings.learns_all_tasks:
             earlier = [self._training_data(each) for each in self.stream.tasks[:number]]

@@ -9,6 +9,7 @@ A run's folder holds
                         moments) if that is kept
     under-way.npz       the task that is being learned after its last epoch: weights, optimizer,
                         what the method has added up, the metrics of its epochs
+    start.keras         a user's own trained network, if tasks were added to one
     model.keras         the trunk and all heads, in the end
     result.json         the result, written last
     accuracy.png        a picture of it
@@ -49,6 +50,7 @@ from .settings import Recipe, Settings
 
 ARGUMENTS = "arguments.json"
 RESULT = "result.json"
+START = "start.keras"
 MODEL, MEMORY, PROGRESS = "model.keras", "memory.npz", "progress.json"
 OPTIMIZER = "optimizer.npz"
 UNDER_WAY = "under-way.npz"
@@ -70,7 +72,7 @@ _REPLACE = (
 
 # The path in a run's folder of every file that a run writes, as a regular expression.
 RUN_FILES = (
-    r"(arguments|result|\.lock)\.json|accuracy\.png|\.lock|model\.keras|under-way\.npz"
+    r"(arguments|result|\.lock)\.json|accuracy\.png|\.lock|(model|start)\.keras|under-way\.npz"
     r"|\d+/(model\.keras|(memory|optimizer)\.npz|progress\.json)|training\.csv|tensorboard/.+"
 )
 
@@ -285,7 +287,7 @@ _RESULT: dict[str, Check] = {
     "penalty": lambda value: value is None or is_text(value),
     "seed": is_number,
     "accuracy_matrix": are(are(is_measured_or_not)),
-    "average_accuracy": is_number,
+    "average_accuracy": _is_number_or_null,
     "forgetting": _is_number_or_null,
     "backward_transfer": _is_number_or_null,
     "forward_transfer": _is_number_or_null,

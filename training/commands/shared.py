@@ -25,6 +25,7 @@ count = number(int, AT_LEAST_ONE)
 
 # The options of `train` for a run that goes on from another one, by their names in Python.
 OF_CONTINUED = ("continue", "add", "old_data", "memory")
+OF_START = ("start_from", "head", "unlabelled")
 
 
 def add_tasks(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -180,7 +181,7 @@ def train_command(arguments: Mapping[str, Any]) -> str:
     # What a run goes on from, and with; earlier versions had no such options.
     more = [
         word
-        for name in OF_CONTINUED
+        for name in (*OF_CONTINUED, *OF_START)
         if arguments.get(name) is not None
         for word in (flag(name), str(arguments[name]))
     ]

@@ -1,6 +1,7 @@
 """`keras-mas train`: learn the tasks, record the result, draw it, export every version."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from keras_mas.errors import UsageError
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     shared.add_tasks(parser, optional=True)
     _add_continued(parser)
+    _add_start(parser)
     # An option that is not given has the default, or what the run has that is continued.
     add_options(parser.add_argument_group("method"), Settings, with_defaults=False, told=True)
     shared.add_recipe(parser)
@@ -71,6 +73,31 @@ def _add_continued(parser):
     )
 
 
+def _add_start(parser):
+    group = parser.add_argument_group("TASKS for a network that was trained elsewhere")
+    group.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="FILE",
+        help="functional model of Keras's own layers in a .keras file, whose last layer is Dense: "
+        "what it knows is held while TASKS are learned, from its inputs as they are; its own "
+        "output stays, as the head of a task",
+    )
+    group.add_argument(
+        "--head",
+        metavar="NAME[=CLASSES]",
+        default=None,
+        help="name of that task and of its classes, as in pets=cat,dog (default: start, with "
+        "numbers for classes)",
+    )
+    group.add_argument(
+        "--unlabelled",
+        metavar="DATA",
+        help="inputs like those that it knows, for its importance: an .npz file with an array x, "
+        "or a stream as TASKS",
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.methods import load_method
@@ -90,7 +117,11 @@ def run(args: argparse.Namespace) -> None:
     following = Following(**given_options(Following, args))
     shared.check_network(args)
     stream, settings, continued, default = (
-        _continued(args) if vars(args)["continue"] else _new(args)
+        _continued(args, vars(args)["continue"], args.add)
+        if vars(args)["continue"]
+        else _continued(args, _started(args), args.tasks)
+        if args.start_from
+        else _new(args)
     )
     directory = args.output or default
     lines = TaskLines(
@@ -131,6 +162,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_what_is_asked_for(args):
     """Refuse TASKS beside `--continue`, and options of one without the other."""
+    _check_start(args)
     given = {name: vars(args)[name] for name in shared.OF_CONTINUED if vars(args)[name]}
     if "continue" not in given:
         if given:
@@ -160,6 +192,30 @@ def _check_what_is_asked_for(args):
         )
 
 
+def _check_start(args):
+    given = [name for name in shared.OF_START if vars(args)[name]]
+    if given and not args.start_from:
+        raise UsageError(
+            f"Expected `--start-from FILE` beside {_flags(given)}. Received: none. Name the "
+            "network."
+        )
+    if args.start_from and vars(args)["continue"]:
+        raise UsageError(
+            "Expected `--start-from` or `--continue`. Received: both. A run that started from a "
+            "network is continued by `--continue` alone."
+        )
+    if args.start_from and not args.unlabelled:
+        raise UsageError(
+            "Expected `--unlabelled DATA` beside `--start-from`, to measure what matters to what "
+            "the network knows. Received: none. Name inputs like those that it was trained on."
+        )
+    if args.start_from and (args.backbone or args.weights):
+        raise UsageError(
+            "Expected the network of `--start-from` alone. Received: --backbone or --weights "
+            "beside it. Leave them out."
+        )
+
+
 def _flags(names):
     return ", ".join(f"`{flag(name)}`" for name in names)
 
@@ -174,20 +230,42 @@ def _new(args):
     return stream, settings, None, Path("runs") / run_name(stream, settings)
 
 
-def _continued(args):
+def _started(args):
+    """Return the folder of a run of the one task that a trained network has learned."""
+    from ..continuing import digest
+    from ..run import describe, train
+    from ..settings import DEFAULT_FOR_IMAGES, DEFAULT_FOR_VECTORS
+    from ..starting import Start, checked_settings, own_task, read_unlabelled
+
+    name, _, classes = (args.head or "start").partition("=")
+    start = Start(args.start_from, read_unlabelled(args.unlabelled))
+    stream = own_task(start, name, tuple(classes.split(",")) if classes else ())
+    default = DEFAULT_FOR_IMAGES if len(stream.input_shape) == 3 else DEFAULT_FOR_VECTORS
+    network = {"backbone": str(args.start_from), "weights": str(args.start_from)}
+    recipe = dataclasses.replace(default, **(given_options(Recipe, args) | network))
+    settings = checked_settings(Settings(**given_options(Settings, args), recipe=recipe))
+    described = describe(stream, settings, "test") | start.description
+    directory = Path("runs") / f"{args.start_from.stem}-{digest(described)[:8]}"
+    train(stream, settings, directory, start=start)
+    return directory
+
+
+def _continued(args, directory, add):
     """Return the same of a run that goes on from another one, and what it goes on from."""
     from ..augmentation import check_augmentations
     from ..continuing import FinishedRun, continued, default_folder
     from ..progress import DecodingLines
 
-    finished = FinishedRun.read(vars(args)["continue"])
+    finished = FinishedRun.read(directory)
     given = {k: v for k, v in given_options(Settings, args).items() if v is not False}
     given_recipe = given_options(Recipe, args)
+    if args.start_from:
+        given, given_recipe = {}, {}  # the folder is named after them, and holds them
     settings = finished.settings(given, given_recipe)
     with DecodingLines() as lines:
         found = continued(
             finished,
-            args.add,
+            add,
             settings,
             options=finished.load_options(given_options(LoadOptions, args)),
             old_data=args.old_data,
