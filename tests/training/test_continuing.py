@@ -155,7 +155,7 @@ def test_every_method_goes_on_as_in_one_run(data, tmp_path, changes):
     one = learned(data, "three.toml", tmp_path / "one", **changes)
     two = learned(data, "two.toml", tmp_path / "two", **changes)
     found = go_on(two, data / "third.toml", tmp_path / "found")
-    # A loss over the logits of all heads, of which there were fewer then, is another one to rounding.
+    # A loss over the logits of all heads, of which there were fewer then, is the same to rounding.
     equal = nearly_equal if changes.get("method") == "online_mas" else np.array_equal
     assert same_state(found, one, 3, equal)
     # The old data were where they had been.

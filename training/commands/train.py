@@ -165,6 +165,8 @@ def _check_what_is_asked_for(args):
     _check_start(args)
     given = {name: vars(args)[name] for name in shared.OF_CONTINUED if vars(args)[name]}
     if "continue" not in given:
+        if args.start_from:
+            given.pop("old_data", None)
         if given:
             raise UsageError(
                 f"Expected `--continue RUN` beside {_flags(given)}, to say which run goes on. "
