@@ -12,8 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+# Accuracies on all tasks, None where one was not measured; and a row of them after each task.
+Row = npt.ArrayLike | Sequence[float | None]
+Matrix = npt.ArrayLike | Sequence[Row]
 
-def average_accuracy(R: npt.ArrayLike) -> float:
+
+def average_accuracy(R: Matrix) -> float:
     """Return the mean over all tasks of the accuracy after the last one, mean_j R[T−1, j].
 
     Args:
@@ -32,7 +36,7 @@ def average_accuracy(R: npt.ArrayLike) -> float:
     return _mean_of_measured(_matrix(R)[-1])
 
 
-def measured(R: npt.ArrayLike) -> list[int]:
+def measured(R: Matrix) -> list[int]:
     """Return the numbers, from 0, of the tasks that were measured after the last one was learned.
 
     Args:
@@ -45,7 +49,7 @@ def measured(R: npt.ArrayLike) -> list[int]:
     return [int(j) for j in np.flatnonzero(~np.isnan(_matrix(R)[-1]))]
 
 
-def backward_transfer(R: npt.ArrayLike) -> float:
+def backward_transfer(R: Matrix) -> float:
     """Return what later tasks did to earlier ones, mean_{j<T−1} (R[T−1, j] − R[j, j]).
 
     Negative is forgetting. One task alone has none: 0.
@@ -61,7 +65,7 @@ def backward_transfer(R: npt.ArrayLike) -> float:
     return _mean_over_earlier((matrix[-1] - np.diag(matrix))[:-1])
 
 
-def forgetting(R: npt.ArrayLike) -> float:
+def forgetting(R: Matrix) -> float:
     """Return the mean over j < T−1 of the best accuracy a task ever had, less the last one.
 
     The best is sought over max_{j ≤ i < T−1} R[i, j]: from the moment the task was learned to the
@@ -83,7 +87,7 @@ def forgetting(R: npt.ArrayLike) -> float:
     return _mean_over_earlier(best - matrix[last, :last])
 
 
-def forward_transfer(R: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
+def forward_transfer(R: Matrix, baseline: Row) -> float:
     """Return what earlier tasks gave to a task not yet trained, mean_{j≥1} (R[j−1, j] − b[j]).
 
     One task alone has none: 0.
@@ -108,9 +112,7 @@ def forward_transfer(R: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
     return _mean_over_earlier([matrix[j - 1, j] - before[j] for j in range(1, len(matrix))])
 
 
-def min_accuracy(
-    R: npt.ArrayLike, during: Mapping[int, Sequence[npt.ArrayLike]] | None = None
-) -> float:
+def min_accuracy(R: Matrix, during: Mapping[int, Sequence[Row]] | None = None) -> float:
     """Return the mean over the earlier tasks of the lowest accuracy each had since it was learned.
 
     min-ACC = mean_{j<T−1} min_n a_n[j], where n goes over all evaluations after task j was learned:
@@ -150,9 +152,7 @@ def min_accuracy(
     return _mean_over_earlier([np.fmin.reduce(values) for values in since])
 
 
-def worst_case_accuracy(
-    R: npt.ArrayLike, during: Mapping[int, Sequence[npt.ArrayLike]] | None = None
-) -> float:
+def worst_case_accuracy(R: Matrix, during: Mapping[int, Sequence[Row]] | None = None) -> float:
     """Return the accuracy that could be relied on at any time, WC-ACC.
 
     WC-ACC = 1/T R[T−1, T−1] + (1 − 1/T) min-ACC: the last task as it was learned, the earlier ones
@@ -168,7 +168,7 @@ def worst_case_accuracy(
     """
     matrix = _matrix(R)
     share = 1 / len(matrix)
-    return float(share * matrix[-1, -1] + (1 - share) * min_accuracy(matrix, during))
+    return float(share * matrix[-1, -1] + (1 - share) * min_accuracy(R, during))
 
 
 def _checked(number, tasks, during):
@@ -207,7 +207,7 @@ def _matrix(R):
 def _numbers(values):
     """Return accuracies as an array in which NaN stands for None; refuse what is no fraction."""
     given = np.asarray(values, object)
-    is_known = np.not_equal(given, None)
+    is_known = np.array([value is not None for value in given.flat], bool).reshape(given.shape)
     numbers = np.full(given.shape, math.nan)
     numbers[is_known] = given[is_known].astype(float)
     known = numbers[is_known]

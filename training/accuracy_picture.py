@@ -100,8 +100,8 @@ def _draw_heat_maps(figure, results, labels):
     figure.set_size_inches(4.2 * columns, 3.8 * rows + 0.9)
     curve, *maps = figure.subplots(rows, columns, squeeze=False).flat
     for result, label in zip(results, labels, strict=True):
-        rows = enumerate(result["accuracy_matrix"])
-        means = [mean_of_known(row[: i + 1]) for i, row in rows]
+        matrix = enumerate(result["accuracy_matrix"])
+        means = [mean_of_known(row[: i + 1]) for i, row in matrix]
         curve.plot(range(1, len(means) + 1), means, label=_legend(result, label))
     curve.set(xlabel="tasks learned", ylabel="mean accuracy on the tasks learned", ylim=(None, 1.0))
     curve.grid(alpha=0.3)

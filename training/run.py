@@ -398,8 +398,8 @@ class _Run:
         self.stream, self.settings, self.directory = stream, settings, directory
         self.evaluate_on, self.listeners, self.verbose = evaluate_on, listeners, verbose
         self.seconds = dict.fromkeys(("training", "importance", "evaluation", "saving"), 0.0)
-        self.rows = []
-        self.baseline: list[float] = []
+        self.rows: list[list[float | None]] = []
+        self.baseline: list[float | None] = []
         self.evaluations: list[Evaluation] = []
         self.found: dict[str, list[float]] = {"strengths": [], "free": []}  # with --strength auto
         self.memory = {"kept_by_method": 0}
@@ -486,7 +486,7 @@ class _Run:
 
     def _stability(self):
         """Return what was measured while tasks were being learned, and the worst of it."""
-        during: dict[int, list[list[float]]] = {}
+        during: dict[int, list[list[float | None]]] = {}
         for evaluation in self.evaluations:
             during.setdefault(evaluation.task - 1, []).append(evaluation.accuracies)
         return {
