@@ -809,8 +809,8 @@ def _saved_baseline(folder):
 
 def _cure(folder):
     return (
-        f"Remove '{folder}' and the folders with higher numbers beside it, and run the same "
-        "`keras-mas train` command again: it learns these tasks again."
+        f"Remove '{folder}' and the folders with higher numbers beside it, and run the "
+        "`keras-mas train` command of that run again: it learns these tasks again."
     )
 
 

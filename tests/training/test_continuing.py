@@ -378,3 +378,32 @@ def test_a_report_shows_what_was_not_measured_as_such(data, whole, first, tmp_pa
     assert main(["report", str(found), "--html", str(page)]) == 0
     assert "not measured, since no examples of the task were left" in capsys.readouterr().out
     assert Path(picture).stat().st_size > 0
+
+
+def test_what_an_earlier_version_did_not_record(first, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(first, old)
+    result = json.loads((old / "result.json").read_text())
+    for name in ("classes", "input_dtype", "evaluated_tasks"):
+        del result[name]
+    (old / "result.json").write_text(json.dumps(result))
+    assert FinishedRun.read(old).classes == FinishedRun.read(first).classes
+    assert FinishedRun.read(old).classes["ants"] == ("0", "1")
+    assert [source.names for source in FinishedRun.read(old).sources] == [["ants", "bees"]]
+
+
+@pytest.mark.slow
+def test_versions_are_added_to_those_of_the_run(data, first, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(first, tmp_path / "first")
+    assert main(["export", "first", "--to", "models"]) == 0, capsys.readouterr().err
+    before = (tmp_path / "models/2/saved_model.pb").read_bytes()
+    third = str(data / "third.toml")
+    words = ["train", "--continue", "first", "--add", third, "--export", "models"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["1", "2", "3"]
+    assert (tmp_path / "models/2/saved_model.pb").read_bytes() == before
+    manifest = json.loads((tmp_path / "models/3/assets.extra/manifest.json").read_text())
+    assert manifest["tasks"] == ["ants", "bees", "cats"]
+    assert manifest["command"].startswith("keras-mas train --continue first --add")
+    assert manifest["data"] == read_result(tmp_path / "first+more")["data"]
