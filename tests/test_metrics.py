@@ -7,6 +7,7 @@ from keras_mas.metrics import (
     backward_transfer,
     forgetting,
     forward_transfer,
+    measured,
     min_accuracy,
     worst_case_accuracy,
 )
@@ -40,6 +41,26 @@ def test_a_constant_matrix_forgets_nothing():
 def test_one_task_has_nothing_to_forget():
     assert average_accuracy([[0.5]]) == 0.5
     assert backward_transfer([[0.5]]) == forgetting([[0.5]]) == forward_transfer([[0.5]], [0]) == 0
+
+
+def test_what_was_not_measured_counts_as_no_number():
+    # After task 2 no examples of task 0 were left, and after task 1 none of task 1.
+    known = [[0.9, 0.2, 0.1], [0.95, None, 0.3], [None, 0.7, 0.9]]
+    assert measured(known) == [1, 2]
+    assert average_accuracy(known) == approx((0.7 + 0.9) / 2)
+    # Of task 1 it is not known what it was, of task 0 not what became of it.
+    assert np.isnan(forgetting(known))
+    assert np.isnan(backward_transfer(known))
+    assert forward_transfer(known, [None, 0.1, 0.1]) == approx(((0.2 - 0.1) + (0.3 - 0.1)) / 2)
+    assert forward_transfer(known, [0.1, None, 0.1]) == approx(0.3 - 0.1)
+    assert min_accuracy(known) == approx((0.95 + 0.7) / 2)
+    assert np.isnan(min_accuracy([[0.9, 0.2], [None, 0.5]]))
+    assert np.isnan(worst_case_accuracy([[0.9, 0.2], [None, 0.5]]))
+    assert min_accuracy([[0.9, 0.2], [None, 0.5]], {1: [[0.8, 0.1], [None, 0.2]]}) == 0.8
+    # The best that is known: 0.9, though it may have been better after task 1.
+    again = [[0.9, 0.2, 0.1], [None, 0.8, 0.3], [0.5, None, 0.9]]
+    assert forgetting(again) == approx(0.9 - 0.5)
+    assert backward_transfer(again) == approx(0.5 - 0.9)
 
 
 @pytest.mark.parametrize(

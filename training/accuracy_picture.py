@@ -1,17 +1,18 @@
 """The picture of finished runs: the accuracy of every task over time."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from keras_mas.errors import UsageError
 from keras_mas.files import atomic_file
 
 from .report import LONGEST_NAME, shortened
-from .summary import Result, labels
+from .summary import Result, known, labels, matrix_of, mean_of_known, measure_text
 
 # Above this number of tasks, a picture has heat maps instead of a panel per task.
 MOST_PANELS = 15
@@ -79,7 +80,7 @@ def _draw_task(panel, results, labels, j):
     for result, label in zip(results, labels, strict=True):
         panel.plot(
             [i + 1 for i in after],
-            [result["accuracy_matrix"][i][j] for i in after],
+            matrix_of(result)[j:, j],
             marker="o",
             markersize=4,
             clip_on=False,
@@ -99,7 +100,8 @@ def _draw_heat_maps(figure, results, labels):
     figure.set_size_inches(4.2 * columns, 3.8 * rows + 0.9)
     curve, *maps = figure.subplots(rows, columns, squeeze=False).flat
     for result, label in zip(results, labels, strict=True):
-        means = [statistics.mean(row[: i + 1]) for i, row in enumerate(result["accuracy_matrix"])]
+        matrix = enumerate(result["accuracy_matrix"])
+        means = [mean_of_known(row[: i + 1]) for i, row in matrix]
         curve.plot(range(1, len(means) + 1), means, label=_legend(result, label))
     curve.set(xlabel="tasks learned", ylabel="mean accuracy on the tasks learned", ylim=(None, 1.0))
     curve.grid(alpha=0.3)
@@ -115,10 +117,8 @@ def _draw_heat_maps(figure, results, labels):
 
 
 def _draw_matrix(figure, panel, result, least):
-    learned = [
-        [value if j <= i else math.nan for j, value in enumerate(row)]
-        for i, row in enumerate(result["accuracy_matrix"])
-    ]
+    matrix = matrix_of(result)
+    learned = np.where(np.tri(len(matrix), dtype=bool), matrix, math.nan)
     edges = (0.5, len(learned) + 0.5)
     image = panel.imshow(learned, vmin=least, vmax=1.0, extent=(*edges, *reversed(edges)))
     panel.set(xlabel="task", ylabel="tasks learned")
@@ -136,8 +136,8 @@ def whole_numbers(axis: Any, most: int = 6) -> None:
 
 def _legend(result, label):
     return (
-        f"{label}: average {result['average_accuracy']:z.3f}, "
-        f"forgetting {result['forgetting']:z.3f}"
+        f"{label}: average {measure_text(result['average_accuracy'], 'z.3f')}, "
+        f"forgetting {measure_text(result['forgetting'], 'z.3f')}"
     )
 
 
@@ -153,5 +153,6 @@ def _add_legend(figure, panel, runs):
 
 def least_accuracy(results: Sequence[Result]) -> float:
     """Return the lower end of the accuracy axis, common to all panels."""
-    least = min(min(row[: i + 1]) for r in results for i, row in enumerate(r["accuracy_matrix"]))
+    rows = (row[: i + 1] for r in results for i, row in enumerate(r["accuracy_matrix"]))
+    least = min((value for row in rows for value in known(row)), default=1.0)
     return max(0.0, min(0.9, least - 0.05))

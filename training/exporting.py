@@ -30,9 +30,17 @@ class Exporter(Listener):
         stream: The tasks.
         settings: How they are learned.
         command: The command of the run, for the manifests.
+        data: Fingerprint of the data; by default that of the stream's.
     """
 
-    def __init__(self, base: Path, stream: TaskStream, settings: Settings, command: str):
+    def __init__(
+        self,
+        base: Path,
+        stream: TaskStream,
+        settings: Settings,
+        command: str,
+        data: str | None = None,
+    ):
         self.base, self.stream, self.command = base, stream, command
         self.resize = stream.resize_of_files
         self.result = {
@@ -40,10 +48,10 @@ class Exporter(Listener):
             "scenario": stream.scenario,
             **settings.of_method,
             "seed": settings.seed,
-            "data": stream.data_fingerprint,
+            "data": data or stream.data_fingerprint,
             "tasks": [task.name for task in stream.tasks],
         }
-        self.rows: list[list[float]] = []
+        self.rows: list[list[float | None]] = []
 
     def task_finished(self, result: TaskResult) -> None:
         """Export the heads learned so far, unless they have been exported already."""
@@ -143,14 +151,14 @@ def manifest_of(result: Mapping[str, Any], number: int, command: str) -> dict[st
     }
 
 
-def check_export(stream: TaskStream, base: Path, run: Path | None) -> None:
+def check_export(stream: TaskStream, base: Path, runs: Sequence[Path]) -> None:
     """Refuse an export that would fail, before anything is trained.
 
     Args:
         stream: The tasks that will be learned.
         base: Folder of the served model.
-        run: Folder of the run, whose saved tasks may have been exported before; None if the run
-            starts anew.
+        runs: Folders of runs whose saved tasks may have been exported before: of the run, unless it
+            starts anew, and of one that it goes on from.
 
     Raises:
         UsageError: If a head cannot name a signature, the folder cannot be written, or a version
@@ -159,7 +167,7 @@ def check_export(stream: TaskStream, base: Path, run: Path | None) -> None:
     check_exportable([head.name for head in unique_heads(stream)], base)
     for number in range(1, len(stream.tasks) + 1):
         folder = version_path(base, number)
-        if folder.exists() and (run is None or not task_folder(run, number).exists()):
+        if folder.exists() and not any(task_folder(run, number).exists() for run in runs):
             raise UsageError(
                 f"'{folder}' exists already: version {number} of the model, exported by another "
                 "run. A version is never overwritten; choose another folder with `--export`."

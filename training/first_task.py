@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,16 @@ def share(saved: Path, folder: Path) -> None:
             raise
 
 
-def link_files(folder: Path, other: Path, besides: str = "") -> None:
+def link_files(folder: Path, other: Path, besides: Collection[str] = ()) -> None:
     """Have the files of a folder in another one too, where they take no more space.
 
     Args:
         folder: Folder of files that are never changed, only replaced.
         other: Existing folder.
-        besides: Name of a file that is left out.
+        besides: Names of files that are left out.
     """
     for path in folder.iterdir():
-        if path.name != besides:
+        if path.name not in besides:
             try:
                 os.link(path, other / path.name)
             except OSError:  # a file system without links

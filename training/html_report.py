@@ -20,6 +20,9 @@ from .summary import (
     Spread,
     groups,
     have_worst_case,
+    known,
+    mean_of_known,
+    measure_text,
     method_settings,
     run_settings,
     setting_text,
@@ -60,6 +63,7 @@ def write_html(
         scenarios=_all_of(results, "scenario"),
         tasks=results[0]["tasks"],
         evaluated_on=_all_of(results, "evaluated_on"),
+        not_evaluated=_not_evaluated(results),
         groups=found,
         summary=_summary(found, reference or found[0]),
         worst=_worst(found),
@@ -77,6 +81,13 @@ def write_html(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, "w") as file:
         file.write(text)
+
+
+def _not_evaluated(results) -> list[str]:
+    """Return the names of tasks that were not measured in the end, by any of the runs."""
+    names = results[0]["tasks"]
+    evaluated = [result.get("evaluated_tasks", names) for result in results]
+    return [name for name in names if any(name not in one for one in evaluated)]
 
 
 def _listed(found):
@@ -106,6 +117,7 @@ def _environment():
         lstrip_blocks=True,
     )
     environment.filters |= {"spread": Spread.with_deviation, "change": _change_text}
+    environment.filters |= {"measure": measure_text}
     return environment
 
 
@@ -157,7 +169,8 @@ _GAPS = (
 )
 _MATRIX = (
     "Row: how many tasks have been learned. Column: the task that is measured. A column that "
-    "darkens downwards is a task that is being forgotten. Tasks not learned yet are left out."
+    "darkens downwards is a task that is being forgotten. Tasks not learned yet are left out, and "
+    "what could not be measured since no examples were left."
 )
 _STABILITY = (
     "Right: new tasks are learned well (plasticity). Low: old ones are kept (stability). The best "
@@ -183,9 +196,7 @@ def figure(caption: str, alt: str, svg: str, *, wide: bool = False) -> dict[str,
 
 def _over_time(found):
     names = found[0].results[0]["tasks"]
-    ends = ", ".join(
-        f"{group.label} {group.spread('average_accuracy').mean:.3f}" for group in found
-    )
+    ends = ", ".join(f"{group.label} {group.spread('average_accuracy').text()}" for group in found)
     yield figure(
         "Mean over the tasks learned so far",
         f"Line chart of the mean accuracy on the tasks learned so far. At the end: {ends}.",
@@ -195,7 +206,9 @@ def _over_time(found):
     if len(names) > MOST_PANELS:
         return  # the accuracy matrices show each of so many tasks
     for task, name in enumerate(names):
-        ends = ", ".join(f"{group.label} {_last(group, task):.3f}" for group in found)
+        ends = ", ".join(
+            f"{group.label} {measure_text(_last(group, task), '.3f')}" for group in found
+        )
         yield figure(
             f"Task {task + 1}: {name}",
             f"Line chart of the accuracy on task {name}. After the last task: {ends}.",
@@ -209,12 +222,13 @@ def _gaps(found):
     if not all(result.get("evaluations") for result in results):
         return
     worst = ", ".join(
-        f"{g.label} {g.spread('min_accuracy').mean:.3f} and "
-        f"{g.spread('worst_case_accuracy').mean:.3f}"
+        f"{g.label} {g.spread('min_accuracy').text()} and {g.spread('worst_case_accuracy').text()}"
         for g in found
     )
     for task, name in enumerate(names[: min(len(names) - 1, MOST_PANELS)]):
-        lowest = ", ".join(f"{group.label} {_lowest(group, task):.3f}" for group in found)
+        lowest = ", ".join(
+            f"{group.label} {measure_text(_lowest(group, task), '.3f')}" for group in found
+        )
         yield figure(
             f"Task {task + 1}: {name}",
             f"Line chart of the accuracy on task {name} since it was learned. Lowest: {lowest}. "
@@ -225,7 +239,8 @@ def _gaps(found):
 
 def _lowest(group, task):
     """Return the lowest accuracy of a task since it was learned, as min-ACC takes it."""
-    return min(value for result in group.results for value in _since(result, task))
+    since = known(value for result in group.results for value in _since(result, task))
+    return min(since, default=None)
 
 
 def _since(result, task):
@@ -235,7 +250,7 @@ def _since(result, task):
 
 
 def _last(group, task):
-    return statistics.mean(result["accuracy_matrix"][-1][task] for result in group.results)
+    return mean_of_known(result["accuracy_matrix"][-1][task] for result in group.results)
 
 
 def _matrix(group, found):
@@ -243,14 +258,14 @@ def _matrix(group, found):
     return figure(
         group.label,
         f"Heat map of the accuracy matrix of {group.label}, {tasks} by {tasks}. Mean of its last "
-        f"row: {group.spread('average_accuracy').mean:.3f}.",
+        f"row: {group.spread('average_accuracy').text()}.",
         pictures.matrix(group, found),
     )
 
 
 def _stability(found):
     places = ", ".join(
-        f"{g.label} {g.spread('new_task_accuracy').mean:.3f} and {g.spread('forgetting').mean:.3f}"
+        f"{g.label} {g.spread('new_task_accuracy').text()} and {g.spread('forgetting').text()}"
         for g in found
     )
     return figure(

@@ -199,7 +199,9 @@ class Learner:
             weights = self.network.model_of(self._head(number)).weights
             is_finite = all(np.all(np.isfinite(weight.numpy())) for weight in weights)
             diverged = not (math.isfinite(loss) and is_finite)
-            return 0.0 if diverged else self.accuracy(task, "validation")
+            accuracy = 0.0 if diverged else self.accuracy(task, "validation")
+            assert accuracy is not None  # no task that is learned lacks validation data
+            return accuracy
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
@@ -217,8 +219,10 @@ class Learner:
                 on_progress=on_progress and (lambda examples, _: on_progress(examples, total)),
             )
 
-    def accuracy(self, task: Task, split: str) -> float:
-        """Return the accuracy on a split of a task."""
+    def accuracy(self, task: Task, split: str) -> float | None:
+        """Return the accuracy on a split of a task; None if it has no examples."""
+        if not len(task.splits[split]):
+            return None
         head = self.head_of[task.name]
         self.network.load(head)
         examples = self._with_labels_of(head, task.splits[split])
@@ -236,10 +240,12 @@ class Learner:
             load_arrays(path, self._set_optimizer, "the state of an optimizer")
 
     def _set_optimizer(self, arrays):
-        for k, variable in enumerate(self.optimizer.variables):
+        # Of heads of another size, which a run that is continued gets, there are none yet: such
+        # variables come last, and begin at zero.
+        for k, variable in enumerate(self.optimizer.variables[: len(arrays)]):
             variable.assign(arrays[str(k)])
 
-    def accuracies_under_way(self, number: int, split: str) -> list[float]:
+    def accuracies_under_way(self, number: int, split: str) -> list[float | None]:
         """Return the accuracy on every task up to the one that is being learned, in its callback.
 
         The training goes on from the same weights.

@@ -117,7 +117,11 @@ def label(field: dataclasses.Field) -> str:
 
 
 def add_options(
-    group: argparse._ActionsContainer, settings: type, *names: str, with_defaults: bool = True
+    group: argparse._ActionsContainer,
+    settings: type,
+    *names: str,
+    with_defaults: bool = True,
+    told: bool = False,
 ) -> None:
     """Add the options of a dataclass to a parser or a group of it.
 
@@ -127,6 +131,7 @@ def add_options(
         *names: Its fields to add; all by default.
         with_defaults: Whether an option that is not given has the field's default. Without it has
             the value None: the default is decided elsewhere.
+        told: Whether the help tells the field's default nevertheless.
     """
     for name, field in option_fields(settings).items():
         if names and name not in names:
@@ -135,7 +140,7 @@ def add_options(
         if field.type is bool:
             group.add_argument(flag(name), action="store_true", help=about.help)
             continue
-        has_default = with_defaults and field.default is not None
+        has_default = (with_defaults or told) and field.default is not None
         default = f" (default: {_written(field.default)})" if has_default else ""
         group.add_argument(
             flag(name),

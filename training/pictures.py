@@ -2,7 +2,6 @@
 
 import io
 import math
-import statistics
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from .accuracy_picture import least_accuracy, whole_numbers
-from .summary import Group, new_task_accuracy
+from .summary import Group, matrix_of, mean_of_known, new_task_accuracy
 
 # What is drawn in these colours takes them from the page: that of its text, of its lines, and those
 # of the methods.
@@ -90,7 +89,7 @@ def task_over_time(groups: Sequence[Group], task: int) -> str:
     """Draw the accuracy on a task, counted from 0, against the number of tasks learned."""
 
     def points(result):
-        values = [row[task] for row in result["accuracy_matrix"][task:]]
+        values = matrix_of(result)[task:, task]
         return range(task + 1, task + 1 + len(values)), values
 
     return _curves(groups, points, "accuracy", size=(2.5, 1.9))
@@ -100,10 +99,10 @@ def task_while_others_are_learned(groups: Sequence[Group], task: int) -> str:
     """Draw the accuracy on a task, counted from 0, since it was learned, between tasks too."""
 
     def points(result):
-        rows = enumerate(result["accuracy_matrix"])
+        rows = enumerate(matrix_of(result))
         found = [(i + 1.0, row[task]) for i, row in rows if i >= task]
         found += [
-            (each["task"] - 1 + each["step"] / each["steps"], each["accuracies"][task])
+            (each["task"] - 1 + each["step"] / each["steps"], _or_nan(each["accuracies"][task]))
             for each in result["evaluations"]
             if each["task"] > task + 1
         ]
@@ -117,11 +116,13 @@ def mean_over_time(groups: Sequence[Group]) -> str:
 
     def points(result):
         rows = result["accuracy_matrix"]
-        return range(1, len(rows) + 1), [
-            statistics.mean(row[: i + 1]) for i, row in enumerate(rows)
-        ]
+        return range(1, len(rows) + 1), [mean_of_known(row[: i + 1]) for i, row in enumerate(rows)]
 
     return _curves(groups, points, "mean accuracy on them", size=(4.4, 2.6))
+
+
+def _or_nan(value):
+    return math.nan if value is None else value
 
 
 def _curves(groups, points: Callable, ylabel: str, size) -> str:
@@ -145,16 +146,21 @@ def _mean_line(panel: Axes, x: Sequence[float], curves: np.ndarray, number: int)
     mean = curves.mean(axis=0)
     panel.plot(x, mean, **_line(number), clip_on=False, markevery=max(1, len(x) // 10))
     if len(curves) == 1:
-        return float(mean.min())
+        return _lowest(mean)
     deviation = curves.std(axis=0, ddof=1)
     low, high = np.clip((mean - deviation, mean + deviation), 0, 1)
     panel.fill_between(x, low, high, color=_colour(number), alpha=0.15, linewidth=0)
-    return float(low.min())
+    return _lowest(low)
+
+
+def _lowest(values):
+    """Return the lowest of the values that are known; 1 if none is."""
+    return float(np.fmin.reduce(values, initial=1.0))
 
 
 def matrix(group: Group, groups: Sequence[Group]) -> str:
     """Draw the mean accuracy matrix of a group as a heat map, on the colour scale of all groups."""
-    mean = np.mean([result["accuracy_matrix"] for result in group.results], axis=0)
+    mean = np.mean([matrix_of(result) for result in group.results], axis=0)
     learned = np.where(np.tri(len(mean), dtype=bool), mean, math.nan)
     first, last = 0.5, len(learned) + 0.5
     with _drawing(3.6, 3.0) as (figure, drawn):
@@ -196,11 +202,11 @@ def stability_and_plasticity(groups: Sequence[Group]) -> str:
         panel = figure.subplots()
         for number, group in enumerate(groups):
             x = [new_task_accuracy(result) for result in group.results]
-            y = [result["forgetting"] for result in group.results]
+            y = [_or_nan(result["forgetting"]) for result in group.results]
             style = {"color": _colour(number), "marker": _mark(number)}
             if len(x) > 1:
                 panel.scatter(x, y, s=14, alpha=0.55, linewidths=0, **style)
-            panel.scatter(statistics.mean(x), statistics.mean(y), s=70, **style)
+            panel.scatter(np.mean(x), np.mean(y), s=70, **style)
         panel.set(xlabel="accuracy on a task when it was learned", ylabel="forgetting")
         panel.margins(0.12)
     return drawn[0]

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from .console import stderr_console
 from .run import Listener, TaskResult
+from .summary import mean_of_known, measure_text
 from .tasks import Task, TaskStream
 
 # Fewer inputs than this are decoded in a moment.
@@ -139,8 +140,8 @@ class TaskLines(Bars, Listener):
             when = f"λ {result.strength:.3g}  {when}"
         self.console.print(
             f"{self.title}  task {result.number}/{len(self.stream.tasks)}  "
-            f"{result.task.name:{self.width}}  accuracy {so_far[-1]:.3f}  "
-            f"mean so far {sum(so_far) / len(so_far):.3f}  {when}",
+            f"{result.task.name:{self.width}}  accuracy {measure_text(so_far[-1], '.3f')}  "
+            f"mean so far {measure_text(mean_of_known(so_far), '.3f')}  {when}",
             soft_wrap=True,
         )
 

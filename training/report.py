@@ -9,7 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .summary import WORST_CASE, groups, method_settings, title, total_seconds
+from .summary import (
+    NOT_MEASURED,
+    WORST_CASE,
+    groups,
+    measure_text,
+    method_settings,
+    title,
+    total_seconds,
+)
 
 _PRINTED = ("average_accuracy", "forgetting", "backward_transfer")
 
@@ -33,11 +41,19 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     ]
     if len(result["tasks"]) > 1:
         lines.append(Text("(in parentheses: the task was not learned yet)"))
+    evaluated = result.get("evaluated_tasks", result["tasks"])
+    if len(evaluated) < len(result["tasks"]):
+        lines.append(
+            Text(
+                f"({NOT_MEASURED}: not measured, since no examples of the task were left; the "
+                f"average is over {', '.join(evaluated)})"
+            )
+        )
     lines.append(
         Text(
-            f"average accuracy {result['average_accuracy']:z.4f}   "
-            f"forgetting {result['forgetting']:z.4f}   "
-            f"backward transfer {result['backward_transfer']:+z.4f}\n"
+            f"average accuracy {measure_text(result['average_accuracy'])}   "
+            f"forgetting {measure_text(result['forgetting'])}   "
+            f"backward transfer {measure_text(result['backward_transfer'], '+z.4f')}\n"
         )
     )
     for line in lines:
@@ -67,8 +83,9 @@ def _matrix_lines(names, matrix, width) -> list[Text]:
             line = Text(f"{rows[i]:{margin}}")
             for j in columns:
                 learned = j <= i
-                cell = f"  {row[j]:z.3f} " if learned else f" ({row[j]:z.3f})"
-                line.append(cell, style="" if learned else "dim")
+                text = measure_text(row[j], "z.3f")
+                cell = f"{text} " if learned else f"({text})"
+                line.append(f"{cell:>{_CELL}}", style="" if learned else "dim")
             line.rstrip()
             lines.append(line)
     return lines
@@ -92,7 +109,7 @@ def print_comparison(results: Sequence[Mapping[str, Any]], console: Console) -> 
     found = sorted(groups(results), key=lambda group: group.label)
     for group in found:
         for result in group.results:
-            measures = (f"{result[name]:z.4f}" for name in _PRINTED)
+            measures = (measure_text(result[name]) for name in _PRINTED)
             rows.append([group.label, str(result["seed"]), *measures])
     for group in found:
         runs = len(group.results)
@@ -143,11 +160,15 @@ def _row(result):
         **method_settings(result),
         "seed": result["seed"],
         "evaluated_on": result.get("evaluated_on"),
-        **{name: result[name] + 0.0 for name in measures},  # -0.0 + 0.0 is 0.0
+        **{name: _without_sign_of_zero(result[name]) for name in measures},
         **{name: result[name] for name in under_way if name in result},
         "seconds": round(total_seconds(result), 3),
         **result["recipe"],
     }
+
+
+def _without_sign_of_zero(value):
+    return None if value is None else value + 0.0  # -0.0 + 0.0 is 0.0
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], file: IO[str]) -> None:

@@ -16,12 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas import metrics
-from keras_mas.files import UNFINISHED, atomic_folder
+from keras_mas.errors import UsageError
+from keras_mas.files import UNFINISHED, atomic_file, atomic_folder
 from keras_mas.plugins import is_own, load_named
 from keras_mas.versions import library_versions
 
-from .backbones import weights_digest
+from .backbones import saved, weights_digest
 from .backbones.weights import digest_of_file
+from .continuing import Continued
 from .first_task import learned_once, link_files, share, shared_first_task
 from .heads import unique_heads
 from .learner import Learner
@@ -31,13 +33,14 @@ from .run_directory import (
     OPTIMIZER,
     PROGRESS,
     RESULT,
+    START,
     TRIES,
     UNDER_WAY,
     are,
     check_content,
     claimed,
     is_finished,
-    is_fraction,
+    is_measured_or_not,
     is_number,
     is_text,
     maps_to,
@@ -49,12 +52,13 @@ from .run_directory import (
 )
 from .settings import Settings
 from .stability_decay import Decayed, margin_of, stability_decay
+from .starting import Start
 from .summary import title
 from .tasks import Split, Task, TaskStream, original_errors
 from .under_way import SaveUnderWay, TaskUnderWay
 
 _PROGRESS = {
-    "accuracies": are(is_fraction),
+    "accuracies": are(is_measured_or_not),
     "seconds": maps_to(is_number),
     "classes": maps_to(are(is_text)),
 }
@@ -76,7 +80,8 @@ class TaskResult:
     Attributes:
         number: How many tasks have been learned, this one included.
         task: The task.
-        accuracies: Row of the accuracy matrix `[T]`.
+        accuracies: Row of the accuracy matrix `[T]`; None for a task without examples, here and
+            in `Evaluation`.
         models: The model of every task learned so far, by the name of its head.
         classes: The class names of every such model.
         seconds: Time the task took; 0 if it was read from the run's folder.
@@ -89,7 +94,7 @@ class TaskResult:
 
     number: int
     task: Task
-    accuracies: list[float]
+    accuracies: list[float | None]
     models: dict[str, keras.Model]
     classes: dict[str, tuple[str, ...]]
     seconds: float
@@ -114,7 +119,7 @@ class Evaluation:
     task: int
     step: int
     steps: int
-    accuracies: list[float]
+    accuracies: list[float | None]
 
 
 class Listener:
@@ -165,6 +170,8 @@ def train(
     overwrite: bool = False,
     learner: Learner | None = None,
     first_tasks: Path | None = None,
+    continued: Continued | None = None,
+    start: Start | None = None,
 ) -> dict:
     """Learn all tasks of a stream in turn, or continue an interrupted run of the same settings.
 
@@ -188,6 +195,10 @@ def train(
             task, such as λ, keep what they learned of it: the first run learns it, and the others
             go on from there. Of several processes one learns it, and the others wait. None for a
             run on its own.
+        continued: The finished run whose tasks are the first of the stream, and which this one goes
+            on from; None for a run that learns all tasks. That run's folder is only read.
+        start: A trained network, which is taken for what was learned of the one task of the stream;
+            None to learn it.
 
     Returns:
         The result, as `result.json` holds it.
@@ -200,12 +211,21 @@ def train(
     """
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    description = describe(stream, settings, evaluate_on)
+    description = describe(stream, settings, evaluate_on, continued)
+    if start is not None:
+        description |= start.description
+    if continued is not None and directory.resolve() == continued.run.directory.resolve():
+        raise UsageError(
+            f"Expected a new folder for the run that goes on. Received: '{directory}', the folder "
+            "of the run that it goes on from. Choose another one with `--output`."
+        )
     shared = None
     if first_tasks is not None and settings.shares_first_task:
         shared = shared_first_task(first_tasks, description)
-    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner, shared)
+    elsewhere = _Elsewhere(shared, continued, start)
+    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner, elsewhere)
     with claimed(directory, description, overwrite=overwrite), original_errors():
+        _take_network(directory, start, continued)
         finished = is_finished(directory)
         if finished:
             read_result(directory)
@@ -216,6 +236,14 @@ def train(
             write_json(directory / RESULT, run.result() | {"arguments": arguments or {}})
         (directory / UNDER_WAY).unlink(missing_ok=True)
         return read_result(directory)
+
+
+def _take_network(directory, start, continued):
+    """Have a user's own network in the folder too, which can then be continued on its own."""
+    path = start.path if start is not None else continued and continued.run.directory / START
+    if path and path.exists() and not (directory / START).exists():
+        with atomic_file(directory / START) as file:
+            file.write(path.read_bytes())
 
 
 def finished_result(
@@ -314,7 +342,12 @@ def _on_trunk_of(later, network):
     )
 
 
-def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
+def describe(
+    stream: TaskStream,
+    settings: Settings,
+    evaluate_on: str,
+    continued: Continued | None = None,
+) -> dict:
     """Return everything that decides a result, for JSON.
 
     Fingerprints stand for the data, for the file that the weights begin with, and for the modules
@@ -329,16 +362,20 @@ def describe(stream: TaskStream, settings: Settings, evaluate_on: str) -> dict:
     for what, name in (("method", settings.method), ("backbone", recipe.backbone)):
         if is_own(name):
             described[f"{what}_module"] = _digest_of_module(load_named(name, what))
-    described["recipe"]["weights"] = weights_digest(
-        recipe.backbone, stream.input_shape, recipe.weights
-    )
+    if continued is None:
+        described["recipe"]["weights"] = weights_digest(
+            recipe.backbone, stream.input_shape, recipe.weights
+        )
+        of_data = {"data": stream.fingerprint, "files_left_out": len(stream.left_out)}
+    else:
+        described["recipe"] = continued.recipe_of(described["recipe"])
+        of_data = continued.description
     return {
         "stream": stream.name,
         "scenario": stream.scenario,
         "rescale": list(stream.rescale),
         "tasks": [task.name for task in stream.tasks],
-        "data": stream.fingerprint,
-        "files_left_out": len(stream.left_out),
+        **of_data,
         "evaluate_on": evaluate_on,
         **described,
     }
@@ -352,19 +389,41 @@ def _digest_of_module(own):
         return ""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Elsewhere:
+    """Where tasks may have been learned, if not in the run's own folder.
+
+    Attributes:
+        shared: Folder of the first task, if other runs go on from it too.
+        continued: A finished run that this one goes on from.
+        start: A trained network that is taken for what was learned of the one task.
+    """
+
+    shared: Path | None
+    continued: Continued | None
+    start: Start | None
+
+    def folder(self, number: int) -> Path | None:
+        """Return the folder of a task, counted from 0, which need not exist; None for none."""
+        if self.continued is not None:
+            return self.continued.folder(number)
+        return self.shared if number == 0 else None
+
+
 class _Run:
     """The state of a run in memory: the network, the method, the accuracies so far."""
 
     def __init__(
-        self, stream, settings, directory, evaluate_on, listeners, verbose, learner, shared
+        self, stream, settings, directory, evaluate_on, listeners, verbose, learner, elsewhere
     ):
-        self.shared = shared  # folder of the first task, if other runs go on from it too
+        self.elsewhere, self.continued = elsewhere, elsewhere.continued
+        self.start = elsewhere.start
         self.stream, self.settings, self.directory = stream, settings, directory
         self.evaluate_on, self.listeners, self.verbose = evaluate_on, listeners, verbose
         self.seconds = dict.fromkeys(("training", "importance", "evaluation", "saving"), 0.0)
         self.margin = margin_of(settings.strength)
-        self.rows = []
-        self.baseline: list[float] = []
+        self.rows: list[list[float | None]] = []
+        self.baseline: list[float | None] = []
         self.evaluations: list[Evaluation] = []
         self.found: dict[str, list] = {}  # of every task, where λ is found
         self.decayed: Decayed | None = None
@@ -375,25 +434,26 @@ class _Run:
 
     def task(self, number, task):
         """Learn a task, or read it from the folder."""
-        known = [task_folder(self.directory, number + 1), self.shared]
-        if number or self.shared is None or any(folder.exists() for folder in known):
+        shared = self.elsewhere.shared
+        known = [task_folder(self.directory, number + 1), shared]
+        if number or shared is None or any(folder.exists() for folder in known):
             self._task(number, task)
         else:
-            with learned_once(self.shared):
+            with learned_once(shared):
                 self._task(number, task)
 
     def _task(self, number, task):
         recipe = self.settings.recipe
         started = time.perf_counter()
         saved = task_folder(self.directory, number + 1)
-        is_shared = number == 0 and self.shared is not None
-        known = self.shared if is_shared and not saved.exists() else saved
+        elsewhere = self.elsewhere.folder(number)
+        known = saved if saved.exists() or elsewhere is None else elsewhere
         if not self.baseline:
-            self.baseline = _saved_baseline(known) or self._accuracies()
-        if known.exists():
+            self.baseline = self._known_baseline(known)
+        if known.exists() or self._is_of_continued(known, number):
             self._restore(known, number)
             if known != saved:
-                self._take_shared(saved)
+                self._take(known, saved, number)
             seconds = 0.0
         else:
             for listener in self.listeners:
@@ -403,10 +463,11 @@ class _Run:
             with self.learner.method.evaluated():
                 self.rows.append(self._accuracies())
                 self._save(saved, number)
-            if number == 0:  # later ones have other reasons, such as a λ that is too strong
+            # Later tasks have other reasons, such as a λ that is too strong.
+            if number == 0 and self.start is None:
                 self._warn_if_not_learned(task)
-            if is_shared:
-                share(saved, self.shared)
+            if elsewhere is not None:
+                share(saved, elsewhere)
             seconds = time.perf_counter() - started
         self._note_strength()
         result = self._task_result(number, task, seconds, saved)
@@ -427,17 +488,19 @@ class _Run:
             "data": self.stream.data_fingerprint,
             "input_shape": list(self.stream.input_shape),
             "resize": self.stream.resize_of_files,
+            "input_dtype": str(self.stream.tasks[-1].train.dtype),
+            "classes": {task.name: list(task.classes) for task in self.stream.tasks},
             "accuracy_matrix": self.rows,
             "baseline": self.baseline,
-            "average_accuracy": metrics.average_accuracy(self.rows),
-            "backward_transfer": metrics.backward_transfer(self.rows),
-            "forgetting": metrics.forgetting(self.rows),
-            "forward_transfer": metrics.forward_transfer(self.rows, self.baseline),
+            "evaluated_tasks": [self.stream.tasks[j].name for j in metrics.measured(self.rows)],
+            "average_accuracy": _null_if_unknown(metrics.average_accuracy(self.rows)),
+            "backward_transfer": _null_if_unknown(metrics.backward_transfer(self.rows)),
+            "forgetting": _null_if_unknown(metrics.forgetting(self.rows)),
+            "forward_transfer": _null_if_unknown(
+                metrics.forward_transfer(self.rows, self.baseline)
+            ),
             "recipe": dataclasses.asdict(settings.recipe),
-            "examples": {
-                task.name: {role: len(split) for role, split in task.splits.items()}
-                for task in self.stream.tasks
-            },
+            "examples": _examples({task.name: task for task in self.stream.tasks}),
             "files_left_out": len(self.stream.left_out),
             "columns": list(self.stream.columns),
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
@@ -445,6 +508,7 @@ class _Run:
             "versions": library_versions(),
             **(self._stability() if settings.evaluate_every else {}),
             **self.found,
+            **(self._of_continued(self.continued.result) if self.continued else {}),
         }
 
     def _note_strength(self):
@@ -452,7 +516,9 @@ class _Run:
         if self.margin is not None:
             known = self.decayed and dataclasses.asdict(self.decayed)
             self._note(strengths=self.decayed.strength if self.decayed else 0.0, decayed=known)
-        elif (free := self.learner.method.free_share) is not None:
+        # The history of a network that was trained elsewhere has no λ.
+        elif "strength" in self.history.history and self.learner.method.free_share is not None:
+            free = self.learner.method.free_share
             self._note(strengths=self.history.history["strength"][-1], free=free)
 
     def _note(self, **found):
@@ -485,18 +551,33 @@ class _Run:
 
     def _stability(self):
         """Return what was measured while tasks were being learned, and the worst of it."""
-        during: dict[int, list[list[float]]] = {}
+        during: dict[int, list[list[float | None]]] = {}
         for evaluation in self.evaluations:
             during.setdefault(evaluation.task - 1, []).append(evaluation.accuracies)
         return {
             "evaluate_every": self.settings.evaluate_every,
-            "min_accuracy": metrics.min_accuracy(self.rows, during),
-            "worst_case_accuracy": metrics.worst_case_accuracy(self.rows, during),
+            "min_accuracy": _null_if_unknown(metrics.min_accuracy(self.rows, during)),
+            "worst_case_accuracy": _null_if_unknown(metrics.worst_case_accuracy(self.rows, during)),
             "evaluations": [dataclasses.asdict(evaluation) for evaluation in self.evaluations],
         }
 
+    def _adopt(self, number):
+        """Take a trained network for what was learned, and measure what matters to it."""
+        self.history = keras.callbacks.History()
+        head = self.learner.head_of[self.stream.tasks[number].name]
+        self.learner.network.layer_of(head).set_weights(saved.head_weights(self.start.path))
+        with self._timed("importance"):
+            self.learner.after_task(
+                number, self.start.unlabelled, on_progress=self._importance_measured
+            )
+
     def _learn(self, number, task):
-        *earlier, data = map(self._training_data, self.stream.tasks[: number + 1])
+        if self.start is not None:
+            self._adopt(number)
+            return
+        data, earlier = self._training_data(task), []
+        if self.settings.learns_all_tasks:
+            earlier = [self._training_data(each) for each in self.stream.tasks[:number]]
         self.history = keras.callbacks.History()
         begun = self._begun(number)
         with self._timed("training") as watch, _prints_to_stderr(self.verbose):
@@ -628,22 +709,25 @@ class _Run:
                 self.learner.method.save(unfinished / MEMORY)
                 self.learner.save_optimizer(unfinished / OPTIMIZER)
             self._note_memory(unfinished / MEMORY)
-            progress = {
-                "accuracies": self.rows[-1],
-                "seconds": self.seconds,
-                "classes": {head.name: head.classes for head in unique_heads(self.stream)},
-                "baseline": self.baseline,
-                "memory": self.memory,
-                "history": self.history.history,
-                "evaluations": [dataclasses.asdict(each) for each in self._evaluations_of(number)],
-                **({"decayed": dataclasses.asdict(self.decayed)} if self.decayed else {}),
-            }
-            write_json(unfinished / PROGRESS, progress)
+            self._write_progress(unfinished / PROGRESS, number)
+
+    def _write_progress(self, path, number):
+        progress = {
+            "accuracies": self.rows[-1],
+            "seconds": self.seconds,
+            "classes": {head.name: head.classes for head in unique_heads(self.stream)},
+            "baseline": self.baseline,
+            "memory": self.memory,
+            "history": self.history.history,
+            "evaluations": [dataclasses.asdict(each) for each in self._evaluations_of(number)],
+            **({"decayed": dataclasses.asdict(self.decayed)} if self.decayed else {}),
+        }
+        write_json(path, progress)
 
     def _restore(self, folder, number):
         progress = _read_progress(folder)
         with naming_damage(folder / PROGRESS, _cure(folder)):
-            self.rows.append(_checked_row(progress["accuracies"], len(self.stream.tasks)))
+            row = self._row(folder, number, progress["accuracies"])
             self.seconds = {phase: progress["seconds"][phase] for phase in self.seconds}
             self.memory |= progress.get("memory", {})  # earlier versions did not record these
             self.history = keras.callbacks.History()
@@ -661,12 +745,52 @@ class _Run:
             self.learner.method.strength = self.decayed.strength
         with naming_damage(folder / OPTIMIZER, _cure(folder)):
             self.learner.load_optimizer(folder / OPTIMIZER)
+        if self._is_of_continued(folder, number) and number + 1 == self.continued.tasks:
+            self.continued.take_memory(self.learner.method)
+        with self.learner.method.evaluated():
+            self.rows.append(self._with_measured(row))
 
-    def _take_shared(self, folder):
-        """Make the first task's folder of what other runs learned, with λ of this run."""
+    def _row(self, folder, number, accuracies):
+        """Return a saved row of the accuracy matrix, None for what its run has not measured."""
+        if self._is_of_continued(folder, number):
+            return self.continued.accuracies(accuracies)
+        return _checked_row(accuracies, len(self.stream.tasks))
+
+    def _with_measured(self, row):
+        """Return accuracies; those that are missing are measured with the weights as they are."""
+        if None not in row:
+            return row
+        with self._timed("evaluation"):
+            return [
+                self.learner.accuracy(task, self.evaluate_on) if accuracy is None else accuracy
+                for task, accuracy in zip(self.stream.tasks, row, strict=True)
+            ]
+
+    def _known_baseline(self, folder):
+        """Return the accuracies before training, of which those of added tasks are measured now."""
+        saved = _saved_baseline(folder)
+        if saved is None or not self._is_of_continued(folder, 0):
+            return saved or self._accuracies()
+        with naming_damage(folder / PROGRESS, _cure(folder)):
+            known = self.continued.accuracies(saved)
+        # What the trunk began with is not known any more if that file is gone.
+        return known if self.continued.run.has_lost_weights else self._with_measured(known)
+
+    def _is_of_continued(self, folder, number):
+        """Return whether a folder is that of a task of the run that this one goes on from."""
+        return self.continued is not None and folder == self.continued.folder(number)
+
+    def _take(self, known, folder, number):
+        """Make a task's folder of what was learned of it elsewhere, with λ of this run."""
         with atomic_folder(folder) as unfinished:
-            link_files(self.shared, unfinished, besides=MEMORY)
+            link_files(known, unfinished, besides=(MEMORY, PROGRESS))
             self.learner.method.save(unfinished / MEMORY)
+            self._write_progress(unfinished / PROGRESS, number)
+
+    def _of_continued(self, result):
+        """Return what is recorded of a run that goes on from another one."""
+        own = {task.name: task for task in self.stream.tasks if len(task.test)}
+        return result | {"examples": result["examples"] | _examples(own)}
 
     def _note_memory(self, saved):
         """Record the size in bytes of what the method keeps between tasks."""
@@ -719,6 +843,19 @@ class _Run:
         self.seconds["training"] -= self.seconds[phase] - before
 
 
+def _examples(tasks):
+    """Return how many examples tasks have, by task and split."""
+    return {
+        name: {role: len(split) for role, split in task.splits.items()}
+        for name, task in tasks.items()
+    }
+
+
+def _null_if_unknown(value):
+    """Return a measure as JSON holds it: null in the place of NaN."""
+    return None if math.isnan(value) else value
+
+
 def _last(values):
     return values[-1] if values else None
 
@@ -754,8 +891,8 @@ def _saved_baseline(folder):
 
 def _cure(folder):
     return (
-        f"Remove '{folder}' and the folders with higher numbers beside it, and run the same "
-        "`keras-mas train` command again: it learns these tasks again."
+        f"Remove '{folder}' and the folders with higher numbers beside it, and run the "
+        "`keras-mas train` command of that run again: it learns these tasks again."
     )
 
 

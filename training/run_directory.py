@@ -10,6 +10,7 @@ A run's folder holds
     under-way.npz       the task that is being learned after its last epoch: weights, optimizer,
                         what the method has added up, the metrics of its epochs
     tries.json          which λ have been tried for a task, with `--strength decay`
+    start.keras         a user's own trained network, if tasks were added to one
     model.keras         the trunk and all heads, in the end
     result.json         the result, written last
     accuracy.png        a picture of it
@@ -52,6 +53,7 @@ from .tasks.stream import check_name
 
 ARGUMENTS = "arguments.json"
 RESULT = "result.json"
+START = "start.keras"
 MODEL, MEMORY, PROGRESS = "model.keras", "memory.npz", "progress.json"
 OPTIMIZER = "optimizer.npz"
 UNDER_WAY = "under-way.npz"
@@ -78,7 +80,7 @@ _REPLACE = (
 
 # The path in a run's folder of every file that a run writes, as a regular expression.
 RUN_FILES = (
-    r"(arguments|result|tries|\.lock)\.json|accuracy\.png|\.lock|model\.keras|under-way\.npz"
+    r"(arguments|result|tries|\.lock)\.json|accuracy\.png|\.lock|(model|start)\.keras|under-way\.npz"
     r"|\d+/(model\.keras|(memory|optimizer)\.npz|progress\.json)|training\.csv|tensorboard/.+"
 )
 
@@ -295,6 +297,11 @@ def is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def is_measured_or_not(value: object) -> bool:
+    """Return whether a JSON value is an accuracy, or null for one that was not measured."""
+    return value is None or is_fraction(value)
+
+
 def are(check: Check) -> Check:
     """Return a check that a JSON value is a list of values that pass a check."""
     return lambda values: isinstance(values, list) and all(map(check, values))
@@ -314,6 +321,10 @@ def is_name(value: object) -> bool:
     return is_text(value)
 
 
+def _is_number_or_null(value):
+    return value is None or is_number(value)
+
+
 _RESULT: dict[str, Check] = {
     "stream": is_name,
     "scenario": is_text,
@@ -322,11 +333,11 @@ _RESULT: dict[str, Check] = {
     "strength": lambda value: value is None or is_number(value) or is_text(value),
     "penalty": lambda value: value is None or is_text(value),
     "seed": is_number,
-    "accuracy_matrix": are(are(is_fraction)),
-    "average_accuracy": is_number,
-    "forgetting": is_number,
-    "backward_transfer": is_number,
-    "forward_transfer": is_number,
+    "accuracy_matrix": are(are(is_measured_or_not)),
+    "average_accuracy": _is_number_or_null,
+    "forgetting": _is_number_or_null,
+    "backward_transfer": _is_number_or_null,
+    "forward_transfer": _is_number_or_null,
     "seconds": lambda value: isinstance(value, dict),
     "recipe": lambda value: isinstance(value, dict),
 }

@@ -14,6 +14,7 @@ from keras_mas.errors import UsageError
 from .run import Evaluation, Listener, TaskResult
 from .run_directory import CSV_LOG, TENSORBOARD, saved_importance
 from .settings import Following, Settings, load_callback
+from .summary import known, mean_of_known
 from .tasks import Task
 
 
@@ -158,7 +159,8 @@ class TensorBoardLog(_EpochLog):
         learned = evaluation.task - 1 + evaluation.step / evaluation.steps
         with self.writer.as_default(round(1000 * learned)):
             for number, accuracy in enumerate(evaluation.accuracies, 1):
-                tf.summary.scalar(f"while_learning/task_{number}", accuracy)
+                if accuracy is not None:
+                    tf.summary.scalar(f"while_learning/task_{number}", accuracy)
 
     def task_finished(self, result: TaskResult) -> None:
         """Write the accuracies after a task, and histograms of the importance."""
@@ -166,8 +168,10 @@ class TensorBoardLog(_EpochLog):
         so_far = result.accuracies[: result.number]
         with self.writer.as_default(result.number):
             for number, accuracy in enumerate(so_far, 1):
-                tf.summary.scalar(f"accuracy/task_{number}", accuracy)
-            tf.summary.scalar("accuracy/mean_so_far", sum(so_far) / len(so_far))
+                if accuracy is not None:
+                    tf.summary.scalar(f"accuracy/task_{number}", accuracy)
+            if known(so_far):
+                tf.summary.scalar("accuracy/mean_so_far", mean_of_known(so_far))
             for name, values in saved_importance(result.folder).items():
                 tf.summary.histogram(f"importance/{name}", values)
         self.writer.flush()

@@ -4,15 +4,20 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from keras_mas.errors import UsageError
 
 from .settings import Recipe
 
 Result = Mapping[str, Any]
+
+# What is shown in the place of an accuracy that was not measured, and of what follows from it.
+NOT_MEASURED = "–"
 
 # What stands for a setting that an older result lacks, and that has no default.
 NOT_RECORDED = "not recorded"
@@ -21,6 +26,27 @@ NOT_RECORDED = "not recorded"
 WORST_CASE = ("min_accuracy", "worst_case_accuracy")
 
 ABOUT_SECONDS = "Runs of one comparison share a process: a method's first run includes tracing."
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    """Return those of some accuracies that were measured."""
+    return [value for value in values if value is not None]
+
+
+def mean_of_known(values: Iterable[float | None]) -> float:
+    """Return the mean of what was measured; NaN if nothing was."""
+    found = known(values)
+    return statistics.mean(found) if found else math.nan
+
+
+def measure_text(value: float | None, form: str = "z.4f") -> str:
+    """Return a measure as it is shown; None and NaN stand for one that is not known."""
+    return NOT_MEASURED if value is None or math.isnan(value) else f"{value:{form}}"
+
+
+def matrix_of(result: Result) -> np.ndarray:
+    """Return the accuracy matrix `[T, T]` of a run, NaN for what was not measured."""
+    return np.array(result["accuracy_matrix"], float)
 
 
 def title(result: Result) -> str:
@@ -104,6 +130,9 @@ def run_settings(result: Result) -> dict[str, Any]:
     names = ("stream", "scenario", "evaluated_on", "data")
     found = {name: result[name] for name in names if name in result}
     found["evaluate_every"] = result.get("evaluate_every")
+    # Averages over some tasks are not those over all.
+    evaluated = result.get("evaluated_tasks", result["tasks"])
+    found["tasks evaluated"] = "all" if evaluated == result["tasks"] else ", ".join(evaluated)
     return found | dataclasses.asdict(Recipe()) | result["recipe"]
 
 
@@ -112,9 +141,9 @@ class Spread:
     """A mean over runs.
 
     Attributes:
-        mean: The mean.
+        mean: The mean; NaN if it is known of no run.
         deviation: Standard deviation of a sample, with n − 1; None for one run.
-        runs: How many runs there are.
+        runs: Of how many runs it is.
     """
 
     mean: float
@@ -122,10 +151,11 @@ class Spread:
     runs: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Return mean and standard deviation of at least one value."""
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.mean(values), deviation, len(values))
+    def of(cls, values: Sequence[float | None]) -> "Spread":
+        """Return mean and standard deviation of the values that are known."""
+        found = known(values)
+        deviation = statistics.stdev(found) if len(found) > 1 else None
+        return cls(mean_of_known(found), deviation, len(found))
 
     @property
     def standard_error(self) -> float | None:
@@ -135,7 +165,11 @@ class Spread:
     def with_deviation(self) -> str:
         """Return the mean ± the deviation as text."""
         deviation = "" if self.deviation is None else f" ± {self.deviation:z.4f}"
-        return f"{self.mean:z.4f}{deviation}"
+        return f"{self.text('z.4f')}{deviation}"
+
+    def text(self, form: str = ".3f") -> str:
+        """Return the mean alone as text."""
+        return measure_text(self.mean, form)
 
     def with_error(self) -> str:
         """Return the mean of differences, with its sign, ± the standard error as text."""
@@ -169,7 +203,8 @@ class Group:
         value = _COMPUTED.get(measure, lambda result: result[measure])
         others = {_pair_key(result): value(result) for result in other.results}
         mine = {_pair_key(result): value(result) for result in self.results}
-        differences = [mine[key] - others[key] for key in mine if key in others]
+        pairs = [(mine[key], others[key]) for key in mine if key in others]
+        differences = [a - b for a, b in pairs if a is not None and b is not None]
         return Spread.of(differences) if differences else None
 
 
@@ -209,7 +244,7 @@ def best(candidates: Sequence[Group]) -> Group:
 def new_task_accuracy(result: Result) -> float:
     """Return the plasticity of a run: the mean over tasks of R[j, j], when each was learned."""
     matrix = result["accuracy_matrix"]
-    return statistics.mean(row[j] for j, row in enumerate(matrix))
+    return mean_of_known(row[j] for j, row in enumerate(matrix))
 
 
 def total_seconds(result: Result) -> float:

@@ -282,6 +282,10 @@ class Method(QuadraticMethod):
         ended = saved["stream"].get("tasks", tasks)  # earlier versions did not save it
         if ended != tasks:
             raise ValueError(f"it is of {counted(int(ended), 'task')}, not of {tasks}")
+        # A model with more heads than then has met none of their labels.
+        met = saved["hard"]["labels_met"]
+        more = max(0, self._model.labels_met.shape[0] - len(met))
+        saved["hard"]["labels_met"] = np.pad(met, (0, more))
         found = [
             (variable, _of_shape(variable, name, saved[group][name]))
             for group, part in self._variables().items()

@@ -488,7 +488,7 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
             "Expected the callback as MODULE:NAME",
         ),
         (["report", "runs/none", "--importance"], "Expected --html FILE.html with --importance"),
-        (["train"], "the following arguments are required: TASKS"),
+        (["train"], "Expected TASKS, or `--continue RUN --add TASKS`"),
         (["trane", "insects.toml"], "invalid choice: 'trane'"),
         (["search", "insects.toml", "--strength-min", "9", "--strength-max", "2"], "9 and 2"),
         (["search", "insects.toml", "--strength-min", "0"], "expected a number > 0"),

@@ -55,7 +55,7 @@ def learned_by_two(stream, first, second, folder):
 
 
 def without_times(result):
-    return {key: value for key, value in result.items() if key != "seconds"}
+    return {key: value for key, value in result.items() if key not in ("seconds", "file")}
 
 
 def check_shared(stream, settings, folder):

@@ -11,7 +11,7 @@ from keras_mas.plugins import is_own
 
 from ..tasks.stream import Rescale
 from ..wording import did_you_mean
-from . import alexnet, applications, caffenet, own, squeezenet, widths
+from . import alexnet, applications, caffenet, own, saved, squeezenet, widths
 from .backbone import Backbone
 from .weights import IMAGENET, check_weights, digest_of_file, digest_of_values, load_weights
 
@@ -36,7 +36,8 @@ def build_trunk(
         backbone: A kind and its widths, `"mlp-256-256"`, `"cnn-32-64-128"` or `"vgg-32-64-128"`;
             `"alexnet"`, `"alexnet-caffe"`, `"caffenet"` or `"squeezenet"`; the name of a network of
             `keras.applications`, in any case, with α after a MobileNet's, as in
-            `"mobilenet-0.75"`; or `MODULE:FUNCTION`, see `own.find`.
+            `"mobilenet-0.75"`; `MODULE:FUNCTION`, see `own.find`; or the path of a `.keras` file,
+            see `saved.find`.
         input_shape: Shape of one raw input.
         rescale: `(scale, offset)`: the first layer computes `scale * inputs + offset`, so that the
             model takes raw inputs. Networks without widths do what their published weights were
@@ -112,6 +113,8 @@ def _imagenet_digest(backbone, input_shape):
 
 
 def _find(name):
+    if name.endswith(saved.SUFFIX):
+        return saved.find(name)
     if is_own(name):
         return own.find(name)
     kind, *parts = name.split("-")

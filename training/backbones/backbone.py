@@ -35,6 +35,7 @@ class Backbone:
             `{theirs: ours}`.
         order: Two layers without weights, in the order in which they come here: it tells the
             network from another one, whose weights have the same shapes.
+        takes_raw: Whether `features` takes inputs as they are, neither rescaled nor prepared.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Backbone:
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
     halves: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     order: tuple[str, ...] = ()
+    takes_raw: bool = False
 
     def build(
         self, input_shape: tuple[int, ...], rescale: Rescale, imagenet: bool = False
@@ -52,7 +54,9 @@ class Backbone:
         """Return the trunk for raw inputs of a shape; arguments and errors as `build_trunk`."""
         self._check_shape(input_shape)
         inputs = keras.Input(input_shape, name="inputs")
-        if self.preprocess is None:
+        if self.takes_raw:
+            x = layers.Rescaling(1.0, name="as-they-are")(inputs)  # integers become float32
+        elif self.preprocess is None:
             scale, offset = rescale
             x = layers.Rescaling(scale, offset, name="rescale")(inputs)
         else:

@@ -22,11 +22,18 @@ from .basics import client_of as client_of
 from .basics import count as count
 from .basics import print_json as print_json
 
+# The options of `train` for a run that goes on from another one, by their names in Python.
+OF_CONTINUED = ("continue", "add", "old_data", "memory")
+OF_START = ("start_from", "head", "unlabelled")
 
-def add_tasks(parser: argparse.ArgumentParser) -> None:
-    """Add the stream of tasks, and where its data lies."""
+
+def add_tasks(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add the stream of tasks, which may be left out if it is optional, and where its data lies."""
     parser.add_argument(
-        "tasks", metavar="TASKS", help=f"{', '.join(builtin_names())}, or a TOML file of tasks"
+        "tasks",
+        nargs="?" if optional else None,
+        metavar="TASKS",
+        help=f"{', '.join(builtin_names())}, or a TOML file of tasks",
     )
     add_data(parser)
 
@@ -126,7 +133,7 @@ def command_line(
             of `Recipe` are named if they were given, since the stream decides on their default.
         more: Words that the command has besides.
     """
-    words = ["keras-mas", command, str(arguments["tasks"])]
+    words = ["keras-mas", command, *([str(arguments["tasks"])] if arguments["tasks"] else [])]
     named = set()
     for kind in kinds:
         for name, field in option_fields(kind).items():
@@ -147,7 +154,15 @@ def train_command(arguments: Mapping[str, Any]) -> str:
     if "tasks" not in arguments:
         return ""
     always = ("method", "strength", "seed")
-    return command_line("train", arguments, Settings, Recipe, LoadOptions, always=always)
+    # What a run goes on from, and with; earlier versions had no such options.
+    more = [
+        word
+        for name in (*OF_CONTINUED, *OF_START)
+        if arguments.get(name) is not None
+        for word in (flag(name), str(arguments[name]))
+    ]
+    kinds = (Settings, Recipe, LoadOptions)
+    return command_line("train", arguments, *kinds, always=always, more=more)
 
 
 def search_command(arguments: Mapping[str, Any]) -> str:

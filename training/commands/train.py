@@ -1,10 +1,14 @@
 """`keras-mas train`: learn the tasks, record the result, draw it, export every version."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
-from ..options import add_options, given_options
-from ..settings import Following, Settings, run_name
+from keras_mas.errors import UsageError
+
+from ..options import add_options, flag, given_options, option_fields
+from ..settings import Following, Recipe, Settings, run_name
+from ..tasks import LoadOptions
 from . import shared
 
 SUMMARY = "learn the tasks of a stream, one after the other"
@@ -12,8 +16,11 @@ SUMMARY = "learn the tasks of a stream, one after the other"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    shared.add_tasks(parser)
-    add_options(parser.add_argument_group("method"), Settings)
+    shared.add_tasks(parser, optional=True)
+    _add_continued(parser)
+    _add_start(parser)
+    # An option that is not given has the default, or what the run has that is continued.
+    add_options(parser.add_argument_group("method"), Settings, with_defaults=False, told=True)
     shared.add_recipe(parser)
     shared.add_following(parser)
     group = parser.add_argument_group("output")
@@ -40,6 +47,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_continued(parser):
+    group = parser.add_argument_group("in the place of TASKS, more tasks for a finished run")
+    group.add_argument(
+        "--continue",
+        type=Path,
+        metavar="RUN",
+        help="folder of a finished run, which stays as it is: a new run goes on from its models "
+        "and its memory, with its settings where no others are given; its data are not needed",
+    )
+    group.add_argument(
+        "--add", metavar="TASKS", help="tasks to learn after those of RUN; as TASKS, new names"
+    )
+    group.add_argument(
+        "--old-data",
+        metavar="TASKS",
+        help="where the data of old tasks are now, to evaluate them (default: where they were; "
+        "what is gone, or has changed, is not evaluated)",
+    )
+    group.add_argument(
+        "--memory",
+        type=Path,
+        metavar="FILE",
+        help="memory in the place of the last one of RUN, made from it",
+    )
+
+
+def _add_start(parser):
+    group = parser.add_argument_group("TASKS for a network that was trained elsewhere")
+    group.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="FILE",
+        help="functional model of Keras's own layers in a .keras file, whose last layer is Dense: "
+        "what it knows is held while TASKS are learned, from its inputs as they are; its own "
+        "output stays, as the head of a task",
+    )
+    group.add_argument(
+        "--head",
+        metavar="NAME[=CLASSES]",
+        default=None,
+        help="name of that task and of its classes, as in pets=cat,dog (default: start, with "
+        "numbers for classes)",
+    )
+    group.add_argument(
+        "--unlabelled",
+        metavar="DATA",
+        help="inputs like those that it knows, for its importance: an .npz file with an array x, "
+        "or a stream as TASKS",
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.methods import load_method
@@ -54,12 +112,18 @@ def run(args: argparse.Namespace) -> None:
     from ..summary import title
 
     # What is refused before any data is loaded.
-    load_method(args.method)
+    _check_what_is_asked_for(args)
+    load_method(args.method or Settings.method)
     following = Following(**given_options(Following, args))
     shared.check_network(args)
-    stream = shared.load_stream(args, args.seed)
-    settings = shared.settings_of(args, stream)
-    directory = args.output or Path("runs") / run_name(stream, settings)
+    stream, settings, continued, default = (
+        _continued(args, vars(args)["continue"], args.add)
+        if vars(args)["continue"]
+        else _continued(args, _started(args), args.tasks)
+        if args.start_from
+        else _new(args)
+    )
+    directory = args.output or default
     lines = TaskLines(
         stream,
         title(settings.of_method),
@@ -68,9 +132,12 @@ def run(args: argparse.Namespace) -> None:
     )
     listeners: list[Listener] = [lines, *followers(following, settings, directory)]
     if args.export:
-        check_export(stream, args.export, None if args.overwrite else directory)
+        runs = [] if args.overwrite else [directory]
+        runs += [continued.run.directory] if continued else []
+        check_export(stream, args.export, runs)
         command = shared.train_command(shared.recorded(vars(args)))
-        listeners.append(Exporter(args.export, stream, settings, command))
+        data = continued.result["data"] if continued else None
+        listeners.append(Exporter(args.export, stream, settings, command, data))
     with lines:
         result = train(
             stream,
@@ -80,6 +147,7 @@ def run(args: argparse.Namespace) -> None:
             listeners=listeners,
             verbose=args.verbose,
             overwrite=args.overwrite,
+            continued=continued,
         )
     draw([result], directory / "accuracy.png")
     if args.json:
@@ -90,3 +158,122 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"written to {directory}/: result.json, accuracy.png", soft_wrap=True)
     if args.export:
         console.print(f"exported to {args.export}/1 … {len(stream.tasks)}", soft_wrap=True)
+
+
+def _check_what_is_asked_for(args):
+    """Refuse TASKS beside `--continue`, and options of one without the other."""
+    _check_start(args)
+    given = {name: vars(args)[name] for name in shared.OF_CONTINUED if vars(args)[name]}
+    if "continue" not in given:
+        if args.start_from:
+            given.pop("old_data", None)
+        if given:
+            raise UsageError(
+                f"Expected `--continue RUN` beside {_flags(given)}, to say which run goes on. "
+                "Received: none."
+            )
+        if not args.tasks:
+            raise UsageError(
+                "Expected TASKS, or `--continue RUN --add TASKS`. Received: neither. See "
+                "'keras-mas train --help'."
+            )
+        return
+    if args.tasks:
+        raise UsageError(
+            f"Expected new tasks behind `--add`. Received: '{args.tasks}' beside `--continue`. "
+            f"Write `--add {args.tasks}`."
+        )
+    if "add" not in given:
+        raise UsageError(
+            "Expected `--add TASKS` beside `--continue`: the tasks to learn. Received: none."
+        )
+    if args.scenario:
+        raise UsageError(
+            f"Expected the scenario of '{given['continue']}'. Received: --scenario "
+            f"{args.scenario}. Leave the option out."
+        )
+
+
+def _check_start(args):
+    given = [name for name in shared.OF_START if vars(args)[name]]
+    if given and not args.start_from:
+        raise UsageError(
+            f"Expected `--start-from FILE` beside {_flags(given)}. Received: none. Name the "
+            "network."
+        )
+    if args.start_from and vars(args)["continue"]:
+        raise UsageError(
+            "Expected `--start-from` or `--continue`. Received: both. A run that started from a "
+            "network is continued by `--continue` alone."
+        )
+    if args.start_from and not args.unlabelled:
+        raise UsageError(
+            "Expected `--unlabelled DATA` beside `--start-from`, to measure what matters to what "
+            "the network knows. Received: none. Name inputs like those that it was trained on."
+        )
+    if args.start_from and (args.backbone or args.weights):
+        raise UsageError(
+            "Expected the network of `--start-from` alone. Received: --backbone or --weights "
+            "beside it. Leave them out."
+        )
+
+
+def _flags(names):
+    return ", ".join(f"`{flag(name)}`" for name in names)
+
+
+def _new(args):
+    """Return stream, settings and default folder of a run that learns all tasks."""
+    for name, field in option_fields(Settings).items():
+        if getattr(args, name) is None:
+            setattr(args, name, field.default)
+    stream = shared.load_stream(args, args.seed)
+    settings = shared.settings_of(args, stream)
+    return stream, settings, None, Path("runs") / run_name(stream, settings)
+
+
+def _started(args):
+    """Return the folder of a run of the one task that a trained network has learned."""
+    from ..continuing import digest
+    from ..run import describe, train
+    from ..settings import DEFAULT_FOR_IMAGES, DEFAULT_FOR_VECTORS
+    from ..starting import Start, checked_settings, own_task, read_unlabelled
+
+    name, _, classes = (args.head or "start").partition("=")
+    start = Start(args.start_from, read_unlabelled(args.unlabelled))
+    stream = own_task(start, name, tuple(classes.split(",")) if classes else ())
+    default = DEFAULT_FOR_IMAGES if len(stream.input_shape) == 3 else DEFAULT_FOR_VECTORS
+    network = {"backbone": str(args.start_from), "weights": str(args.start_from)}
+    recipe = dataclasses.replace(default, **(given_options(Recipe, args) | network))
+    settings = checked_settings(Settings(**given_options(Settings, args), recipe=recipe))
+    described = describe(stream, settings, "test") | start.description
+    directory = Path("runs") / f"{args.start_from.stem}-{digest(described)[:8]}"
+    train(stream, settings, directory, start=start)
+    return directory
+
+
+def _continued(args, directory, add):
+    """Return the same of a run that goes on from another one, and what it goes on from."""
+    from ..augmentation import check_augmentations
+    from ..continuing import FinishedRun, continued, default_folder
+    from ..progress import DecodingLines
+
+    finished = FinishedRun.read(directory)
+    given = {k: v for k, v in given_options(Settings, args).items() if v is not False}
+    given_recipe = given_options(Recipe, args)
+    if args.start_from:
+        given, given_recipe = {}, {}  # the folder is named after them, and holds them
+    settings = finished.settings(given, given_recipe)
+    with DecodingLines() as lines:
+        found = continued(
+            finished,
+            add,
+            settings,
+            options=finished.load_options(given_options(LoadOptions, args)),
+            old_data=args.old_data,
+            memory=args.memory,
+            on_decoded=lines.decoded,
+        )
+    check_augmentations(settings.recipe.augmentations, found.stream.input_shape)
+    default = default_folder(finished, found.name_of_added, given | given_recipe)
+    return found.stream, settings, found, default

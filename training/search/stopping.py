@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from ..run import Listener, TaskResult
+from ..summary import known
 
 Rows = Sequence[Sequence[float]]
 
@@ -108,7 +109,7 @@ class Judge(Listener):
 
     def task_finished(self, result: TaskResult) -> None:
         """Stop the run if it cannot win; it is told of tasks that were read from disk too."""
-        self.rows.append(result.accuracies)
+        self.rows.append(known(result.accuracies))  # all are: a trial has all its data
         learned, tasks = len(self.rows), len(result.accuracies)
         if learned == tasks:
             return

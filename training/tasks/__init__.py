@@ -5,11 +5,12 @@ from .builtin import builtin_names
 from .errors import DataError
 from .failures import original_errors
 from .load import load_tasks
-from .stream import Split, Task, TaskStream
+from .stream import LearnedTask, Split, Task, TaskStream
 
 __all__ = [
     "SCENARIOS",
     "DataError",
+    "LearnedTask",
     "LoadOptions",
     "Split",
     "Task",

@@ -311,6 +311,32 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
+class LearnedTask(Task):
+    """A task that was learned earlier, and of which no examples are left: its splits are empty."""
+
+    @classmethod
+    def without_examples(
+        cls, name: str, classes: tuple[str, ...], input_shape: tuple[int, ...], dtype: np.dtype
+    ) -> "LearnedTask":
+        """Return a task of which its classes and the kind of its inputs are known.
+
+        Args:
+            name: As for `Task`.
+            classes: As for `Task`.
+            input_shape: Shape of one input.
+            dtype: Type of the inputs.
+
+        Raises:
+            UsageError: If the name cannot be used.
+        """
+        none = Split(np.empty((0, *input_shape), dtype), np.empty(0, np.int64))
+        return cls(name, classes, none, none, none)
+
+    def __post_init__(self):
+        check_name(self.name, "task")
+
+
+@dataclass(frozen=True, eq=False)
 class TaskStream:
     """Tasks in the order in which one network learns them.
 

@@ -1,0 +1,153 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_mas.errors import UsageError
+from keras_mas.training.backbones import saved
+from keras_mas.training.cli import main
+from keras_mas.training.run import saved_heads
+from keras_mas.training.run_directory import read_json, read_result, saved_importance
+
+
+def blobs(seed, count, first, size=4):
+    """Two classes around opposite points; every task has points of its own."""
+    rng = np.random.default_rng(seed)
+    centre = np.random.default_rng(first).normal(size=size)
+    labels = np.arange(count) % 2
+    inputs = rng.normal(0, 0.4, [count, size]) + np.where(labels, 1, -1)[:, None] * centre
+    return inputs.astype("float32"), labels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A trained network, inputs that it knows, and a task to add."""
+    folder = tmp_path_factory.mktemp("start")
+    arrays = {}
+    for role, seed in [("train", 1), ("test", 2)]:
+        arrays[f"x_{role}"], arrays[f"y_{role}"] = blobs(seed, 64, first=7)
+    np.savez(folder / "known.npz", **arrays)
+    np.savez(folder / "unlabelled.npz", x=arrays["x_train"])
+    for role, seed in [("train", 3), ("test", 4)]:
+        arrays[f"x_{role}"], arrays[f"y_{role}"] = blobs(seed, 64, first=8)
+    np.savez(folder / "new.npz", **arrays)
+    for name in ("known", "new"):
+        text = f'name = "{name}"\n[[task]]\nname = "{name}"\nnpz = "{name}.npz"\n'
+        (folder / f"{name}.toml").write_text(text)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([4])
+    x = keras.layers.Dense(12, "relu", name="mine")(inputs)
+    x = keras.layers.Dropout(0.1)(x)
+    model = keras.Model(inputs, keras.layers.Dense(2, "softmax", name="out")(x))
+    model.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
+    with np.load(folder / "known.npz") as known:
+        model.fit(known["x_train"], known["y_train"], epochs=10, verbose=0)
+    model.save(folder / "own.keras")
+    return folder
+
+
+QUICK = ["--epochs", "2", "--learning-rate", "0.05"]
+
+
+def test_tasks_are_added_to_a_network_of_one_s_own(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", folder / "new.toml", "--start-from", folder / "own.keras", *QUICK]
+    words += ["--unlabelled", folder / "unlabelled.npz", "--head", "known=no,yes"]
+    words += ["--old-data", folder / "known.toml"]
+    assert main(list(map(str, words))) == 0, capsys.readouterr().err
+    [start, found] = sorted((tmp_path / "runs").iterdir(), key=lambda path: len(path.name))
+    # The head answers as the network did, which never saw this library: its logits' largest.
+    own = keras.models.load_model(folder / "own.keras")
+    x = np.load(folder / "known.npz")["x_test"]
+    models, classes = saved_heads(start, 1)
+    logits = models["known"].predict(x, verbose=0)
+    np.testing.assert_allclose(
+        keras.ops.softmax(logits), own.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+    )
+    assert classes == {"known": ("no", "yes")}
+    # Ω of the logits, by hand: F = h W + b, so that ∂‖F‖²/∂b₁ = Σ_k 2 F_k W_jk 1[h_j > 0].
+    hidden = own.get_layer("mine")
+    unlabelled = np.load(folder / "unlabelled.npz")["x"]
+    h = np.maximum(unlabelled @ hidden.get_weights()[0] + hidden.get_weights()[1], 0)
+    kernel, bias = own.get_layer("out").get_weights()
+    by_hand = np.abs(2 * ((h @ kernel + bias) @ kernel.T) * (h > 0)).mean(0)
+    importance = saved_importance(start / "1")
+    [name] = [name for name in importance if name.endswith("mine/bias")]
+    np.testing.assert_allclose(importance[name], by_hand, rtol=1e-4, atol=1e-6)
+    result = read_result(found)
+    assert result["tasks"] == ["known", "new"]
+    assert result["evaluated_tasks"] == ["known", "new"]
+    assert result["accuracy_matrix"][0][0] == np.mean(
+        own.predict(x, verbose=0).argmax(-1) == np.load(folder / "known.npz")["y_test"]
+    )
+    # It is continued from its folder alone.
+    assert (found / "start.keras").read_bytes() == (folder / "own.keras").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_network_of_keras_applications(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    network = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=3)
+    network.save("mobile.keras")
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, [8, 32, 32, 3]).astype("float32")
+    y = np.arange(8) % 2
+    np.savez("a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (tmp_path / "a.toml").write_text('name = "a"\n[[task]]\nname = "a"\nnpz = "a.npz"\n')
+    words = ["train", "a.toml", "--start-from", "mobile.keras", "--unlabelled", "a.npz"]
+    words += ["--epochs", "1", "--max-examples", "4"]
+    assert main(words) == 0, capsys.readouterr().err
+    [start, found] = sorted((tmp_path / "runs").iterdir(), key=lambda path: len(path.name))
+    logits = saved_heads(start, 1)[0]["start"].predict(x, verbose=0)
+    np.testing.assert_allclose(
+        keras.ops.softmax(logits), network.predict(x, verbose=0), rtol=1e-4, atol=1e-5
+    )
+    assert read_json(found / "arguments.json")["tasks"] == ["start", "a"]
+
+
+@keras.saving.register_keras_serializable("mine")
+class Doubled(keras.layers.Layer):
+    def call(self, inputs):
+        return 2 * inputs
+
+
+def test_what_is_no_such_network_is_refused(folder, tmp_path):
+    inputs = keras.Input([4])
+
+    def refusal(outputs, name="x.keras"):
+        keras.Model(inputs, outputs).save(tmp_path / name)
+        with pytest.raises(UsageError) as error:
+            saved.read_network(tmp_path / name)
+        return str(error.value)
+
+    dense = keras.layers.Dense
+    assert "Lambda" in refusal(dense(2)(keras.layers.Lambda(lambda x: 2 * x)(inputs)))
+    assert "Doubled of 'mine'" in refusal(dense(2)(Doubled()(inputs)))
+    assert "ends in a Dropout" in refusal(keras.layers.Dropout(0.5)(inputs))
+    assert "has 1 units" in refusal(dense(1)(inputs))
+    assert "several inputs or outputs" in refusal([dense(2)(inputs), dense(2)(inputs)])
+    (tmp_path / "text.keras").write_text("text")
+    for name, received in [("text.keras", "no file that `model.save` wrote"), ("no", "no file in")]:
+        with pytest.raises(UsageError, match=received):
+            saved.read_network(tmp_path / name)
+
+
+def test_wrong_usage_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own, new, data = folder / "own.keras", folder / "new.toml", folder / "unlabelled.npz"
+    start = ["--start-from", own]
+    for words, sentence in [
+        (start, "Expected `--unlabelled DATA`"),
+        (["--unlabelled", data], "Expected `--start-from FILE` beside `--unlabelled`"),
+        ([*start, "--unlabelled", data, "--method", "ewc"], "out of mas, local_mas, l2"),
+        ([*start, "--unlabelled", data, "--strength", "auto"], "Expected a number as strength"),
+        ([*start, "--unlabelled", data, "--head", "a=x,y,z"], "names of the 2 classes"),
+        ([*start, "--unlabelled", data, "--backbone", "mlp-4"], "Received: --backbone"),
+        ([*start, "--unlabelled", data, "--continue", "run", "--add", "x"], "Received: both"),
+        ([*start, "--unlabelled", "no.npz"], "Expected an .npz file with inputs"),
+    ]:
+        given = words if "--continue" in words else [new, *words]
+        assert main(["train", *map(str, given)]) == 2, words
+        error = capsys.readouterr().err
+        assert sentence in error, error
+        assert error.count("\n") == 1
