@@ -82,15 +82,28 @@ def readiness(statuses: Sequence[VersionStatus]) -> Readiness:
     """Tell whether the newest version answers requests, may do so later, or never will.
 
     Args:
-        statuses: States of all versions; may be empty.
+        statuses: States of all versions, in any order; may be empty.
 
     Returns:
-        A `Readiness`. The state END is final: the version failed to load or was unloaded.
+        A `Readiness`. The state END is final: the version failed to load, or was unloaded.
     """
     if not statuses:
         return Readiness.WAITING
     finals = {"AVAILABLE": Readiness.AVAILABLE, "END": Readiness.FAILED}
-    return finals.get(max(statuses).state, Readiness.WAITING)
+    return finals.get(newest(statuses).state, Readiness.WAITING)
+
+
+def newest(statuses: Sequence[VersionStatus]) -> VersionStatus:
+    """Return the newest version of those that have not been unloaded, as after a rollback.
+
+    A server goes on to list versions that it has unloaded, with the state END and no error.
+
+    Args:
+        statuses: States of all versions, in any order; one or more.
+    """
+    leaving = {"UNLOADING", "END"}
+    staying = [each for each in statuses if each.error or each.state not in leaving]
+    return max(staying or statuses)
 
 
 @dataclass(frozen=True)
@@ -272,7 +285,7 @@ class _Client(abc.ABC):
             statuses, received = self._try_status(name, max(deadline - time.monotonic(), 0.01))
             ready = readiness(statuses)
             if ready is Readiness.AVAILABLE:
-                return max(statuses).version
+                return newest(statuses).version
             if ready is Readiness.FAILED or time.monotonic() + _POLL_SECONDS > deadline:
                 raise ServingError(
                     f"Expected model '{name}' to be available at {self.host_port} within "
@@ -321,7 +334,7 @@ class _Client(abc.ABC):
             return [], str(error)
         if not statuses:
             return [], "no version."
-        version, state, reason = max(statuses)
+        version, state, reason = newest(statuses)
         return statuses, f"version {version} in state {state}. {reason}".strip()
 
     def __enter__(self) -> Self:

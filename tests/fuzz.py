@@ -5,16 +5,19 @@
 Real files are written, changed at random and read: bits, bytes and stretches of them, or values
 inside a file whose checksums fit. A reader may refuse a file by an error with a sentence for the
 user. It may never raise another one, take more than a minute, or return something else than was
-written, except where the change is one that a user could have made. Prints a line for every reader,
-and every failure with the number of its case, and exits with 1 if there was one; used by
-test_fuzz.py, with fewer cases.
+written, except where the change is one that a user could have made. Requests to the stand-in server
+are treated alike: it refuses them by a status that blames the request, or answers them right.
+Prints a line for every reader, and every failure with the number of its case, and exits with 1 if
+there was one; used by test_fuzz.py, with fewer cases.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import http.client
 import io
 import json
+import logging
 import os
 import random
 import signal
@@ -26,11 +29,17 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import grpc
 import keras
 import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from keras_mas import MASModel, SynapticMemory
 from keras_mas.errors import UsageError
+from keras_mas.serving.standin import StandIn
+from keras_mas.serving.traffic import Collector, InputForm, read_requests
 from keras_mas.training import under_way
 from keras_mas.training.cli import main as command_line
 from keras_mas.training.learner import Learner
@@ -152,8 +161,13 @@ def changed_arrays(choose: random.Random, path: Path, intact: bytes) -> bytes:
     return content.getvalue()
 
 
-def make_readers(folder: Path) -> dict[str, Reader]:
-    """Write real files into a folder, and return their readers by name."""
+def make_readers(folder: Path, running: contextlib.ExitStack) -> dict[str, Reader]:
+    """Write real files into a folder, and return their readers by name.
+
+    Args:
+        folder: Where they are written.
+        running: Takes the server that some of them ask.
+    """
     random_numbers = np.random.default_rng(0)
     x, y = random_numbers.normal(size=(24, 4)).astype("float32"), np.arange(24) % 2
     np.savez(folder / "ants.npz", x_train=x, y_train=y, x_test=x, y_test=y)
@@ -222,7 +236,139 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             change=changed_arrays,
             means_it=True,
         ),
+        **make_readers_of_requests(folder, running),
     }
+
+
+def make_readers_of_requests(folder: Path, running: contextlib.ExitStack) -> dict[str, Reader]:
+    """Return the readers of requests: in logs, and those of the stand-in, which serves x/2 + 2."""
+    _export_half_plus_two(folder / "half" / "1")
+    server = running.enter_context(StandIn({"half": folder / "half"}, grpc_port=0, rest_port=0))
+    # It logs with a traceback what is no message at all, as every gRPC server in Python does.
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)
+    channel = running.enter_context(grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}"))
+    predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    requests = [_request_of(values) for values in ([1.0, 2.0, 5.0], [[0.25], [-8.0]], [7.0])]
+    with tf.io.TFRecordWriter(str(folder / "requests.tfrecord")) as writer:
+        for request in requests:
+            writer.write(_log_of(request))
+    (folder / "request.bin").write_bytes(requests[1].SerializeToString())
+    (folder / "request.json").write_text('{"signature_name": "serve", "instances": [1, 2.5, -3e1]}')
+    logged = folder / "requests.tfrecord"
+
+    def over_rest():
+        return _answer_over_rest(server.rest_port, (folder / "request.json").read_bytes())
+
+    def over_grpc():
+        return _answer_over_grpc(predict, (folder / "request.bin").read_bytes())
+
+    return {
+        "requests": Reader(logged, lambda: _intact_inputs(logged), means_it=True),
+        "requests-values": Reader(
+            logged, lambda: inputs_in(logged), change=changed_record, means_it=True
+        ),
+        "rest": Reader(folder / "request.json", over_rest, means_it=True),
+        "grpc": Reader(folder / "request.bin", over_grpc, means_it=True),
+    }
+
+
+def changed_record(choose: random.Random, path: Path, intact: bytes) -> bytes:
+    """Return a TFRecord file, with the checksums that fit, of which one record is damaged."""
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+    number = choose.randrange(len(records))
+    records[number] = damaged(choose, path, records[number])
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    content = path.read_bytes()
+    path.write_bytes(intact)
+    return content
+
+
+def inputs_in(path: Path) -> list[list[float]]:
+    """Return what is collected of a log: vectors of one number."""
+    collector = Collector(InputForm((1,), ("half",), name="x"))
+    read_requests([path], collector)
+    assert collector.examples == len(collector) + collector.duplicates
+    return collector.asked.inputs.tolist() if len(collector) else []
+
+
+def _intact_inputs(path):
+    """Return what is collected of a log, each of which must be as it was written."""
+    found = inputs_in(path)
+    if not all(each in ([0.25], [-8.0]) for each in found):
+        raise RuntimeError(f"collected what nobody has sent: {found}")
+    return found
+
+
+def _answer_over_rest(port, body):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/models/half:predict", body)
+        response = connection.getresponse()
+        text = response.read().decode()
+    answer = json.loads(text)
+    if response.status != 200:
+        if response.status >= 500:
+            raise RuntimeError(f"status {response.status}: {text}")
+        raise UsageError(answer["error"])
+    with contextlib.suppress(ValueError, TypeError):  # of what is JSON by the letter
+        document = json.loads(body)
+        asked = document["inputs" if "inputs" in document else "instances"]
+        _check_half(asked, answer["outputs" if "inputs" in document else "predictions"])
+    return answer
+
+
+def _answer_over_grpc(predict, content):
+    try:
+        response = predict_pb2.PredictResponse.FromString(predict(content, timeout=30))
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+            _check_is_no_message(content, error.details())
+        raise UsageError(error.details()) from error
+    asked = predict_pb2.PredictRequest.FromString(content).inputs["x"]
+    shape = [dim.size for dim in asked.tensor_shape.dim]
+    answer = tf.make_ndarray(response.outputs["y"])
+    # TensorFlow looks at no value of an empty tensor (`Tensor::FromProto`).
+    _check_half(np.zeros(shape) if 0 in shape else tf.make_ndarray(asked), answer)
+    return answer.tolist()
+
+
+def _check_is_no_message(content, details):
+    try:
+        predict_pb2.PredictRequest.FromString(content)
+    except DecodeError:
+        return
+    raise RuntimeError(details)
+
+
+def _check_half(asked, answer):
+    values = np.asarray(asked, np.float32)
+    with np.errstate(over="ignore"):
+        expected = values / 2 + 2
+    # Values that JSON cannot write are texts: NaN, Infinity.
+    if not np.array_equal(expected, np.asarray(answer, np.float32), equal_nan=True):
+        raise RuntimeError(f"answered {answer} for {asked}")
+
+
+def _request_of(values):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "half", "serve"
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto(values, tf.float32))
+    return request
+
+
+def _log_of(request):
+    log = prediction_log_pb2.PredictionLog()
+    log.predict_log.request.CopyFrom(request)
+    return log.SerializeToString()
+
+
+def _export_half_plus_two(folder):
+    archive = keras.export.ExportArchive()
+    x = tf.TensorSpec(None, tf.float32, name="x")
+    archive.add_endpoint("serve", lambda x: {"y": 0.5 * x + 2.0}, [x])
+    archive.write_out(str(folder), verbose=False)
 
 
 def _train(stream, settings, run):
@@ -313,8 +459,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     failed = False
-    with tempfile.TemporaryDirectory() as folder:
-        readers = make_readers(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+        readers = make_readers(Path(folder), running)
         for name in asked.readers.split(",") if asked.readers else readers:
             failures = fuzz(readers[name], asked.cases, asked.seed)
             failed |= bool(failures)

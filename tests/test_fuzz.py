@@ -1,5 +1,6 @@
 """The readers of fuzz.py against a few damaged files each; the command takes thousands."""
 
+import contextlib
 import dataclasses
 import random
 from pathlib import Path
@@ -22,12 +23,17 @@ NAMES = [
     "toml",
     "npz",
     "npz-values",
+    "requests",
+    "requests-values",
+    "rest",
+    "grpc",
 ]
 
 
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory):
-    return make_readers(tmp_path_factory.mktemp("fuzz"))
+    with contextlib.ExitStack() as running:
+        yield make_readers(tmp_path_factory.mktemp("fuzz"), running)
 
 
 def test_every_reader_is_tried(readers):

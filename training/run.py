@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import math
@@ -334,12 +335,31 @@ def _on_trunk_of(later, network):
     """Return a network with the heads that were saved with it, on the trunk of a later one.
 
     What is not of the trunk, the output layer and the task's own batch normalization, stays as it
-    was when the task was learned.
+    was when the task was learned. Where a layer of the trunk has been applied to the same tensors
+    already, its outputs are taken, so that all heads read one tensor and an export runs the trunk
+    once.
     """
-    trunk = {layer.name: layer for layer in later.layers}
-    return keras.models.clone_model(
-        network, later.input, clone_function=lambda layer: trunk.get(layer.name, layer)
-    )
+    trunk = {operation.name: operation for operation in later.operations}
+
+    def on_trunk(operation):
+        return functools.partial(_applied_once, trunk.get(operation.name, operation))
+
+    return keras.Model(later.input, network._run_through_graph(later.input, operation_fn=on_trunk))
+
+
+def _applied_once(operation, *args, **kwargs):
+    """Apply a layer, or return the outputs that it has for these symbolic tensors already."""
+    given = keras.tree.flatten((args, kwargs))
+    for node in operation._inbound_nodes:
+        before = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        if len(before) == len(given) and all(map(_same, before, given)):
+            return node.outputs
+    return operation(*args, **kwargs)
+
+
+def _same(one, other):
+    # Tensors and arrays have no truth value to compare by.
+    return one is other or (isinstance(one, str | int | float) and one == other)
 
 
 def describe(

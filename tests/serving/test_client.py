@@ -307,12 +307,32 @@ def test_messages_may_be_larger_than_four_megabytes(server):
         (["AVAILABLE", "LOADING"], Readiness.WAITING),
         (["AVAILABLE", "AVAILABLE"], Readiness.AVAILABLE),
         (["END", "AVAILABLE"], Readiness.AVAILABLE),
-        (["AVAILABLE", "END"], Readiness.FAILED),
+        (["AVAILABLE", "FAILED"], Readiness.FAILED),
+        (["AVAILABLE", "FAILED", "AVAILABLE"], Readiness.AVAILABLE),
+        # After a rollback what was unloaded stays in the list.
+        (["AVAILABLE", "END"], Readiness.AVAILABLE),
+        (["AVAILABLE", "UNLOADING"], Readiness.AVAILABLE),
+        (["LOADING", "END"], Readiness.WAITING),
+        (["END", "END"], Readiness.FAILED),
+        (["FAILED", "END"], Readiness.FAILED),
     ],
 )
 def test_the_newest_version_decides(states, expected):
-    statuses = [VersionStatus(version, state, "") for version, state in enumerate(states)]
+    """FAILED stands for the state END with an error."""
+    statuses = [
+        VersionStatus(version, "END", "no such file")
+        if state == "FAILED"
+        else VersionStatus(version, state, "")
+        for version, state in enumerate(states)
+    ]
     assert readiness(statuses) is expected
+    assert readiness(statuses[::-1]) is expected  # a server lists the highest first
+
+
+def test_waiting_after_a_rollback_returns_the_version_that_is_served(client, monkeypatch):
+    rolled_back = [VersionStatus(3, "END", ""), VersionStatus(2, "AVAILABLE", "")]
+    monkeypatch.setattr(client, "_status", lambda *_: rolled_back)
+    assert client.wait_until_available("shop", timeout=0.0) == 2
 
 
 def test_waiting_ends_when_the_newest_version_is_available(client):

@@ -1,9 +1,17 @@
 import dataclasses
+from collections import Counter
+from contextlib import closing
 
+import keras
 import numpy as np
 import pytest
+from tensorflow.core.protobuf import saved_model_pb2
 
+from keras_mas.serving.export import export_version
+from keras_mas.serving.runtime import LoadedVersion
+from keras_mas.training import network
 from keras_mas.training.exporting import manifest_of
+from keras_mas.training.run import Listener, saved_heads, train
 from keras_mas.training.tasks import Split, Task, TaskStream
 
 
@@ -42,3 +50,57 @@ def test_a_manifest_says_what_was_known_after_its_task():
         "accuracy_matrix": [[0.9, 0.1], [0.8, 0.7]],
         "command": "keras-mas train letters",
     }
+
+
+class ExportLast(Listener):
+    """Exports the models in memory after the last of two tasks, as `train --export` does."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def task_finished(self, result):
+        if result.number == 2:
+            export(result.models, result.classes, self.folder)
+
+
+def export(models, classes, folder):
+    export_version(models, folder, classes=classes, warmup_batch_sizes=[1])
+
+
+def operations_of(version):
+    """How many operations of each kind the graph of a version holds, in all its functions."""
+    model = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    library = model.meta_graphs[0].graph_def.library
+    return Counter(node.op for function in library.function for node in function.node_def)
+
+
+def residual_trunk(backbone, input_shape, rescale, weights=None):
+    """A trunk with batch normalization, and with operations that are no layers."""
+    inputs = keras.Input(input_shape, name="inputs")
+    hidden = keras.layers.Dense(4, "relu", name="hidden")(inputs)
+    hidden = keras.layers.BatchNormalization(momentum=0.5, name="norm")(hidden)
+    return keras.Model(inputs, 0.5 * hidden + inputs, name="trunk")
+
+
+@pytest.mark.parametrize("batch_norm", ["shared", "per-task"])
+def test_a_saved_run_is_exported_as_the_models_in_memory(
+    stream, settings, tmp_path, monkeypatch, batch_norm
+):
+    monkeypatch.setattr(network, "build_trunk", residual_trunk)
+    recipe = dataclasses.replace(settings.recipe, batch_norm=batch_norm)
+    settings = dataclasses.replace(settings, recipe=recipe)
+    stream = dataclasses.replace(stream, tasks=stream.tasks[:2])
+    in_memory, saved = tmp_path / "in-memory" / "2", tmp_path / "saved" / "2"
+    train(stream, settings, tmp_path / "run", listeners=[ExportLast(in_memory)])
+    export(*saved_heads(tmp_path / "run", 2), saved)
+    # What the heads share of the trunk runs no more often than there.
+    assert operations_of(saved) <= operations_of(in_memory)
+    x = stream.tasks[1].test.inputs
+    with closing(LoadedVersion(in_memory)) as one, closing(LoadedVersion(saved)) as other:
+        assert one.signatures.keys() == other.signatures.keys()
+        assert ("features" in other.signatures) == (batch_norm == "shared")
+        for name in ("serving_default", "ants", "bees"):
+            expected, found = (each.run(name, {"inputs": x}) for each in (one, other))
+            assert expected.keys() == found.keys()
+            for key in expected:
+                np.testing.assert_array_equal(expected[key], found[key], err_msg=key)

@@ -92,6 +92,23 @@ def test_importance_of_logged_requests_is_that_of_the_same_inputs(
     assert snapshot(finished) == files
 
 
+@pytest.mark.slow
+def test_importance_of_a_thousand_requests_is_that_of_the_same_inputs(
+    finished, log, tmp_path, capsys
+):
+    asked = np.random.default_rng(6).normal(size=(1000, 1, 4)).astype(np.float32)
+    to = tmp_path / "memory.npz"
+    requests = log(*(("serving_default", each) for each in asked))
+    report = run(capsys, "importance", finished, "--from-requests", requests, "--output", to)
+    assert (report["read"], report["duplicates"], report["measured"]) == (1000, 0, 1000)
+    before = SynapticMemory.load(finished / "2/memory.npz").importance
+    after = SynapticMemory.load(to).importance
+    direct = compute_importance(finished_network(finished), asked[:, 0])
+    for name, omega in before.items():
+        # The log is read in random order, and float32 sums depend on it in the last digits.
+        np.testing.assert_allclose(after[name], omega + direct[name], rtol=2e-6)
+
+
 def test_the_next_training_takes_the_memory(finished, later, log, tmp_path, capsys):
     to = tmp_path / "memory.npz"
     requests = log(("", later))
