@@ -32,8 +32,8 @@ def kappa_of(strength: Any) -> float | None:
         kappa = math.nan
     if name != AUTO or not 0 < kappa < math.inf:
         raise ValueError(
-            f"Expected a strength λ ≥ 0, or {AUTO}, or {AUTO}:KAPPA with a number > 0 in place of "
-            f"{KAPPA:g}. Received: {strength!r}."
+            f"Expected a strength λ ≥ 0, or {AUTO}, or {AUTO}:KAPPA with a number > 0, which is "
+            f"{KAPPA:g} by default. Received: {strength!r}."
         )
     return kappa
 

@@ -1,6 +1,6 @@
 """The progress of decoding and of a run on standard error: lines and, on a terminal, live bars."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from rich.progress import Task as Bar
 from rich.text import Text
 
 from .console import stderr_console
-from .run import Listener, TaskResult
+from .run import Evaluation, Listener, TaskResult
 from .summary import mean_of_known, measure_text
 from .tasks import Task, TaskStream
 
@@ -99,6 +99,18 @@ class TaskLines(Bars, Listener):
         self.bars.start_task(self.run)  # the clock; once started, it goes on
         self.bars.update(self.run, status=f"task {number}/{len(self.stream.tasks)}")
         self.epochs_done(0.0)
+
+    def task_resumed(
+        self, history: Mapping[str, Sequence[float]], evaluations: Sequence[Evaluation]
+    ) -> None:
+        """Say after which epoch the task goes on."""
+        done, name = len(history["loss"]), self.stream.tasks[self.number - 1].name
+        self.console.print(
+            f"{self.title}  task {self.number}/{len(self.stream.tasks)}  {name:{self.width}}  goes on "
+            f"after epoch {done} of {self._epochs(self.number)}",
+            soft_wrap=True,
+        )
+        self.epochs_done(float(done))
 
     def epochs_done(self, epochs: float) -> None:
         """Show that so many epochs of the task under way, in fractions, have been done."""

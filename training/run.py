@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import io
 import math
 import sys
 import time
@@ -557,7 +556,7 @@ class _Run:
 
         def accuracy(strength):
             if strength not in tried:
-                with _prints_to_stderr(self.verbose):
+                with _prints_to_stderr():
                     tried[strength] = self.learner.tried_accuracy(number, strength)
                 write_json(path, {"task": number + 1, "tries": list(tried.items())})
             for listener in self.listeners:
@@ -600,7 +599,7 @@ class _Run:
             earlier = [self._training_data(each) for each in self.stream.tasks[:number]]
         self.history = keras.callbacks.History()
         begun = self._begun(number)
-        with self._timed("training") as watch, _prints_to_stderr(self.verbose):
+        with self._timed("training") as watch, _prints_to_stderr():
             callbacks = [
                 *self._callbacks(number),
                 keras.callbacks.TerminateOnNaN(),
@@ -922,10 +921,9 @@ def _checked_row(accuracies, tasks):
     return accuracies
 
 
-def _prints_to_stderr(verbose):
-    """Send what Keras prints to standard error if it was asked for, and nowhere otherwise."""
-    shown = sys.stderr if verbose else None
-    return contextlib.redirect_stdout(shown or io.StringIO())
+def _prints_to_stderr():
+    """Send what Keras and callbacks print to standard error: results are on standard output."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 class _EvaluateEvery(keras.callbacks.Callback):

@@ -81,7 +81,10 @@ def test_a_run_is_named_after_a_scenario_that_is_not_the_streams_own(stream, usu
             lambda: Settings(strength=-1.0),
             "a number ≥ 0, auto or decay. Received: -1.0",
         ),
-        (lambda: Settings(strength="auto:0"), "auto:KAPPA with a number > 0 .* Received: 'auto:0'"),
+        (
+            lambda: Settings(strength="auto:0"),
+            "auto:KAPPA with a number > 0, .* Received: 'auto:0'",
+        ),
         (lambda: Settings(method="ebll", strength="auto"), "strength of the method 'ebll'"),
         (lambda: Settings(strength=math.inf), "Received: inf"),
         (lambda: Settings(strength=math.nan), "Received: nan"),

@@ -56,7 +56,7 @@ def draw(found: Found, recommendation: Recommendation, path: Path) -> None:
     upper.set(ylabel="average accuracy")
     lower.set(ylabel="forgetting", xlabel="λ" if name == STRENGTH else name.replace("_", " "))
     upper.set_title(_title(found, recommendation), fontsize=10, loc="left")
-    if len(kinds) > 1:
+    if len(kinds) > 1 and upper.get_legend_handles_labels()[0]:  # none if all were stopped
         upper.legend(frameon=False, fontsize=8)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=150)

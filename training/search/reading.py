@@ -13,7 +13,7 @@ from ..wording import did_you_mean
 from .dimensions import STRENGTH, Choices, Range
 
 # Not varied: several seeds are a trial's executions, and measuring changes no result.
-_FIXED = ("seed", "evaluate_every")
+_FIXED = ("seed", "evaluate_every", "deterministic")
 
 
 def fields() -> dict[str, dataclasses.Field]:
@@ -40,11 +40,23 @@ def read_space(text: str) -> dict[str, Range | Choices]:
         >>> read_space("penalty=in_loss,decoupled epochs=5..20")["epochs"]
         Range(least=5, largest=20, is_log=False, is_whole=True)
     """
-    given = _read_toml(Path(text)) if text.endswith(".toml") else dict(map(_parted, text.split()))
+    given = _read_toml(Path(text)) if text.endswith(".toml") else _read_words(text.split())
     return {
         name: _dimension(name, value)
         for name, value in ((key.replace("-", "_"), value) for key, value in given.items())
     }
+
+
+def _read_words(words):
+    pairs = list(map(_parted, words))
+    names = [name.replace("_", "-") for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"Expected each option once in --vary. Received: '{name}' more than once. Put all "
+                f"its values together, as in {name}=A,B,C."
+            )
+    return dict(pairs)
 
 
 def _parted(part):
@@ -132,4 +144,5 @@ def _value(name, field, given):
     try:
         return parser_of(field)(str(given))
     except argparse.ArgumentTypeError as error:
-        raise UsageError(f"In --vary, `{name}`: {error}. See {flag(name)} of `train`.") from None
+        said = str(error).rstrip(".")
+        raise UsageError(f"In --vary, `{name}`: {said}. See {flag(name)} of `train`.") from None

@@ -75,6 +75,12 @@ def recommend(
     if highest is None:
         raise NoTrialError(_why_none(trials, max_forgetting))
     error = highest.standard_error
+    if highest.accuracy <= highest.untrained + error:
+        raise NoTrialError(
+            f"No trial learned more than a network that was not trained, whose average accuracy is "
+            f"{highest.untrained:.4f}: the highest is {highest.accuracy:.4f}. No λ can help that. "
+            "Raise `--epochs`, lower `--learning-rate`, or choose another `--backbone`."
+        )
     as_good = [
         trial
         for trial in trials
@@ -99,7 +105,8 @@ def _why_none(trials, max_forgetting):
         if not failed:
             return (
                 f"None of {len(trials)} trials forgets at most {max_forgetting:g}: all were "
-                f"stopped. Raise --max-forgetting, or --strength-max, or give more --trials."
+                "stopped. Raise --max-forgetting, or --strength-max, or give more --trials; "
+                "--complete-trials shows what they end with."
             )
         return (
             f"No trial was completed: {len(failed)} of {len(trials)} failed. The last one: "

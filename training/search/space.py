@@ -115,8 +115,8 @@ class SearchSpace:
         combinations = _combinations(found)
         if self.tuner == "grid" and combinations > self.trials:
             raise UsageError(
-                f"Expected as many --trials as the grid has settings, {combinations}, for a part "
-                f"of it is only its smallest values. Received: {self.trials}. Take `--trials "
+                f"Expected as many --trials as the grid has settings, {combinations}: fewer would "
+                f"leave the largest values out. Received: {self.trials}. Take `--trials "
                 f"{combinations}`, narrower ranges, or another --tuner."
             )
         return found

@@ -72,6 +72,26 @@ def forgetting_bound(rows: Rows) -> float:
     return round(lost / (tasks - 1), 12)
 
 
+def forgetting_error(rows: Rows, examples: Sequence[int]) -> float:
+    """Return the standard error of `forgetting_bound`, from the examples it was measured on.
+
+    It is that of the differences between the best and the last accuracy on each task, as if other
+    examples were right each time, which is too large rather than too small.
+
+    Args:
+        rows: As for `forgetting_bound`.
+        examples: How many examples each task learned so far was measured on.
+
+    Example:
+        >>> round(forgetting_error([[0.5, 0.0], [0.5, 0.5]][:1], [100]), 3)  # 2 (1/4) / 100
+        0.071
+    """
+    tasks = len(rows[-1])
+    shares = [((max(row[j] for row in rows[j:]), rows[-1][j]), n) for j, n in enumerate(examples)]
+    variances = [p * (1 - p) / n for pair, n in shares for p in pair]
+    return sum(variances) ** 0.5 / (tasks - 1)
+
+
 def ceilings_of(matrices: Sequence[Rows]) -> list[float]:
     """Return the highest accuracy right after each task, `[T]`, over the matrices of runs.
 
@@ -91,7 +111,8 @@ class Judge(Listener):
     ceilings: where another run has learned it that well, or 1. A run that would have broken it by
     more than the standard error, for example one with much backward transfer, is stopped though it
     might have won; `complete_trials` of the search switches this off. With a bound on forgetting,
-    a run that has forgotten more already is stopped too.
+    a run that has forgotten more already is stopped too, if it is more by two standard errors:
+    what a later task brings back is within them.
 
     Args:
         ceilings: Highest accuracy of each task, `[T]`.
@@ -106,16 +127,19 @@ class Judge(Listener):
         self.ceilings, self.required = ceilings, required
         self.max_forgetting = max_forgetting
         self.rows: list[list[float]] = []
+        self.examples: list[int] = []
 
     def task_finished(self, result: TaskResult) -> None:
         """Stop the run if it cannot win; it is told of tasks that were read from disk too."""
         self.rows.append(known(result.accuracies))  # all are: a trial has all its data
+        self.examples.append(len(result.task.validation))
         learned, tasks = len(self.rows), len(result.accuracies)
         if learned == tasks:
             return
         bound, lost = accuracy_bound(self.rows, self.ceilings), forgetting_bound(self.rows)
-        if self.max_forgetting is not None and lost > self.max_forgetting:
-            why = f"it would forget {lost:.4f} or more"
+        certain = lost - 2 * forgetting_error(self.rows, self.examples)
+        if self.max_forgetting is not None and certain > self.max_forgetting:
+            why = f"its tasks have lost {lost:.4f} already"
         elif self.required is not None and bound < self.required:
             why = f"it could reach {bound:.4f}, and {self.required:.4f} is needed"
         else:

@@ -77,6 +77,11 @@ class Trial:
         examples = [result["examples"][task]["validation"] for task in result["tasks"]]
         return standard_error(result["accuracy_matrix"], examples)
 
+    @property
+    def untrained(self) -> float:
+        """Average accuracy before the first task; 0 if it was not recorded."""
+        return statistics.mean(statistics.mean(r.get("baseline") or [0.0]) for r in self.results)
+
     def others(self) -> dict[str, Any]:
         """Return what is varied besides λ."""
         return {name: value for name, value in self.values.items() if name != STRENGTH}

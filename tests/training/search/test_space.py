@@ -98,7 +98,7 @@ def test_a_grid():
     assert Range(1, 3, is_log=False, is_whole=True).grid() == (1, 2, 3)
     grid = SearchSpace("grid", 12, 0.01, 1.0, "penalty=in_loss,decoupled")
     assert grid.count(grid.dimensions(Settings())) == 10
-    with pytest.raises(UsageError, match="as the grid has settings, 10, .* Received: 9"):
+    with pytest.raises(UsageError, match="as the grid has settings, 10: .* Received: 9"):
         SearchSpace("grid", 9, 0.01, 1.0, "penalty=in_loss,decoupled").dimensions(Settings())
 
 

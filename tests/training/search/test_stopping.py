@@ -1,3 +1,5 @@
+import types
+
 import pytest
 
 from keras_mas.metrics import forgetting
@@ -26,11 +28,12 @@ def test_the_forgetting_that_is_certain():
     assert forgetting(whole) == pytest.approx(forgetting_bound(ROWS))
 
 
-def stop_of(judge, rows):
+def stop_of(judge, rows, examples=10**8):
     """Why a run with these rows is stopped; None if it is not."""
+    task = types.SimpleNamespace(validation=range(examples))
     try:
         for number, row in enumerate(rows, 1):
-            judge.task_finished(TaskResult(number, None, row, {}, {}, 1.0))
+            judge.task_finished(TaskResult(number, task, row, {}, {}, 1.0))
     except CannotWinError as error:
         return error.stop
     return None
@@ -48,7 +51,13 @@ def test_a_run_is_stopped_when_it_falls_behind_what_is_needed():
 def test_a_run_that_has_forgotten_too_much_is_stopped():
     assert stop_of(Judge([1.0] * 4, None, 0.14), ROWS) is None
     stop = stop_of(Judge([1.0] * 4, None, 0.13), ROWS)
-    assert stop.reason == "stopped after task 2 of 4: it would forget 0.1333 or more"
+    assert stop.reason == "stopped after task 2 of 4: its tasks have lost 0.1333 already"
+
+
+def test_what_is_within_the_error_of_few_examples_may_come_back():
+    # 0.4 of one task of three: 2 √((0.9·0.1 + 0.5·0.5 + 2·0.8·0.2) / 16) / 3 = 0.135.
+    assert stop_of(Judge([1.0] * 4, None, 0.01), ROWS, examples=16) is None
+    assert stop_of(Judge([1.0] * 4, None, 0.01), ROWS, examples=25) is not None
 
 
 def test_a_run_that_is_finished_is_not_stopped():
