@@ -106,8 +106,8 @@ class TaskLines(Bars, Listener):
         """Say after which epoch the task goes on."""
         done, name = len(history["loss"]), self.stream.tasks[self.number - 1].name
         self.console.print(
-            f"{self.title}  task {self.number}/{len(self.stream.tasks)}  {name:{self.width}}  goes on "
-            f"after epoch {done} of {self._epochs(self.number)}",
+            f"{self.title}  task {self.number}/{len(self.stream.tasks)}  {name:{self.width}}  "
+            f"goes on after epoch {done} of {self._epochs(self.number)}",
             soft_wrap=True,
         )
         self.epochs_done(float(done))
