@@ -1,6 +1,6 @@
 """What a search costs, against as many runs on their own and keras-tuner around whole runs.
 
-    python benchmarks/search.py [--tasks 2,5,13] [--trials 10] [--epochs 3] [--without-tuner]
+    python benchmarks/search.py [--tasks 2,5,13] [--trials 10] [--epochs 30] [--without-tuner]
 
 A task is scikit-learn's digits turned by another angle. K settings, λ = 0, λ = 1 and random ones,
 are tried in four ways:
@@ -198,7 +198,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="The cost of a search.")
     parser.add_argument("--tasks", default="2,5,13")
     parser.add_argument("--trials", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--without-tuner", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
