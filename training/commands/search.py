@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         _print_trials(found, console)
         for sentence in content["advice"]:
             console.print(sentence, soft_wrap=True)
-        console.print("recommended, which reads the test data, as the search did not:")
+        console.print("recommended (the first command to read the test data):")
         console.print(content["command"], soft_wrap=True)
 
 

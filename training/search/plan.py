@@ -167,7 +167,9 @@ class Plan:
                 deaths = self._deaths.get(asked.name, 0) + is_to_blame
                 self._deaths[asked.name] = deaths
                 if deaths < _MOST_DEATHS:
-                    self.observer.said(f"{why} within {asked.name}, which another one goes on with")
+                    self.observer.said(
+                        f"{why} within {asked.name}; another worker, or the same command again, goes on with it"
+                    )
                     self._to_give.insert(0, asked.name)
                 else:
                     reason = f"crashed: {deaths} workers ended within it. The last one: {why}"
