@@ -167,9 +167,7 @@ class Plan:
                 deaths = self._deaths.get(asked.name, 0) + is_to_blame
                 self._deaths[asked.name] = deaths
                 if deaths < _MOST_DEATHS:
-                    self.observer.said(
-                        f"{why} within {asked.name}; another worker, or the same command again, goes on with it"
-                    )
+                    self.observer.said(f"{why} within trial {asked.name}, which is taken up again")
                     self._to_give.insert(0, asked.name)
                 else:
                     reason = f"crashed: {deaths} workers ended within it. The last one: {why}"

@@ -109,7 +109,7 @@ def test_workers_and_their_chief_are_killed_and_nothing_is_lost_or_repeated(here
         wait_for(lambda: holder(here, "strength-1.0", but=killed), chief)
         workers = psutil.Process(chief.pid).children()
         chief.kill()
-    said = "was ended by signal 9 within strength-1.0, which another one goes on with"
+    said = "was ended by signal 9 within trial strength-1.0, which is taken up again"
     assert said in (here / "first.txt").read_text()
     assert psutil.wait_procs(workers, timeout=120)[1] == []  # they notice
     ended = {path: path.stat().st_mtime_ns for path in here.glob("cut/*/trials/*/result.json")}

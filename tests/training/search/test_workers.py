@@ -217,7 +217,7 @@ def test_the_trial_of_a_worker_that_falls_silent_is_taken_up_by_another(
     found, started = searched_by(stream, settings, asked, tmp_path, lost, other, late)
     assert len(found.trials) == len(trained) == 4
     [line] = [line for line in started.lines if "was not heard of for" in line]
-    assert line.endswith("within strength-0.0, which another one goes on with")
+    assert line.endswith("within trial strength-0.0, which is taken up again")
     # λ = 0 came back last, when the others were under way or had ended; by then it was not its own.
     assert still in ([False], [True])
 
