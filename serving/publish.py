@@ -31,7 +31,7 @@ from .gate import (
 )
 from .labels import STABLE
 from .manifest import ManifestError, read_manifest
-from .paths import list_versions, version_path
+from .paths import list_versions, parse_version, version_path
 from .runtime import LoadedVersion, LoadError
 
 _EXTRA = "assets.extra"
@@ -127,6 +127,29 @@ def check_version(directory: str | os.PathLike) -> None:
                 f"folder, without which a server refuses it. Received: "
                 f"{getattr(error, 'message', error)}. Export the version again."
             ) from error
+
+
+def check_published(directory: str | os.PathLike) -> None:
+    """Check that a version is as `publish` left it: it answers, and none of its files is missing.
+
+    Args:
+        directory: Folder of a version that `publish` wrote.
+
+    Raises:
+        LoadError: If it is damaged.
+    """
+    try:
+        read_manifest(directory)
+        if not warmup.has_warmup(directory):
+            raise LoadError(f"Expected warm-up requests in '{directory}'. Received: none.")
+        check_version(directory)
+    except (ManifestError, LoadError) as error:
+        raise LoadError(
+            f"Expected version {parse_version(directory)} in '{directory}' to be whole, since it "
+            f"holds these weights. Received: a damaged version. {error} It is not overwritten, "
+            "since a server may have loaded it: remove its folder and export again, or export "
+            "under a higher number."
+        ) from error
 
 
 class _Gate:

@@ -87,7 +87,8 @@ class Rollout:
         Args:
             version: The version. By default the latest; for `stable` the one labelled `canary`, if
                 there is one.
-            label: One of `labels.LABELS`. Where `stable` moves, `previous` points to where it was.
+            label: One of `labels.LABELS`. Where `stable` moves, `previous` points to where it was,
+                and `canary` is dropped if it is the version that `stable` moves to.
             check: Called with the folder of the version before anything changes, as
                 `publish.check_version`; what it raises leaves everything as it is.
 
@@ -95,7 +96,8 @@ class Rollout:
             The version under each label.
 
         Raises:
-            UsageError: If there is no such version, or the configuration cannot be written.
+            UsageError: If there is no such version, the configuration cannot be written, or
+                `stable` would move back to an earlier version that is not named.
             ConfigError: If it cannot be read, or another process is changing it.
             ControlError: If the server does not load the version or refuses the configuration.
                 Whatever fails, the configuration is what it was.
@@ -103,16 +105,13 @@ class Rollout:
         with changing(self.config):
             labels = self.labels
             if version is None:
-                version = max(list_versions(self.base_path))
-                if label == STABLE:
-                    version = labels.get(CANARY, version)
+                version = self._next(label, labels)
             self._check_exists(version)
             if check is not None:
                 check(list_versions(self.base_path)[version])
             moved = self._of_existing(labels) | {label: version}
-            if label == STABLE and labels.get(STABLE, version) != version:
-                moved[PREVIOUS] = labels[STABLE]
-                moved = self._of_existing(moved)
+            if label == STABLE and labels.get(STABLE) != version:
+                moved = self._of_existing(_taking_over(version, labels, moved))
             self._move(moved)
             return moved
 
@@ -171,6 +170,21 @@ class Rollout:
             removed = [version for version in versions[:-keep] if version not in used]
             remove_versions(self.base_path, removed)
         return removed
+
+    def _next(self, label: str, labels: Mapping[str, int]) -> int:
+        """Return the version to promote if none is named, which is no step back for `stable`."""
+        version = max(list_versions(self.base_path))
+        if label != STABLE:
+            return version
+        version = labels.get(CANARY, version)
+        if version < labels.get(STABLE, version):
+            what = "canary" if CANARY in labels else "latest version"
+            raise UsageError(
+                f"Expected a {what} of '{self.name}' later than version {labels[STABLE]}, which is "
+                f"stable. Received: version {version}. No label was moved; to go back to it, name "
+                f"it: `keras-mas promote {self.base_path} {version}`."
+            )
+        return version
 
     def _check_exists(self, version: int) -> None:
         versions = list_versions(self.base_path)
@@ -238,6 +252,14 @@ class Rollout:
         write_config(self.config, after, self.name)
         undo.callback(_write_back, self.config, text)
         return after
+
+
+def _taking_over(
+    version: int, labels: Mapping[str, int], moved: Mapping[str, int]
+) -> dict[str, int]:
+    """Return the labels where `stable` has moved to a version: it leaves `previous` behind."""
+    kept = {k: v for k, v in moved.items() if (k, v) != (CANARY, version)}
+    return kept | ({PREVIOUS: labels[STABLE]} if STABLE in labels else {})
 
 
 def _tell_again(server: ModelControl, config: ModelServerConfig) -> None:

@@ -59,9 +59,18 @@ class Asked:
 
     def by_head(self) -> Iterator[tuple[str | None, np.ndarray]]:
         """Yield every head, or None, with the inputs that were sent to it."""
-        for head in dict.fromkeys(self.heads):
-            rows = [k for k, each in enumerate(self.heads) if each == head]
+        for head, rows in self.rows_by_head():
             yield head, self.inputs[rows]
+
+    def rows_by_head(self) -> Iterator[tuple[str | None, list[int]]]:
+        """Yield every head, or None, with the places of the inputs that were sent to it."""
+        for head in dict.fromkeys(self.heads):
+            yield head, [k for k, each in enumerate(self.heads) if each == head]
+
+    def only(self, kept: np.ndarray) -> "Asked":
+        """Return the inputs where `kept`, `[N]`, is true."""
+        heads = [head for head, keep in zip(self.heads, kept, strict=True) if keep]
+        return Asked(self.inputs[kept], heads)
 
 
 @dataclass

@@ -144,7 +144,7 @@ def test_the_commands_of_the_command_line(tmp_path, monkeypatch, capsys):
         more = ["--offline"] * (words[0] in moved) + ["--force", "a test"] * (words[0] == "export")
         if words[0] not in served:
             assert main([*words, *more]) == 0, capsys.readouterr().err
-    assert "digits: stable is version 4, canary is version 4" in capsys.readouterr().out
+    assert "digits: stable is version 5, previous is version 4\n" in capsys.readouterr().out
     run_served([words for words in ours if words[0] in served])
 
 

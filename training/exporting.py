@@ -10,7 +10,7 @@ from keras_mas.errors import UsageError
 from keras_mas.serving.export import check_exportable, is_exported
 from keras_mas.serving.gate import HeldOut
 from keras_mas.serving.paths import version_path
-from keras_mas.serving.publish import publish
+from keras_mas.serving.publish import check_published, publish
 
 from .heads import heads_of, unique_heads
 from .run import Listener, TaskResult
@@ -76,7 +76,7 @@ def export_heads(
     classes: dict[str, tuple[str, ...]],
     held_out: Sequence[HeldOut],
     **options: Any,
-) -> Path:
+) -> bool:
     """Publish the heads of a run as a version, unless it holds these heads already.
 
     Args:
@@ -88,12 +88,17 @@ def export_heads(
         **options: Further arguments of `publish`.
 
     Returns:
-        The folder of the version.
+        Whether it was published now; a version that is there already is not judged again.
+
+    Raises:
+        LoadError: If the version that holds these heads is damaged.
     """
     folder = version_path(base, number)
-    if not (folder.exists() and is_exported(models, folder)):
-        publish(models, base, held_out, version=number, classes=classes, **options)
-    return folder
+    if folder.exists() and is_exported(models, folder):
+        check_published(folder)
+        return False
+    publish(models, base, held_out, version=number, classes=classes, **options)
+    return True
 
 
 def held_out_of(stream: TaskStream, tasks: int) -> list[HeldOut]:

@@ -29,6 +29,9 @@ _MOST_TESTED = 1000
 
 _FEATURES_BATCH = 256
 
+# Below this, squares and gradients are finite in float32, which ends at 3.4e38.
+_SURELY_FINITE = 1e12
+
 
 @dataclasses.dataclass(frozen=True)
 class Added:
@@ -89,12 +92,63 @@ def add_importance(
         memory.recognize(network)
     before = _mean(memory.importance)
     for head, inputs in asked.by_head():
-        model = network if head is None else keras.Model(network.input, network.output[head])
+        model = _answering(network, head)
         importance = method.importance(model, inputs)
         share = len(inputs) / len(asked.heads)
         weighted = {name: share * values for name, values in importance.items()}
         memory.remember(model, weighted, _add, new_task=False)
     return Added(memory, before, _mean(memory.importance) - before)
+
+
+def measurable(result: dict[str, Any], network: keras.Model, asked: Asked) -> Asked:
+    """Leave out inputs on which the network or its gradients are not finite.
+
+    Numbers that a user may send, up to 3e38, are squared in ‖F‖², and one of them would keep all
+    others from being measured. Those that are large are measured alone, to see.
+
+    Args:
+        result: The result of the run.
+        network: Its network.
+        asked: The inputs.
+
+    Returns:
+        The others, in the same order; perhaps none.
+    """
+    method = load_method(result["method"])()
+    kept = np.zeros(len(asked.heads), bool)
+    for head, rows in asked.rows_by_head():
+        model = _answering(network, head)
+        largest = _largest_products(model, asked.inputs[rows])
+        for row, product in zip(rows, largest, strict=True):
+            kept[row] = product < _SURELY_FINITE or (
+                np.isfinite(product) and _is_measurable(method, model, asked.inputs[row : row + 1])
+            )
+    return asked.only(kept)
+
+
+def _largest_products(model, inputs):
+    """Return max |x| · max |F(x)| of each input, to which gradients of ‖F‖² are proportional."""
+    outputs = [_outputs(model, batch) for batch in _batches(inputs)]
+    scale = np.abs(inputs.reshape(len(inputs), -1)).max(axis=1).astype(np.float64)
+    return np.maximum(scale, 1.0) * np.abs(np.concatenate(outputs)).max(axis=1)
+
+
+def _outputs(model, batch):
+    logits = keras.tree.flatten(model(batch, training=False))
+    return np.concatenate([keras.ops.convert_to_numpy(each) for each in logits], axis=1)
+
+
+def _is_measurable(method, model, inputs):
+    try:
+        importance = method.importance(model, inputs)
+    except ValueError:  # not finite
+        return False
+    return all(np.isfinite(values).all() for values in importance.values())
+
+
+def _answering(network, head):
+    """Return the part of a network that answers for a head; all of it if none is named."""
+    return network if head is None else keras.Model(network.input, network.output[head])
 
 
 def save_memory(directory: Path, result: dict[str, Any], memory: SynapticMemory, to: Path) -> None:
@@ -185,6 +239,11 @@ def measure_drift(network: keras.Model, trained_on: np.ndarray, later: np.ndarra
 
 
 def _features(trunk, inputs):
-    batches = np.split(inputs, range(_FEATURES_BATCH, len(inputs), _FEATURES_BATCH))
-    features = [keras.ops.convert_to_numpy(trunk(batch, training=False)) for batch in batches]
+    features = [
+        keras.ops.convert_to_numpy(trunk(batch, training=False)) for batch in _batches(inputs)
+    ]
     return np.concatenate(features).reshape(len(inputs), -1).astype(np.float64)
+
+
+def _batches(inputs):
+    return np.split(inputs, range(_FEATURES_BATCH, len(inputs), _FEATURES_BATCH))

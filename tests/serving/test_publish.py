@@ -12,11 +12,11 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from keras_mas.errors import UsageError
 from keras_mas.serving import export
 from keras_mas.serving.config import with_labels, write_config
-from keras_mas.serving.export import ExportError
+from keras_mas.serving.export import ExportError, is_exported
 from keras_mas.serving.gate import Bounds, HeldOut, RefusedError
 from keras_mas.serving.manifest import read_manifest
 from keras_mas.serving.paths import list_versions, new_version, remove_versions
-from keras_mas.serving.publish import check_version, publish
+from keras_mas.serving.publish import check_published, check_version, publish
 from keras_mas.serving.runtime import LoadedVersion, LoadError
 
 # Of four points the pets of `heads()` classify three right. Turned around, they get one right.
@@ -132,6 +132,23 @@ def test_a_stable_version_that_is_damaged_is_no_reason_to_publish(shop, make_hea
     requests.write_bytes(requests.read_bytes()[:-9])
     with pytest.raises(LoadError, match="without which a server refuses it"):
         check_version(shop / "2")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "saved_model.pb").write_bytes(b"\x08"), "complete SavedModel"),
+        (lambda folder: shutil.rmtree(folder / "assets.extra"), "the manifest of a version"),
+        (lambda f: (f / "assets.extra/tf_serving_warmup_requests").unlink(), "warm-up requests"),
+    ],
+    ids=["model", "assets.extra", "requests"],
+)
+def test_a_damaged_version_is_not_taken_for_published(shop, make_heads, damage, message):
+    check_published(shop / "1")
+    damage(shop / "1")
+    assert is_exported(make_heads(), shop / "1")  # its weights are whole
+    with pytest.raises(LoadError, match=f"(?s)version 1 .* damaged version.*{message}.*remove its"):
+        check_published(shop / "1")
 
 
 def test_a_model_that_answers_otherwise_than_keras_is_not_published(tmp_path):

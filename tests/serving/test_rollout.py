@@ -43,9 +43,11 @@ def test_a_version_is_canary_then_stable_then_rolled_back(shop, polled):
         assert rollout.promote(1) == {"stable": 1}
         assert rollout.promote(2, "canary") == {"stable": 1, "canary": 2}
         assert server.available("shop") == {1, 2}
-        assert rollout.promote() == {"stable": 2, "canary": 2, "previous": 1}
+        # Stable now, and so no canary that a later promotion would return to.
+        assert rollout.promote() == {"stable": 2, "previous": 1}
         assert rollout.promote(label="canary") == {"stable": 2, "canary": 3, "previous": 1}
-        assert rollout.promote() == {"stable": 3, "canary": 3, "previous": 2}
+        assert rollout.promote() == {"stable": 3, "previous": 2}
+        assert rollout.promote(label="canary") == {"stable": 3, "canary": 3, "previous": 2}
         # The canary goes along: it is the version that should not be used.
         assert rollout.rollback() == {"stable": 2, "canary": 2}
         assert server.labels == {("shop", "stable"): 2, ("shop", "canary"): 2}
@@ -137,6 +139,25 @@ def test_promoting_what_is_stable_already_forgets_nothing(shop):
     rollout = Rollout(shop)
     rollout.promote(1)
     assert rollout.promote(2) == rollout.promote(2) == {"stable": 2, "previous": 1}
+
+
+def test_stable_does_not_return_to_what_was_a_canary_once(shop):
+    rollout = Rollout(shop)
+    rollout.promote(1)
+    rollout.promote(2, "canary")
+    assert rollout.promote() == {"stable": 2, "previous": 1}
+    assert rollout.promote() == {"stable": 3, "previous": 2}
+    assert rollout.promote() == {"stable": 3, "previous": 2}
+
+
+def test_stable_goes_back_only_to_a_version_that_is_named(shop):
+    rollout = Rollout(shop)
+    rollout.promote(2, "canary")
+    rollout.promote(3)
+    with pytest.raises(UsageError, match="later than version 3, which is stable. Rec.* 2"):
+        rollout.promote()
+    assert rollout.labels == {"canary": 2, "stable": 3}
+    assert rollout.promote(2) == {"stable": 2, "previous": 3}
 
 
 def test_versions_under_a_label_are_not_removed(shop):

@@ -123,6 +123,24 @@ def test_the_next_training_takes_the_memory(finished, later, log, tmp_path, caps
     assert drifted == pytest.approx(total, rel=1e-4)  # λ Σ Ω · 1²
 
 
+def test_an_input_that_overflows_is_left_out_and_counted(finished, later, log, tmp_path, capsys):
+    # At 3e38 the outputs overflow, and at 1e20 their squares do.
+    requests = log(("", later), ("bees", 3e38 * np.sign(later[:2])), ("", 1e20 * later[:1]))
+    to = tmp_path / "memory.npz"
+    report = run(capsys, "importance", finished, "--from-requests", requests, "--output", to)
+    assert report["left_out"] == {"inputs on which outputs or gradients are not finite": 3}
+    assert (report["read"], report["measured"]) == (15, 12)
+    before = SynapticMemory.load(finished / "2/memory.npz").importance
+    omega = compute_importance(finished_network(finished), later)
+    for name, values in SynapticMemory.load(to).importance.items():
+        np.testing.assert_allclose(values, before[name] + omega[name], rtol=1e-5)
+
+    requests = log(("", 3e38 * np.sign(later[:2])))
+    words = ["importance", finished, "--from-requests", requests, "--output", tmp_path / "n.npz"]
+    assert main([*map(str, words)]) == 1
+    assert "none that can be used; left out: 2 inputs on which out" in capsys.readouterr().err
+
+
 def test_data_without_labels_take_the_place_of_requests(finished, later, tmp_path, capsys):
     np.savez(tmp_path / "later.npz", x=later)
     to = tmp_path / "memory.npz"

@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.files import check_writable
     from keras_mas.serving.gate import Bounds as GateBounds
+    from keras_mas.serving.paths import version_path
 
-    from ..console import result_console
     from ..exporting import export_heads, held_out_of, manifest_of
     from ..run import saved_heads
     from ..run_directory import read_result
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     bounds = GateBounds(args.max_forgetting, args.min_accuracy)
     stream = _held_out_stream(args, result)
     for tasks in [args.version] if args.version else range(1, learned + 1):
-        folder = export_heads(
+        published = export_heads(
             base,
             tasks,
             *saved_heads(args.directory, tasks),
@@ -109,7 +109,18 @@ def run(args: argparse.Namespace) -> None:
             resize=args.resize or result.get("resize"),
             manifest=manifest_of(result, tasks, command),
         )
-        result_console().print(f"exported {folder}", soft_wrap=True)
+        _print(version_path(base, tasks), published, args.force)
+
+
+def _print(folder, published, force):
+    from ..console import result_console
+
+    said = f"exported {folder}"
+    if not published:
+        said = f"{folder} was published already; it was not judged again"
+        if force is not None:
+            said += ", and the reason of --force is not recorded"
+    result_console().print(said, soft_wrap=True)
 
 
 def _held_out_stream(args, result):

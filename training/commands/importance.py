@@ -84,11 +84,11 @@ def run(args: argparse.Namespace) -> None:
     check_method(result["method"])
     network = finished_network(args.directory)
     collector = _collected(args, network)
-    asked = collector.asked
+    asked = _measurable(result, network, collector)
     drift = _drift(args, result, network, asked.inputs)
     added = add_importance(args.directory, result, network, asked)
     save_memory(args.directory, result, added.memory, args.output)
-    report = _report(args, collector, added, drift)
+    report = _report(args, collector, len(asked.heads), added, drift)
     if args.json:
         shared.print_json(report)
     else:
@@ -128,13 +128,28 @@ def _collected(args, network):
     else:
         for path in args.from_data:
             _read_data(path, collector)
-    if not len(collector):
-        raise RuntimeError(
-            f"Expected inputs of shape {list(form.shape)}. Received: none that can be used; left "
-            f"out: {_left_out(collector.left_out) or 'nothing'}. Name other files, or see "
-            "`keras-mas importance --help`."
-        )
+    _check_any(len(collector), collector)
     return collector
+
+
+def _measurable(result, network, collector):
+    """Return the inputs on which Ω is finite, and count the others; an error if there is none."""
+    from ..later_inputs import measurable
+
+    asked = measurable(result, network, collector.asked)
+    if left_out := len(collector) - len(asked.heads):
+        collector.left_out["inputs on which outputs or gradients are not finite"] += left_out
+    _check_any(len(asked.heads), collector)
+    return asked
+
+
+def _check_any(count, collector):
+    if not count:
+        raise RuntimeError(
+            f"Expected inputs of shape {list(collector.form.shape)}. Received: none that can be "
+            f"used; left out: {_left_out(collector.left_out) or 'nothing'}. Name other files, or "
+            "see `keras-mas importance --help`."
+        )
 
 
 def _check_resize(form):
@@ -223,7 +238,7 @@ def _drawn(stream, args):
     )
 
 
-def _report(args, collector, added, drift):
+def _report(args, collector, measured, added, drift):
     import dataclasses
 
     return {
@@ -231,7 +246,7 @@ def _report(args, collector, added, drift):
         "read": collector.examples,
         "duplicates": collector.duplicates,
         "left_out": dict(collector.left_out),
-        "measured": len(collector),
+        "measured": measured,
         "seed": args.seed,
         "mean_importance": {"before": added.before, "added": added.now},
         "tasks": added.memory.tasks,

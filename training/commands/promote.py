@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=number(int, Bounds(at_least=0)),
         metavar="VERSION",
-        help="number of the version (default: the latest; for stable the canary, if there is one)",
+        help="number of the version (default: the latest; for stable the canary, if there is "
+        "one, and none earlier than stable)",
     )
     parser.add_argument(
         "--label",
