@@ -13,6 +13,7 @@ from keras_mas.methods import load_method
 from keras_mas.training.cli import main
 from keras_mas.training.later_inputs import measure_drift
 from keras_mas.training.run import finished_network, train
+from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import Split, Task, TaskStream
 
@@ -189,10 +190,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
 
 
 def test_a_method_that_needs_labels_is_refused(finished, later, log, tmp_path, capsys):
-    result = json.loads((finished / "result.json").read_text())
     copy = tmp_path / "run"
     copy.mkdir()
-    (copy / "result.json").write_text(json.dumps(result | {"method": "si"}))
+    write_json(copy / "result.json", read_json(finished / "result.json") | {"method": "si"})
     words = [
         "importance",
         copy,

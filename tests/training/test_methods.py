@@ -112,15 +112,15 @@ def own(tmp_path, monkeypatch, stream):
 
 
 def test_a_method_of_your_own_is_trained_and_searched(own, stream, capsys):
-    words = ["insects.toml", "--method", "magnitude:Magnitude", "--epochs", "1"]
-    words += ["--backbone", "mlp-8", "--json"]
-    assert main(["train", *words]) == 0, capsys.readouterr().err
+    words = ["insects.toml", "--method", "magnitude:Magnitude", "--backbone", "mlp-8", "--json"]
+    assert main(["train", *words, "--epochs", "1"]) == 0, capsys.readouterr().err
     result = json.loads(capsys.readouterr().out)
     assert (result["method"], result["strength"]) == ("magnitude:Magnitude", 0.25)
     folder = own / "runs/insects-magnitude.Magnitude-0.25-mlp-8-epochs1-seed0"
     assert json.loads((folder / "result.json").read_text())["method"] == "magnitude:Magnitude"
     settings = Settings(method="magnitude:Magnitude")
     assert run_name(stream, settings) == "insects-magnitude.Magnitude-0.25-seed0"
+    words += ["--epochs", "5", "--learning-rate", "0.03"]
     assert main(["search", *words, "--trials", "1"]) == 0, capsys.readouterr().err
     found = json.loads(capsys.readouterr().out)
     assert "--method magnitude:Magnitude" in found["command"]
