@@ -363,9 +363,18 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     assert "out of 1, 3" in refusal(capsys, 2, "promote", "insects", 2, "--offline")
     assert "no such folder" in refusal(capsys, 2, "promote", "wasps", "--offline").lower()
     assert "127.0.0.1:1" in refusal(capsys, 1, "promote", "insects", "--server", "127.0.0.1:1")
+    (models / "3/saved_model.pb").rename(here / "saved_model.pb")
     (models / "3/saved_model.pb").write_bytes(b"damaged")
     sentence = refusal(capsys, 1, "promote", "insects", 3, "--offline")
     assert "Expected a complete SavedModel in" in sentence
+    (here / "saved_model.pb").replace(models / "3/saved_model.pb")
+    answer(capsys, "promote", "insects", 3, "--label", "canary", "--offline")
+    shutil.rmtree(models / "3")
+    with StandIn({"insects": models}, grpc_port=0, rest_port=0) as server:
+        assert main(["status", "insects", "--server", f"127.0.0.1:{server.rest_port}"]) == 1
+    out, err = capsys.readouterr()
+    assert "insects version 3  NOT LOADED  (canary)" in out
+    assert "Received: canary → version 3, which is not there" in err
     (here / "models/models.config").write_text("models { }")
     assert "models.config'. Received: 1:1" in refusal(capsys, 1, "promote", "insects", "--offline")
     np.savez(here / "ants.npz", **dict(np.load("ants.npz")) | {"y_test": np.zeros(40, int)})

@@ -20,7 +20,8 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.serving.client import ServingError
 
     folder = rollouts.model_folder(args.model)
-    rows, failure = _on_disk(folder, args.config), None
+    rows, missing = _on_disk(folder, args.config)
+    failure = None
     try:
         with basics.client_of(args) as client:
             statuses = client.status(folder.resolve().name)
@@ -36,19 +37,31 @@ def run(args: argparse.Namespace) -> None:
         _print([rows[version] for version in sorted(rows)], folder.name, args.json)
     if failure is not None:
         raise failure
+    # A server may have it from elsewhere.
+    missing = {k: v for k, v in missing.items() if rows[v]["state"] != "AVAILABLE"}
+    if missing:
+        raise RuntimeError(_of_missing(folder, missing))
 
 
 def _on_disk(folder, config):
-    """Return a row for every version in a folder, by its number."""
+    """Return a row for every version in a folder or under a label, and the labels of no folder."""
     from keras_mas.serving.config import config_path, labels_of, read_config
     from keras_mas.serving.paths import list_versions
 
     labels = labels_of(read_config(config or config_path(folder)), folder.resolve().name)
-    rows = {}
-    for version in list_versions(folder):
-        names = [label for label, labelled in labels.items() if labelled == version]
-        rows[version] = _row(version) | {"labels": sorted(names)}
-    return rows
+    versions = list_versions(folder)
+    rows = {version: _row(version) for version in versions}
+    for label in sorted(labels):
+        rows.setdefault(labels[label], _row(labels[label]))["labels"].append(label)
+    return rows, {label: labels[label] for label in sorted(labels) if labels[label] not in versions}
+
+
+def _of_missing(folder, missing):
+    said = ", ".join(f"{label} → version {version}" for label, version in missing.items())
+    return (
+        f"Expected every label of '{folder.name}' to point to a version in '{folder}'. Received: "
+        f"{said}, which is not there. Restore its folder, or `keras-mas promote {folder} VERSION`."
+    )
 
 
 def _row(version):
