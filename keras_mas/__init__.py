@@ -4,10 +4,10 @@ Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars, "Memory Aware Synapses: L
 to forget", ECCV 2018, arXiv:1711.09601.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
-
-import wrapt
 
 # TensorFlow takes seconds to import, and the command line's `--help` needs none of it: each public
 # name is imported from its module when it is first asked for (PEP 562).
@@ -53,6 +53,26 @@ def _make_loadable(keras):
             import_module(f".{module}", __name__)
 
 
-# At once where Keras has been imported, else when it is. A hook of one's own in the import system
-# would be easy to get wrong; wrapt is a dependency of TensorFlow.
-wrapt.register_post_import_hook(_make_loadable, "keras")
+def _when_keras_is_imported():
+    # Running something after an import is easy to get wrong; wrapt, which TensorFlow needs, does it.
+    import wrapt
+
+    wrapt.register_post_import_hook(_make_loadable, "keras")
+
+
+class _FinderOfKeras:
+    """Finds nothing itself: wrapt takes half of the start-up of a client, which needs no Keras."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != "keras":
+            return None
+        sys.meta_path.remove(cls)
+        _when_keras_is_imported()
+        return find_spec(name)  # by wrapt, which now comes first
+
+
+if "keras" in sys.modules:
+    _when_keras_is_imported()
+else:
+    sys.meta_path.insert(0, _FinderOfKeras)
