@@ -54,7 +54,7 @@ def _make_loadable(keras):
 
 
 def _when_keras_is_imported():
-    # Running something after an import is easy to get wrong; wrapt, which TensorFlow needs, does it.
+    # To run something after an import is easy to get wrong; wrapt does it, which TensorFlow needs.
     import wrapt
 
     wrapt.register_post_import_hook(_make_loadable, "keras")
