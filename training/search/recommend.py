@@ -86,8 +86,7 @@ def recommend(
         for trial in trials
         if meets(trial, max_forgetting) and trial.accuracy >= highest.accuracy - error
     ]
-    # Of those that forget equally little the most accurate, and of these the least λ.
-    chosen = min(as_good, key=lambda t: (t.forgetting, -t.accuracy, t.strength or 0.0))
+    chosen = _chosen(as_good)
     return Recommendation(
         chosen,
         highest,
@@ -96,6 +95,18 @@ def recommend(
         _edges(chosen, trials, dimensions),
         _plateau(chosen, trials, as_good),
     )
+
+
+def _chosen(as_good):
+    """Return the one that forgets least and is the most accurate; of several alike, a middle λ.
+
+    Seeds move the bounds of what does equally well; the middle is the farthest from both.
+    """
+    best = min((trial.forgetting, -trial.accuracy) for trial in as_good)
+    alike = [trial for trial in as_good if (trial.forgetting, -trial.accuracy) == best]
+    comparable = [[t for t in alike if t.others() == trial.others()] for trial in alike]
+    most = sorted(max(comparable, key=len), key=lambda trial: trial.strength or 0.0)
+    return most[(len(most) - 1) // 2]
 
 
 def _why_none(trials, max_forgetting):

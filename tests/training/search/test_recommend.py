@@ -45,6 +45,15 @@ def test_of_settings_within_a_standard_error_the_one_that_forgets_least():
     assert [t.strength for t in found.as_good] == [0.1, 1.0, 10.0]
 
 
+def test_of_settings_that_do_equally_well_the_one_in_the_middle():
+    trials = [trial(s, 0.9) for s in (4.0, 0.5, 1.0, 300.0, 2.0)] + [trial(0.1, 0.9, 0.01)]
+    assert recommend(trials, RANGE).trial.strength == 2.0
+    assert recommend(trials[:4], RANGE).trial.strength == 1.0
+    # One that differs in another option has other neighbours.
+    trials += [trial(s, 0.9, penalty="decoupled") for s in (10.0, 30.0)]
+    assert recommend(trials, RANGE).trial.strength == 2.0
+
+
 def test_several_seeds_have_their_own_standard_error():
     # Accuracies 0.88 and 0.92 have the standard deviation 0.0283, and so the error 0.02.
     both = [result(0.88, 0.1), result(0.92, 0.1)]
