@@ -4,6 +4,7 @@ Property tests draw the same cases in every local run. With CI=true they draw ne
 failure then prints the `@reproduce_failure` line that repeats it.
 """
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,6 +23,12 @@ hypothesis.settings.register_profile(
     "ci", derandomize=False, deadline=None, database=None, print_blob=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
+
+
+def pytest_collection_finish():
+    """Keep what the imports made out of every search of the heap, of the library's own too."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ from .store import Store
 from .stream import Split, checked_labels, checked_split, standard_inputs
 
 PROBE_SECONDS = 3.0
+_AT_A_TIME = 16  # photographs of some megabytes each fit
 
 
 def read_tfds(
@@ -275,14 +276,14 @@ def _encoded(builder, split, key, image_size) -> Encoded:
         dataset = builder.as_dataset(
             split=split, decoders=tfds.decode.PartialDecoding({key: feature}, decoders)
         )
-        values = iter(tfds.as_numpy(dataset.skip(first)))
+        values = _one_by_one(dataset.skip(first).map(lambda example: example[key]))
         for number in itertools.count(first):
             name = f"example {number} of split '{split}' of '{builder.name}'"
             with _naming_example(name):
                 value = next(values, None)
             if value is None:
                 return
-            yield Example(name, partial(decode, name, value[key], feature, image_size))
+            yield Example(name, partial(decode, name, value, feature, image_size))
 
     return Encoded(
         where=f"split '{split}' of the TFDS data set '{builder.name}'",
@@ -291,6 +292,21 @@ def _encoded(builder, split, key, image_size) -> Encoded:
         examples=examples,
         row=_resized_row(feature, image_size),
     )
+
+
+def _one_by_one(dataset):
+    """Yield the values of a data set, fetched many at a time, which takes a fraction of the time."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    count = 0
+    # Values of different shapes cannot be batched, and of a batch one cannot be read.
+    with contextlib.suppress(tf.errors.OpError):
+        for batch in tfds.as_numpy(dataset.batch(_AT_A_TIME)):
+            yield from batch
+            count += len(batch)
+        return
+    yield from tfds.as_numpy(dataset.skip(count))
 
 
 def _resized_row(feature, image_size):

@@ -448,3 +448,17 @@ def test_real_flowers():
     assert len(source.classes) == 102
     assert source.train.inputs.shape == (1020, 64, 64, 3)
     assert np.bincount(source.validation.labels).tolist() == [10] * 102
+
+
+def test_values_are_fetched_many_at_a_time_until_they_cannot_be():
+    import tensorflow as tf
+
+    def check(number):
+        tf.debugging.assert_less(number, 20)
+        return tf.range(number % 2 if number > 17 else 2)  # the 18th and 19th differ in length
+
+    dataset = tf.data.Dataset.range(40).map(check)
+    values = datasets._one_by_one(dataset)
+    assert [len(next(values)) for _ in range(20)] == [2] * 18 + [0, 1]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        next(values)
