@@ -454,11 +454,12 @@ def test_values_are_fetched_many_at_a_time_until_they_cannot_be():
     import tensorflow as tf
 
     def check(number):
-        tf.debugging.assert_less(number, 20)
-        return tf.range(number % 2 if number > 17 else 2)  # the 18th and 19th differ in length
+        tf.debugging.assert_less(number, tf.constant(20, tf.int64))
+        return tf.range(number % 2 if number > 17 else tf.constant(2, tf.int64))
 
     dataset = tf.data.Dataset.range(40).map(check)
     values = datasets._one_by_one(dataset)
+    # The second sixteen differ in length and have one that cannot be read.
     assert [len(next(values)) for _ in range(20)] == [2] * 18 + [0, 1]
     with pytest.raises(tf.errors.InvalidArgumentError):
         next(values)
