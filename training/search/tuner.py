@@ -16,8 +16,9 @@ import keras
 import keras_tuner as kt
 import numpy as np
 
-from keras_mas import MASModel, MultiHead, metrics
+from keras_mas import BatchNormWarning, MASModel, MultiHead, metrics
 from keras_mas.arrays import load_arrays, save_arrays
+from keras_mas.binding import moving_batch_norms
 from keras_mas.callbacks import Consolidate
 from keras_mas.choices import PENALTIES
 from keras_mas.methods import load_method
@@ -36,6 +37,15 @@ ACCURACY, FORGETTING, TRANSFER = "average_accuracy", "forgetting", "backward_tra
 BOUNDED, DIVERGED = "bounded_accuracy", "diverged"
 
 _DECLARE = 'hp.Float("strength", 1e-3, 1e3, sampling="log")'
+# What `build` may return to have batch normalization otherwise, or to have it so without a word.
+_COPIES = (
+    "For copies of them per task, return `keras_mas.MultiHead(trunk, batch_norm='per_task')` from "
+    "`build`."
+)
+_OWN_CHOICE = (
+    "Return a `keras_mas.MASModel` with batch_norm='freeze' from `build` to say so, or with "
+    "'update' to let every task move them."
+)
 _WEIGHTS = "learned.npz"
 # More trials than there are.
 _ALL = 10**9
@@ -414,7 +424,8 @@ class _Network:
             return [built] * len(tasks)
         built.make_model = self.method.model
         per_task = built.batch_norm == "per_task"
-        self.method.protect(built.trunk, batch_norm="update" if per_task else None)
+        batch_norm = "update" if per_task else _frozen(built.trunk, _COPIES)
+        self.method.protect(built.trunk, batch_norm=batch_norm)
         for task in tasks:
             task.check_labels(task.classes, head_of_its_own=True)
             _compile(hypermodel, hp, built.add(task.name, max(2, task.classes)))
@@ -423,7 +434,7 @@ class _Network:
     def _protect(self, model, hp):
         """Protect a whole model; a `MASModel` by its own memory, with λ of the trial."""
         if not isinstance(model, MASModel):
-            self.method.protect(model)
+            self.method.protect(model, batch_norm=_frozen(model, _OWN_CHOICE))
             return
         strength = self.method.strength
         self.method.memory = model.memory
@@ -431,6 +442,20 @@ class _Network:
         if PENALTY in hp.values:
             model.penalty = self.method.penalty
         self.method.penalty = model.penalty
+
+
+def _frozen(model, instead):
+    """Return what becomes of the statistics of batch normalization; say it if a model has any."""
+    moving = moving_batch_norms(model)
+    if moving:
+        warnings.warn(
+            f"'{model.name}' has {len(moving)} BatchNormalization layers ('{moving[0].name}', …), "
+            "whose moving mean and variance no penalty holds. In every trial they are frozen after "
+            f"the first task. {instead}",
+            BatchNormWarning,
+            stacklevel=2,
+        )
+    return "freeze"
 
 
 def _compile(hypermodel, hp, model):

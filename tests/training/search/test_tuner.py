@@ -1,5 +1,6 @@
 """The tuner for a user's own models: what a trial does, what is refused, and how it goes on."""
 
+import functools
 import gc
 import json
 import re
@@ -422,6 +423,34 @@ def test_what_a_sequence_cannot_be_tuned_by_is_refused(tmp_path, oracle, options
 def test_callbacks_that_do_not_suit_a_sequence_are_refused(tmp_path, callback, words):
     with pytest.raises(ValueError, match=words):
         made(folder=tmp_path).search(TASKS, callbacks=[callback])
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            keras_mas.MultiHead,
+            r"'net' has 1 .*every trial.*MultiHead\(trunk, batch_norm=",
+        ),
+        (lambda net: keras.Model(net.inputs, net.outputs), "MASModel` with batch_norm='freeze' fr"),
+        (functools.partial(keras_mas.MultiHead, batch_norm="per_task"), None),
+        (lambda n: keras_mas.MASModel(n.inputs, n.outputs, batch_norm="freeze"), None),
+    ],
+)
+def test_what_becomes_of_batch_normalization_is_said_in_terms_of_build(tmp_path, build, words):
+    def built(hp):
+        hp.Fixed("strength", 1.0)
+        inputs = keras.Input([4])
+        norm = keras.layers.BatchNormalization(name="norm")(inputs)
+        return build(keras.Model(inputs, keras.layers.Dense(2)(norm), name="net"))
+
+    tuner = made(built, folder=tmp_path)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        tuner._network(tuner.oracle.get_space(), own_tasks(TASKS), 0)
+    texts = [str(each.message) for each in found if each.category is keras_mas.BatchNormWarning]
+    assert len(texts) == (words is not None)
+    assert words is None or re.search(words, texts[0])
 
 
 def test_a_search_asks_for_nothing_again_when_it_is_read(trained, tmp_path):
