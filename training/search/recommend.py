@@ -39,6 +39,12 @@ class Recommendation:
     plateau: tuple[float, float] | None
 
     @property
+    def forget_least(self) -> list[Trial]:
+        """Those of `as_good` that forget as little as the recommended one, which is among them."""
+        least = _forgetting(self.trial)
+        return [trial for trial in self.as_good if _forgetting(trial) == least]
+
+    @property
     def has_wide_plateau(self) -> bool:
         """Whether λ hardly matters within a factor of ten or more."""
         if self.plateau is None:
@@ -87,7 +93,7 @@ def recommend(
         if meets(trial, max_forgetting) and trial.accuracy >= highest.accuracy - error
     ]
     # Of those that forget equally little the most accurate, and of these the least λ.
-    chosen = min(as_good, key=lambda t: (t.forgetting, -t.accuracy, t.strength or 0.0))
+    chosen = min(as_good, key=lambda t: (_forgetting(t), -t.accuracy, t.strength or 0.0))
     return Recommendation(
         chosen,
         highest,
@@ -96,6 +102,11 @@ def recommend(
         _edges(chosen, trials, dimensions),
         _plateau(chosen, trials, as_good),
     )
+
+
+def _forgetting(trial):
+    """Return forgetting without the error of rounding, so that what is equal compares as equal."""
+    return round(trial.forgetting, 9)
 
 
 def _why_none(trials, max_forgetting):

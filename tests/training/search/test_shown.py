@@ -66,6 +66,25 @@ def test_advice_names_the_next_command(found):
     assert (again.strength_max, again.epochs, again.directory) == (1e5, 3, Path("here"))
 
 
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        (
+            [trial(1.0, 0.9), trial(10.0, 0.905), trial(100.0, 0.9), trial(300.0, 0.9, 0.01)],
+            "Of 4 trials within it, 3 forget least, 0.0000 each, and λ=10 is the most accurate",
+        ),
+        (
+            [trial(10.0, 0.9), trial(1.0, 0.9)],
+            "Of 2 trials within it, 2 forget least, 0.0000 each, and λ=1 has the smallest λ of the",
+        ),
+    ],
+)
+def test_trials_that_forget_equally_little_are_counted(tmp_path, trials, said):
+    found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
+    first, *_ = command._advice(arguments(), found.recommendation())
+    assert said in first
+
+
 def test_what_is_best_without_protection_is_said(tmp_path):
     trials = [trial(0.0, 0.9), trial(1.0, 0.5, 0.1)]
     found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
