@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     shared.add_tasks(parser)
     group = parser.add_argument_group("search")
-    add_options(group, Settings, "method", "penalty", "seed")
+    add_options(group, Settings, "method", "penalty", "seed", "deterministic")
     add_options(group, SearchSpace)
     add_options(parser.add_argument_group("who runs the trials"), Workers)
     shared.add_recipe(parser)

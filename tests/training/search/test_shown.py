@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from keras_mas.training import progress
 from keras_mas.training.cli import build_parser
 from keras_mas.training.commands import search as command
+from keras_mas.training.commands import shared
+from keras_mas.training.options import given_options
 from keras_mas.training.search import progress as search_progress
 from keras_mas.training.search.dimensions import Range
 from keras_mas.training.search.hparams import write_hparams
@@ -64,6 +66,17 @@ def test_advice_names_the_next_command(found):
     )
     again = build_parser().parse_args(advice[2].split("keras-mas ")[1].split())
     assert (again.strength_max, again.epochs, again.directory) == (1e5, 3, Path("here"))
+
+
+def test_what_is_deterministic_stays_so(found):
+    args = arguments("--deterministic")
+    assert Settings(**given_options(Settings, args)).deterministic  # as `train` reads it
+    recommendation = found.recommendation()
+    assert "--deterministic" in command._content(args, found, recommendation)["command"]
+    assert "--deterministic" in command._wider_command(args, "upper")
+    joining = shared.search_command(vars(args) | {"join": "localhost:7007"})
+    assert "--deterministic" in joining  # what a worker is started by
+    assert "--deterministic" not in shared.search_command(vars(arguments()))
 
 
 @pytest.mark.parametrize(
