@@ -4,9 +4,11 @@ A trial of keras-tuner is one `fit`, judged by its best epoch. Here it is a whol
 tasks are learned in turn, each is consolidated, and the accuracy on all of them at the end counts.
 """
 
+import contextlib
 import functools
 import gc
 import math
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +49,9 @@ _OWN_CHOICE = (
     "'update' to let every task move them."
 )
 _WEIGHTS = "learned.npz"
+_FAILURE = "failure.txt"
+# How often, every tenth of a second, a worker reads a file that the chief may be writing.
+_READS = 50
 # More trials than there are.
 _ALL = 10**9
 
@@ -113,7 +118,10 @@ class ContinualTuner(kt.Tuner):
     A trial learns the tasks in turn, with the same initial weights as every other trial, and
     reports on validation data: `average_accuracy`, `forgetting` and `backward_transfer` at the end,
     `accuracy/NAME` of every task, and `diverged`, 1 if the loss was no finite number. Then the
-    accuracies count as 0, and the search goes on.
+    accuracies count as 0 and forgetting as 1, and the search goes on.
+
+    keras-tuner's chief and workers run trials in several processes, over a folder that they share
+    (`KERASTUNER_TUNER_ID`, `KERASTUNER_ORACLE_IP`, `KERASTUNER_ORACLE_PORT`).
 
     The same script again continues a search that was cut off, as any search of keras-tuner: trials
     that ended are kept, and one that was under way begins anew with the same hyperparameters.
@@ -151,6 +159,7 @@ class ContinualTuner(kt.Tuner):
         _check_oracle(oracle, BOUNDED if max_forgetting is not None else ACCURACY)
         self.max_forgetting, self.keep_models, self.seed = max_forgetting, keep_models, seed
         self._searched: str | None = None  # what the trials on disk are of
+        self._read: kt.Oracle | None = None  # of a worker that has searched: what is on disk
         self._tasks: list[OwnTask] = []
         hypermodel = _adapted(hypermodel)
         hypermodel.build = _checked(hypermodel.build)
@@ -182,7 +191,10 @@ class ContinualTuner(kt.Tuner):
         self._tasks = own_tasks(tasks)
         self._check_same(fit_arguments)
         super().search(self._tasks, **fit_arguments)
-        self._report_failures()
+        if self._is_worker():
+            self._read = _read_beside_chief(self.oracle._oracle)
+        else:
+            self._report_failures()
 
     def run_trial(self, trial: Any, tasks: Sequence[OwnTask], **fit_arguments: Any) -> Any:
         """Learn all tasks with the hyperparameters of a trial, once for every execution.
@@ -211,6 +223,8 @@ class ContinualTuner(kt.Tuner):
 
     def on_trial_end(self, trial: Any) -> None:
         """Tell the oracle, and remove the weights of trials that are not among the best."""
+        if trial.message and self._is_worker():  # which keras-tuner does not send to the chief
+            self._failure_of(trial).write_text(trial.message, encoding="utf-8")
         super().on_trial_end(trial)
         for other in self._completed()[self.keep_models :]:
             self._best_weights(other).unlink(missing_ok=True)
@@ -326,8 +340,10 @@ class ContinualTuner(kt.Tuner):
 
     def _metrics(self, matrix, tasks):
         diverged = matrix is None
-        if diverged:
-            matrix = np.zeros([len(tasks)] * 2).tolist()
+        if diverged:  # nothing is worse: all is forgotten, which a bound on forgetting counts too
+            matrix = np.eye(len(tasks))
+            matrix[-1] = 0.0
+            matrix = matrix.tolist()
         accuracy, forgetting = metrics.average_accuracy(matrix), metrics.forgetting(matrix)
         found = {
             ACCURACY: accuracy,
@@ -355,7 +371,7 @@ class ContinualTuner(kt.Tuner):
 
     def _trials(self):
         """Return all trials, those that were completed first, in the order of their score."""
-        return self.oracle.get_best_trials(_ALL)
+        return (self._read or self.oracle).get_best_trials(_ALL)
 
     def _failures(self):
         """Return a line for every trial that was not completed."""
@@ -363,8 +379,18 @@ class ContinualTuner(kt.Tuner):
             if trial.status == "COMPLETED" and _has_diverged(trial):
                 yield f"trial {trial.trial_id} diverged: {_values(trial)}"
             elif trial.status in ("FAILED", "INVALID"):
-                *_, last = (trial.message or "no message").strip().splitlines()
+                *_, last = self._message(trial).strip().splitlines()
                 yield f"trial {trial.trial_id} failed: {_values(trial)}: {last}"
+
+    def _failure_of(self, trial):
+        return Path(self.get_trial_dir(trial.trial_id)) / _FAILURE
+
+    def _message(self, trial):
+        """Return why a trial failed, in this process or in that of a worker."""
+        path = self._failure_of(trial)
+        if not trial.message and path.exists():
+            return path.read_text(encoding="utf-8")
+        return trial.message or "no message"
 
     def _report_failures(self):
         failures = list(self._failures())
@@ -606,6 +632,17 @@ def _restore_grid(oracle):
         oracle._ordered_ids.insert(trial)
     # Each of them is looked at for a combination after it that has not been tried.
     oracle._populate_next = list(oracle.end_order)
+
+
+def _read_beside_chief(oracle):
+    """Return a worker's own oracle with the trials that the chief, who may be gone, has written."""
+    for _ in range(_READS):
+        with contextlib.suppress(ValueError):  # a file that is half written
+            oracle.reload()
+            return oracle
+        time.sleep(0.1)
+    oracle.reload()
+    return oracle
 
 
 def _is_tensorboard(callback):
