@@ -77,7 +77,7 @@ def tune(stream, trials, epochs, folder):
     space.Float("strength", SPACE.strength_min, SPACE.strength_max, sampling="log")
 
     class Tuner(keras_tuner.RandomSearch):
-        def run_trial(self, trial):
+        def run_trial(self, trial, **fit_arguments):  # `verbose`, of which there is none here
             settings = settings_of(trial.hyperparameters.get("strength"), epochs)
             result = train(stream, settings, folder / trial.trial_id, evaluate_on="validation")
             return {"average_accuracy": result["average_accuracy"]}
