@@ -33,10 +33,10 @@ from keras_mas.training.tasks import TaskStream
 
 PENALTIES = ("decoupled", "in_loss")
 FIXED = {
-    "decoupled": [10.0**power for power in range(4)],
+    "decoupled": [10.0**power for power in range(-1, 4)],
     "in_loss": [10.0**power for power in range(-2, 1)],
 }
-KAPPAS = (10, 30, 100, 300)
+KAPPAS = (3, 10, 30, 100)
 OPTIMIZERS = {"adam": 0.001, "sgd": 0.05}
 
 

@@ -28,6 +28,7 @@ from keras_mas.training.run_directory import read_json, write_json
 
 TABLE = Path("results/auto_strength_rules.json")
 WIDTH = 100
+KAPPAS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 MOMENTUM = 0.9
 RATES = {"adam": 1e-3, "sgd": 0.05}
 # Case → epochs of a task and batch size.
@@ -73,7 +74,7 @@ def candidates(optimizer):
         *(Candidate("in_loss", "fixed", value) for value in (0.01, 0.1, 1.0, 10.0)),
         *(Candidate("decoupled", "mean", value) for value in (10.0, 30.0, 100.0, 300.0, 1000.0)),
         *(Candidate("decoupled", "mean", value, 0.5) for value in (30.0, 100.0, 300.0)),
-        *(Candidate("decoupled", "mean", value, 1.0) for value in (3.0, 10.0, 30.0, 100.0, 300.0)),
+        *(Candidate("decoupled", "mean", value, 1.0) for value in KAPPAS),
         *(Candidate("decoupled", "rms", value, 1.0) for value in (10.0, 30.0, 100.0)),
         *(Candidate("in_loss", "mean", value, 1.0) for value in in_loss),
     ]

@@ -8,7 +8,7 @@ are tried in four ways:
     search   `training.search`, each trial to its end
     runs     K runs of `training.run.train`, with one learner, so that nothing is traced again; in
              the same process, one after each trial
-    stopped  `training.search`, trials that cannot win stopped between tasks
+    stopped  `training.search`, trials not expected to win stopped between tasks
     tuner    keras-tuner's random search around whole runs, which builds everything anew
 
 The cost is processor seconds, which a busy machine changes less than a clock's time, from when the
@@ -77,7 +77,7 @@ def tune(stream, trials, epochs, folder):
     space.Float("strength", SPACE.strength_min, SPACE.strength_max, sampling="log")
 
     class Tuner(keras_tuner.RandomSearch):
-        def run_trial(self, trial):
+        def run_trial(self, trial, **fit_arguments):  # `verbose`, of which there is none here
             settings = settings_of(trial.hyperparameters.get("strength"), epochs)
             result = train(stream, settings, folder / trial.trial_id, evaluate_on="validation")
             return {"average_accuracy": result["average_accuracy"]}

@@ -76,7 +76,9 @@ class SynapticMemory:
             m, and under Adam, Nadam and RMSprop by the root mean square that gradients had in the
             first task. κ is 30, or another number as in "auto:100". The steps are those of all
             epochs, so early stopping makes the hold weaker than intended, and a rate that callbacks
-            change counts as it is when the fit begins.
+            change counts as it is when the fit begins. Where the penalty acts is said to a model,
+            not to the memory: it is in the loss, but for a `MASModel` with `penalty="decoupled"`,
+            which suits "auto" better: `MASModel(…, memory=memory, penalty="decoupled")`.
 
     Raises:
         ValueError: If `strength` is negative, not a finite number in float32, or another text.
@@ -351,11 +353,14 @@ class SynapticMemory:
     def free_share(self) -> float | None:
         """Return the share of weights that are free to learn the next task, with "auto".
 
-        Those whose time constant 1/(2 η λ Ω) is longer than the task, which depends on κ and on how
-        unequal Ω is alone.
+        Those whose time constant 1/(2 η λ Ω) is longer than the task: t κ Ω is below the mean Ω.
+        That depends on κ, the number t of tasks and how unequal Ω is alone.
 
         Returns:
-            A fraction; None if λ was given, or no weights are protected.
+            A fraction; None if λ was given, or no weights are protected. 0 says that no Ω is as
+            small as that, not that nothing can be learned: each weight is pulled back within the
+            task, and moves as far as the task's loss outweighs that. If new tasks are learned too
+            little, take a smaller κ, as in "auto:10", or a wider network.
         """
         importance = list(self.importance.values())
         if self._auto is None or not importance:

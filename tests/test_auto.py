@@ -250,6 +250,27 @@ def test_a_strength_that_was_given_is_not_found():
         model.memory.take_strength(model, 6)
 
 
+def test_the_penalty_is_said_to_a_model_and_the_documentation_says_so():
+    with pytest.raises(TypeError, match="penalty"):
+        SynapticMemory(strength="auto", penalty="decoupled")
+    assert 'MASModel(…, memory=memory, penalty="decoupled")' in SynapticMemory.__doc__
+    memory = SynapticMemory("auto")
+    model = line()
+    memory.protect(model)
+    model = MASModel(model.inputs, model.outputs, memory=memory, penalty="decoupled")
+    assert (model.penalty, model.memory) == ("decoupled", memory)
+
+
+def test_no_free_weight_is_no_network_that_cannot_learn():
+    # One weight, which is as important as the mean: 30 · 1 · Ω is not below Ω.
+    model = remembering(5.0, strength="auto", penalty="decoupled")
+    before = model.get_weights()[0].item()
+    fit(model)
+    assert model.memory.free_share() == 0.0
+    assert model.get_weights()[0].item() > before + 0.001  # F = wx is too flat for x²
+    assert "0 says" in SynapticMemory.free_share.__doc__
+
+
 def test_a_strength_may_become_auto_and_back():
     model = remembering(5.0, strength=2.0, penalty="decoupled")
     assert "strength" not in fit(model)

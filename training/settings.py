@@ -300,7 +300,7 @@ class Settings:
 
     def __post_init__(self):
         check_options(self)
-        object.__setattr__(self, "strength", _strength_of(load_method(self.method), self.strength))
+        object.__setattr__(self, "strength", _strength_of(self.method, self.strength))
         if self.recipe.batch_norm == "per-task" and load_method(self.method).trains_all_heads:
             raise UsageError(
                 f"Expected batch normalization that tasks share for method '{self.method}', which "
@@ -343,9 +343,10 @@ class Settings:
         return load_method(self.method).learns_all_tasks
 
 
-def _strength_of(method, strength):
-    """Return λ as results record it, if a method can have it."""
-    if strength is None or (isinstance(strength, str) and not method.has_strength):
+def _strength_of(name, strength):
+    """Return λ as results record it, if the method of a name can have it."""
+    method = load_method(name)
+    if strength is None:
         return method.default_strength
     try:
         text = _checked_text(strength)
@@ -355,6 +356,11 @@ def _strength_of(method, strength):
         if strength not in NOT_NEGATIVE:
             raise UsageError(f"Expected `strength` to be {_STRENGTHS}. Received: {strength!r}.")
         return strength
+    if not method.has_strength:
+        raise UsageError(
+            f"Expected no way to find λ for method '{name}', which has no λ. Received: --strength "
+            f"{text}. Leave it out, or choose another --method."
+        )
     from keras_mas.methods.base import check_finds_strength
 
     check_finds_strength(method, text)
@@ -567,10 +573,10 @@ class ComparisonPlan:
         """
         strengths, chosen = self.strengths, []
         for name in self.method_names:
-            given = strengths.get(name, strengths.get(None))
-            own: dict[str, Any] = {} if given is None else {"strength": given}
-            seed = self.seed_numbers[0]
-            chosen.append(Settings(method=name, **own, seed=seed, recipe=recipe, **common))
+            plain = Settings(method=name, seed=self.seed_numbers[0], recipe=recipe, **common)
+            of_all = strengths.get(None) if plain.has_strength else None
+            given = strengths.get(name, of_all)
+            chosen.append(plain if given is None else dataclasses.replace(plain, strength=given))
         return chosen
 
 

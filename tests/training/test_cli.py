@@ -662,8 +662,13 @@ def test_a_traceback_only_on_request(here):
 def test_a_search_in_which_all_trials_fail(here, capsys):
     command = ["search", "insects.toml", *QUICK, "--trials", "2"]
     failing = [*command, "--optimizer", "sgd", "--learning-rate", "1e8"]
-    sentence = refusal(capsys, 1, *failing)
-    assert "No trial was completed: 3 of 3 failed. The last one: Expected a finite" in sentence
+    assert main(failing) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert "No trial was completed: 3 of 3 failed. The last one: Expected a finite" in shown[-1]
+    # A line for each trial as it ends, and not once more in a table without a number in it.
+    assert [sum(f"{k}/3  λ=" in line for line in shown) for k in (1, 2, 3)] == [1, 1, 1]
+    assert sum("λ=" in line for line in shown[:-1]) == 3
+    assert shown[-2].startswith("3 trained now, 0 read from") and shown[-2].endswith("3 failed")
 
 
 @pytest.fixture

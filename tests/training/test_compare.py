@@ -307,7 +307,9 @@ def test_a_plan():
     mas, finetune = plan.contestants(Recipe(epochs=7), penalty="decoupled")
     assert mas == Settings("mas", 4.0, "decoupled", 3, Recipe(epochs=7))
     assert (finetune.method, finetune.strength) == ("finetune", Settings("finetune").strength)
-    assert [s.strength for s in ComparisonPlan(strength="3").contestants(Recipe())] == [3.0, 3.0]
+    # One λ for all methods is for those that have one.
+    both = ComparisonPlan(strength="3").contestants(Recipe())
+    assert [each.of_method["strength"] for each in both] == [3.0, None]
 
 
 @pytest.mark.parametrize(

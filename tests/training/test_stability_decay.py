@@ -8,7 +8,7 @@ import pytest
 from keras_mas.errors import UsageError
 from keras_mas.training.run import Listener, saved_heads, train
 from keras_mas.training.run_directory import read_json, write_json
-from keras_mas.training.settings import ComparisonPlan, Settings, run_name
+from keras_mas.training.settings import ComparisonPlan, Recipe, Settings, run_name
 from keras_mas.training.stability_decay import decay_text, margin_of, stability_decay
 from keras_mas.training.tasks import Split, Task, TaskStream
 from keras_mas.training.tasks.inputs import MemoryArray
@@ -47,7 +47,17 @@ def test_a_margin_that_is_none_is_refused(text):
 def test_methods_without_a_penalty_on_weights_are_refused():
     with pytest.raises(UsageError, match=r"strength of the method 'lwf'. Received: 'decay:0.1'"):
         Settings(method="lwf", strength="decay:0.1")
-    assert Settings(method="finetune", strength="decay").of_method["strength"] is None
+
+
+@pytest.mark.parametrize("way", ["decay", "auto", "auto:3"])
+def test_a_method_without_strength_finds_none(way):
+    with pytest.raises(UsageError, match=f"'finetune', which has no λ. Received: --strength {way}"):
+        Settings(method="finetune", strength=way)
+    with pytest.raises(UsageError, match="'finetune', which has no λ"):
+        ComparisonPlan(methods="mas,finetune", strength=f"finetune={way}").contestants(Recipe())
+    # One for all methods is meant for those that have one.
+    both = ComparisonPlan(methods="mas,finetune", strength=way).contestants(Recipe())
+    assert [each.of_method["strength"] for each in both] == [way, None]
 
 
 def test_runs_and_comparisons_are_named_after_it(stream, settings):
@@ -180,6 +190,6 @@ def test_no_data_of_another_task_is_read_until_the_task_has_been_learned(
     result = train(locked, decaying, tmp_path / "locked", listeners=[Locking(locked)])
     assert min(result["strengths"][1:]) > 0
     # The lock holds: a method that does read earlier data is stopped.
-    joint = dataclasses.replace(decaying, method="joint")
+    joint = dataclasses.replace(decaying, method="joint", strength=None)
     with pytest.raises(AssertionError, match="read while another task"):
         train(locked, joint, tmp_path / "joint", listeners=[Locking(locked)])

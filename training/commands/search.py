@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     shared.add_tasks(parser)
     group = parser.add_argument_group("search")
-    add_options(group, Settings, "method", "penalty", "seed")
+    add_options(group, Settings, "method", "penalty", "seed", "deterministic")
     add_options(group, SearchSpace)
     add_options(parser.add_argument_group("who runs the trials"), Workers)
     shared.add_recipe(parser)
@@ -82,7 +82,11 @@ def run(args: argparse.Namespace) -> None:
     try:
         recommendation = found.recommendation()
     except NoTrialError:
-        _print_trials(found, lines.console)
+        # Each trial has had its line there; what is left to show is their order.
+        if any(trial.is_completed for trial in found.trials):
+            _print_trials(found, lines.console)
+        else:
+            _print_counts(found, lines.console)
         raise
     content = _content(args, found, recommendation)
     write_json(found.folder / SUMMARY, content)
@@ -183,15 +187,10 @@ def _row(trial):
 def _advice(args, recommendation):
     """Yield what is to be said about the recommendation, in sentences."""
     trial, highest = recommendation.trial, recommendation.highest
-    count = len(recommendation.as_good)
     yield (
         f"The highest average accuracy is {highest.accuracy:.4f} ± "
         f"{recommendation.standard_error:.4f} (one standard error), with {highest.name}. "
-        + (
-            f"Of {count} trials within it, {trial.name} forgets least: {trial.forgetting:.4f}."
-            if count > 1
-            else "No other trial is within it."
-        )
+        + _why_chosen(recommendation)
     )
     if recommendation.has_wide_plateau:
         least, largest = recommendation.plateau
@@ -207,6 +206,28 @@ def _advice(args, recommendation):
         else:
             option = name.replace("_", "-")
             yield f"{option} lies at the {edge} edge of its range: widen it in --vary."
+
+
+def _why_chosen(recommendation):
+    trial, as_good = recommendation.trial, recommendation.as_good
+    if len(as_good) == 1:
+        return "No other trial is within it."
+    equal = recommendation.forget_least
+    within = f"Of {len(as_good)} trials within it,"
+    if len(equal) == 1:
+        return f"{within} {trial.name} forgets least: {trial.forgetting:.4f}."
+    accurate = [other for other in equal if other.accuracy == trial.accuracy]
+    reason = (
+        "is the most accurate of these"
+        if len(accurate) == 1
+        else "has the smallest λ of the most accurate of these"
+        if sum(other.strength == trial.strength for other in accurate) == 1
+        else "is one of the most accurate of these"
+    )
+    return (
+        f"{within} {len(equal)} forget least, {trial.forgetting:.4f} each, and {trial.name} "
+        f"{reason}."
+    )
 
 
 def _wider_command(args, edge):
@@ -238,6 +259,10 @@ def _print_trials(found, console):
     for trial in found.trials:
         if not trial.is_completed:
             console.print(f"{trial.name} {trial.reason}", soft_wrap=True)
+    _print_counts(found, console)
+
+
+def _print_counts(found, console):
     states = [trial.state for trial in found.trials]
     others = [f", {states.count(s)} {s}" for s in ("stopped", "failed") if s in states]
     new = _trained_now(found)

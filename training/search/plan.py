@@ -182,7 +182,7 @@ class Plan:
         """Return a finite number that says how good a trial is, for the choice of the next ones.
 
         It is the average accuracy, less ten times what exceeds the bound on forgetting. A stopped
-        trial counts as what it could have reached at most, and a failed one as the worst of all.
+        trial counts as the most that was expected of it, and a failed one as the worst of all.
         """
         if trial.state == FAILED:
             return min((self.score(t) for t in self.ended if t.state != FAILED), default=0.0)

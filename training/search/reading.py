@@ -85,12 +85,13 @@ def _dimension(name, given):
     field = fields().get(name)
     if field is None:
         raise UsageError(_unknown(name))
+    typed = _as_typed(name)
     if isinstance(given, list) and given:
-        return Choices(tuple(_value(name, field, each) for each in given))
+        return Choices(tuple(_value(typed, field, each) for each in given))
     if isinstance(given, dict) and {"min", "max"} <= set(given) <= {"min", "max", "scale"}:
-        return _range(name, field, given)
+        return _range(typed, field, given)
     raise UsageError(
-        f"Expected `{name}` in --vary to be several values or a range, as in NAME=A,B,C and "
+        f"Expected `{typed}` in --vary to be several values or a range, as in NAME=A,B,C and "
         "NAME=LEAST..LARGEST; or, in TOML, [A, B, C] and {min = LEAST, max = LARGEST}. Received: "
         f"{given!r}."
     )

@@ -39,6 +39,12 @@ class Recommendation:
     plateau: tuple[float, float] | None
 
     @property
+    def forget_least(self) -> list[Trial]:
+        """Those of `as_good` that forget as little as the recommended one, which is among them."""
+        least = self.trial.forgetting
+        return [trial for trial in self.as_good if trial.forgetting == least]
+
+    @property
     def has_wide_plateau(self) -> bool:
         """Whether λ hardly matters within a factor of ten or more."""
         if self.plateau is None:

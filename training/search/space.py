@@ -32,7 +32,7 @@ def tuner_name(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"expected one of {', '.join(TUNERS)}, received 'hyperband', whose budget is a number "
             "of epochs: with fewer epochs a task is forgotten less, so that its short trials say "
-            "nothing about λ of long ones. Trials that cannot win are stopped between tasks instead"
+            "nothing about λ of long ones. Trials not expected to win are stopped between tasks instead"
         )
     if text not in TUNERS:
         raise argparse.ArgumentTypeError(
@@ -53,7 +53,7 @@ class SearchSpace:
         vary: What else is varied, as `read_space` reads it.
         executions_per_trial: How many seeds, from that of the settings on, each trial is run with.
         max_forgetting: If given, the highest accuracy is sought among settings that forget no more.
-        complete_trials: Whether every trial learns all tasks, even if it cannot win any more.
+        complete_trials: Whether every trial learns all tasks, even if it is not expected to win.
 
     Raises:
         UsageError: If a number is out of range, the tuner is unknown, or `vary` cannot be read.
@@ -81,7 +81,7 @@ class SearchSpace:
         metavar="X",
     )
     complete_trials: bool = option(
-        False, "learn all tasks in every trial, even if it cannot win any more"
+        False, "learn all tasks in every trial, even if it is not expected to win"
     )
 
     def __post_init__(self):

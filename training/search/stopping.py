@@ -1,4 +1,4 @@
-"""When a trial cannot win any more: a bound on what it can still reach, after each task."""
+"""When a trial is not expected to win any more: what it can still reach, after each task."""
 
 import dataclasses
 import statistics
@@ -16,8 +16,8 @@ class Stop:
 
     Attributes:
         reason: Why, in one line.
-        bound: The average accuracy that it could have reached.
-        lost: The forgetting that it would have had at least.
+        bound: The highest average accuracy that was still expected of it.
+        lost: The least forgetting that was expected of it.
         rows: Rows of its accuracy matrix so far.
     """
 
@@ -39,37 +39,50 @@ class CannotWinError(Exception):
         self.stop = stop
 
 
-def accuracy_bound(rows: Rows, ceilings: Sequence[float]) -> float:
+def accuracy_bound(rows: Rows, ceilings: Sequence[float], recovery: float = 0.0) -> float:
     """Return the average accuracy that a run can still reach.
 
-    That is, if the tasks learned so far stay as they are, and every other one ends at its ceiling.
+    That is, if the tasks learned so far gain as much as given, and every other one ends at its
+    ceiling.
 
     Args:
         rows: The rows of the accuracy matrix so far, each `[T]`.
         ceilings: Highest accuracy of each task, `[T]`.
+        recovery: What the accuracy on a task may gain by later ones, up to 1.
 
     Example:
         >>> accuracy_bound([[0.9, 0.5], [0.6, 0.8]][:1], ceilings=[1.0, 0.7])
         0.8
+        >>> accuracy_bound([[0.9, 0.5], [0.6, 0.8]][:1], ceilings=[1.0, 0.7], recovery=0.2)
+        0.85
     """
     learned = len(rows)
-    return statistics.mean([*rows[-1][:learned], *ceilings[learned:]])
+    return statistics.mean([*_recovered(rows, recovery), *ceilings[learned:]])
 
 
-def forgetting_bound(rows: Rows) -> float:
-    """Return the forgetting that a run has at least, if no task is remembered better again.
+def forgetting_bound(rows: Rows, recovery: float = 0.0) -> float:
+    """Return the forgetting that a run has at least, if no task gains more again than given.
 
     Args:
         rows: The rows of the accuracy matrix so far, fewer than tasks, each `[T]`.
+        recovery: What the accuracy on a task may gain by later ones, up to 1.
 
     Example:
         >>> forgetting_bound([[0.9, 0.0, 0.0], [0.7, 0.8, 0.0]])  # 0.2 of two tasks
         0.1
+        >>> forgetting_bound([[0.9, 0.0, 0.0], [0.7, 0.8, 0.0]], recovery=0.1)
+        0.05
     """
     learned, tasks = len(rows), len(rows[-1])
     best = [max(row[j] for row in rows[j:]) for j in range(learned)]
-    lost = sum(before - now for before, now in zip(best, rows[-1][:learned], strict=True))
+    pairs = zip(best, _recovered(rows, recovery), strict=True)
+    lost = sum(max(0.0, before - now) for before, now in pairs)
     return round(lost / (tasks - 1), 12)
+
+
+def _recovered(rows, recovery):
+    """Return the accuracies on the tasks learned so far, each with what it may gain."""
+    return [min(1.0, accuracy + recovery) for accuracy in rows[-1][: len(rows)]]
 
 
 def forgetting_error(rows: Rows, examples: Sequence[int]) -> float:
@@ -93,55 +106,77 @@ def forgetting_error(rows: Rows, examples: Sequence[int]) -> float:
 
 
 def ceilings_of(matrices: Sequence[Rows]) -> list[float]:
-    """Return the highest accuracy right after each task, `[T]`, over the matrices of runs.
+    """Return the highest accuracy on each task since it was learned, `[T]`, in several runs.
 
     Example:
-        >>> ceilings_of([[[0.7, 0.9], [0.8, 0.4]], [[0.6, 0.0], [0.9, 0.5]]])
-        [0.7, 0.5]
+        >>> ceilings_of([[[0.7, 0.9], [0.8, 0.4]], [[0.6, 0.0], [0.7, 0.5]]])
+        [0.8, 0.5]
     """
-    return [max(matrix[j][j] for matrix in matrices) for j in range(len(matrices[0]))]
+    tasks = range(len(matrices[0]))
+    return [max(row[j] for matrix in matrices for row in matrix[j:]) for j in tasks]
+
+
+def recovery_of(matrices: Sequence[Rows]) -> float:
+    """Return the most that the accuracy on a learned task gained by later ones, in several runs.
+
+    Example:
+        >>> recovery_of([[[0.5, 0.1], [0.75, 0.9]], [[0.8, 0.0], [0.6, 0.9]]])
+        0.25
+    """
+    gains = [
+        end - accuracy
+        for matrix in matrices
+        for learned, row in enumerate(matrix, 1)
+        for end, accuracy in zip(matrix[-1][:learned], row[:learned], strict=True)
+    ]
+    return max(gains)  # of the last task 0
 
 
 class Judge(Listener):
-    """Stops a run after a task when it can no longer be recommended.
+    """Stops a run after a task when it is not expected to be recommended any more.
 
     After each task but the last, the accuracy is bounded by `accuracy_bound`. If that is less than
     what the best trial has on average, less one standard error, the run is stopped. It is an
-    assumption that no task gains by later ones, and that no task is learned better than the
-    ceilings: where another run has learned it that well, or 1. A run that would have broken it by
-    more than the standard error, for example one with much backward transfer, is stopped though it
-    might have won; `complete_trials` of the search switches this off. With a bound on forgetting,
-    a run that has forgotten more already is stopped too, if it is more by two standard errors:
-    what a later task brings back is within them.
+    assumption that no task gains more by later ones than one did in another run, and that no task
+    is learned better than the ceilings: where another run has learned it that well, or 1. A run
+    that would have broken it by more than the standard error is stopped though it might have won;
+    `complete_trials` of the search switches this off. With a bound on forgetting, a run that
+    forgets more, by two standard errors, is stopped too.
 
     Args:
         ceilings: Highest accuracy of each task, `[T]`.
+        recovery: What the accuracy on a task may gain by later ones.
         required: The accuracy that a run needs, less of which is not recommended; None if nothing
             is known yet.
         max_forgetting: As in `SearchSpace`.
     """
 
     def __init__(
-        self, ceilings: Sequence[float], required: float | None, max_forgetting: float | None
+        self,
+        ceilings: Sequence[float],
+        recovery: float,
+        required: float | None,
+        max_forgetting: float | None,
     ):
-        self.ceilings, self.required = ceilings, required
+        self.ceilings, self.recovery, self.required = ceilings, recovery, required
         self.max_forgetting = max_forgetting
         self.rows: list[list[float]] = []
         self.examples: list[int] = []
 
     def task_finished(self, result: TaskResult) -> None:
-        """Stop the run if it cannot win; it is told of tasks that were read from disk too."""
+        """Stop the run if it is not expected to win; it is told of tasks that were read from disk too."""
         self.rows.append(known(result.accuracies))  # all are: a trial has all its data
         self.examples.append(len(result.task.validation))
         learned, tasks = len(self.rows), len(result.accuracies)
         if learned == tasks:
             return
-        bound, lost = accuracy_bound(self.rows, self.ceilings), forgetting_bound(self.rows)
+        bound = accuracy_bound(self.rows, self.ceilings, self.recovery)
+        lost = forgetting_bound(self.rows, self.recovery)
         certain = lost - 2 * forgetting_error(self.rows, self.examples)
         if self.max_forgetting is not None and certain > self.max_forgetting:
-            why = f"its tasks have lost {lost:.4f} already"
+            why = f"it would forget {lost:.4f} at least"
         elif self.required is not None and bound < self.required:
-            why = f"it could reach {bound:.4f}, and {self.required:.4f} is needed"
+            why = f"at most {bound:.4f} is expected, and {self.required:.4f} is needed"
         else:
             return
         reason = f"stopped after task {learned} of {tasks}: {why}"

@@ -10,6 +10,9 @@ from .dimensions import STRENGTH
 from .space import name_of_values, shown_values
 from .stopping import standard_error
 
+# Shares of a million examples, averaged over a hundred tasks, differ by more.
+_DIGITS = 10
+
 COMPLETED, STOPPED, FAILED = "completed", "stopped", "failed"
 
 
@@ -20,12 +23,12 @@ class Trial:
     Attributes:
         values: What is varied, by the name of the option.
         settings: All settings, with the first seed.
-        state: `COMPLETED`; `STOPPED` since it could not win; or `FAILED`.
+        state: `COMPLETED`; `STOPPED` since it was not expected to win; or `FAILED`.
         results: Of each seed, as `run.train` returns it, on validation data; of one that is not
             completed, those of the seeds before.
         reason: Why it is not completed, in one line.
-        bound: The average accuracy that a stopped one could have reached; 0 of others.
-        lost: The forgetting that a stopped one would have had at least; 0 of others.
+        bound: The highest average accuracy that was expected of a stopped one; 0 of others.
+        lost: The least forgetting that was expected of a stopped one; 0 of others.
         learned: How many tasks were learned for it, those that it shares left out.
         is_new: Whether any was learned now, rather than read from the search's folder.
         seconds: How long it took now.
@@ -60,12 +63,12 @@ class Trial:
     @property
     def accuracy(self) -> float:
         """Average accuracy, a mean over the seeds, of a completed trial."""
-        return statistics.mean(result["average_accuracy"] for result in self.results)
+        return _mean(result["average_accuracy"] for result in self.results)
 
     @property
     def forgetting(self) -> float:
         """Forgetting, a mean over the seeds, of a completed trial."""
-        return statistics.mean(result["forgetting"] for result in self.results)
+        return _mean(result["forgetting"] for result in self.results)
 
     @property
     def standard_error(self) -> float:
@@ -85,6 +88,11 @@ class Trial:
     def others(self) -> dict[str, Any]:
         """Return what is varied besides λ."""
         return {name: value for name, value in self.values.items() if name != STRENGTH}
+
+
+def _mean(values):
+    """Return a mean without what rounding adds to it, which would tell equal trials apart."""
+    return round(statistics.mean(values), _DIGITS) + 0.0  # and never −0
 
 
 def bounded_accuracy(accuracy: float, forgetting: float, max_forgetting: float | None) -> float:

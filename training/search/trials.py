@@ -26,7 +26,7 @@ from ..settings import Settings
 from ..tasks import TaskStream
 from .dimensions import STRENGTH
 from .space import SearchSpace, name_of_values, with_values
-from .stopping import CannotWinError, Judge, ceilings_of
+from .stopping import CannotWinError, Judge, ceilings_of, recovery_of
 from .trial import COMPLETED, FAILED, STOPPED, Trial, best_of
 
 FIRST_TASKS, TRIALS = "first-tasks", "trials"
@@ -90,8 +90,8 @@ class Trials:
 
         Args:
             values: What is varied, by the name of the option.
-            ended: The values of other trials that have ended, against which it may prove that this
-                one cannot win.
+            ended: The values of other trials that have ended, beside which this one may not be
+                expected to win.
             listeners: Follow its runs.
         """
         started, counter = time.perf_counter(), _Counter()
@@ -100,7 +100,11 @@ class Trials:
         def trained(seeded, run, execution):
             known = self._saved(seeded, run, execution)
             if known is None:
-                judge = [] if self.space.complete_trials else [self._judge(execution, others)]
+                judge = (
+                    []
+                    if self.space.complete_trials
+                    else [self._judge(seeded.method, execution, others)]
+                )
                 known = self._trained(seeded, run, [*listeners, counter, *judge])
             _remove_models(run, len(self.stream.tasks))
             return known
@@ -191,21 +195,29 @@ class Trials:
             self._learners[structure] = Learner(self.stream)
         return self._learners[structure]
 
-    def _judge(self, execution, ended):
-        """Return what stops a run that cannot win against the trials that have ended."""
+    def _judge(self, method, execution, ended):
+        """Return what stops a run of a method that is not expected to win against what has ended.
+
+        How much old tasks gain by later ones is known of the method's own runs alone: merging, for
+        example, lets them gain much. Without any the accuracy stops none.
+        """
+        matrices = [
+            trial.results[execution]["accuracy_matrix"]
+            for trial in ended
+            if trial.is_completed and trial.settings.method == method
+        ]
         best = best_of(ended, self.space.max_forgetting)
         required = None
-        if best is not None:
+        if matrices and best is not None:
             accuracy = best.results[execution]["average_accuracy"]
             required = accuracy - best.standard_error
         # Trials that differ in λ alone learn a task no better than the one that holds least; with
         # another learning rate, for example, nothing is known of that.
-        completed = [t.results[execution] for t in ended if t.is_completed]
-        only_strength = completed and set(ended[0].values) == {STRENGTH}
         ceilings = [1.0] * len(self.stream.tasks)
-        if only_strength:
-            ceilings = ceilings_of([result["accuracy_matrix"] for result in completed])
-        return Judge(ceilings, required, self.space.max_forgetting)
+        if matrices and set(ended[0].values) == {STRENGTH}:
+            ceilings = ceilings_of(matrices)
+        recovery = recovery_of(matrices) if matrices else 0.0
+        return Judge(ceilings, recovery, required, self.space.max_forgetting)
 
 
 class _Counter(Listener):

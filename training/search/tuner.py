@@ -4,9 +4,11 @@ A trial of keras-tuner is one `fit`, judged by its best epoch. Here it is a whol
 tasks are learned in turn, each is consolidated, and the accuracy on all of them at the end counts.
 """
 
+import contextlib
 import functools
 import gc
 import math
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +18,9 @@ import keras
 import keras_tuner as kt
 import numpy as np
 
-from keras_mas import MASModel, MultiHead, metrics
+from keras_mas import BatchNormWarning, MASModel, MultiHead, metrics
 from keras_mas.arrays import load_arrays, save_arrays
+from keras_mas.binding import moving_batch_norms
 from keras_mas.callbacks import Consolidate
 from keras_mas.choices import PENALTIES
 from keras_mas.methods import load_method
@@ -36,7 +39,19 @@ ACCURACY, FORGETTING, TRANSFER = "average_accuracy", "forgetting", "backward_tra
 BOUNDED, DIVERGED = "bounded_accuracy", "diverged"
 
 _DECLARE = 'hp.Float("strength", 1e-3, 1e3, sampling="log")'
+# What `build` may return to have batch normalization otherwise, or to have it so without a word.
+_COPIES = (
+    "For copies of them per task, return `keras_mas.MultiHead(trunk, batch_norm='per_task')` from "
+    "`build`."
+)
+_OWN_CHOICE = (
+    "Return a `keras_mas.MASModel` with batch_norm='freeze' from `build` to say so, or with "
+    "'update' to let every task move them."
+)
 _WEIGHTS = "learned.npz"
+_FAILURE = "failure.txt"
+# How often, every tenth of a second, a worker reads a file that the chief may be writing.
+_READS = 50
 # More trials than there are.
 _ALL = 10**9
 
@@ -103,7 +118,10 @@ class ContinualTuner(kt.Tuner):
     A trial learns the tasks in turn, with the same initial weights as every other trial, and
     reports on validation data: `average_accuracy`, `forgetting` and `backward_transfer` at the end,
     `accuracy/NAME` of every task, and `diverged`, 1 if the loss was no finite number. Then the
-    accuracies count as 0, and the search goes on.
+    accuracies count as 0 and forgetting as 1, and the search goes on.
+
+    keras-tuner's chief and workers run trials in several processes, over a folder that they share
+    (`KERASTUNER_TUNER_ID`, `KERASTUNER_ORACLE_IP`, `KERASTUNER_ORACLE_PORT`).
 
     The same script again continues a search that was cut off, as any search of keras-tuner: trials
     that ended are kept, and one that was under way begins anew with the same hyperparameters.
@@ -141,6 +159,7 @@ class ContinualTuner(kt.Tuner):
         _check_oracle(oracle, BOUNDED if max_forgetting is not None else ACCURACY)
         self.max_forgetting, self.keep_models, self.seed = max_forgetting, keep_models, seed
         self._searched: str | None = None  # what the trials on disk are of
+        self._read: kt.Oracle | None = None  # of a worker that has searched: what is on disk
         self._tasks: list[OwnTask] = []
         hypermodel = _adapted(hypermodel)
         hypermodel.build = _checked(hypermodel.build)
@@ -172,7 +191,10 @@ class ContinualTuner(kt.Tuner):
         self._tasks = own_tasks(tasks)
         self._check_same(fit_arguments)
         super().search(self._tasks, **fit_arguments)
-        self._report_failures()
+        if self._is_worker():
+            self._read = _read_beside_chief(self.oracle._oracle)
+        else:
+            self._report_failures()
 
     def run_trial(self, trial: Any, tasks: Sequence[OwnTask], **fit_arguments: Any) -> Any:
         """Learn all tasks with the hyperparameters of a trial, once for every execution.
@@ -201,6 +223,8 @@ class ContinualTuner(kt.Tuner):
 
     def on_trial_end(self, trial: Any) -> None:
         """Tell the oracle, and remove the weights of trials that are not among the best."""
+        if trial.message and self._is_worker():  # which keras-tuner does not send to the chief
+            self._failure_of(trial).write_text(trial.message, encoding="utf-8")
         super().on_trial_end(trial)
         for other in self._completed()[self.keep_models :]:
             self._best_weights(other).unlink(missing_ok=True)
@@ -316,8 +340,10 @@ class ContinualTuner(kt.Tuner):
 
     def _metrics(self, matrix, tasks):
         diverged = matrix is None
-        if diverged:
-            matrix = np.zeros([len(tasks)] * 2).tolist()
+        if diverged:  # nothing is worse: all is forgotten, which a bound on forgetting counts too
+            matrix = np.eye(len(tasks))
+            matrix[-1] = 0.0
+            matrix = matrix.tolist()
         accuracy, forgetting = metrics.average_accuracy(matrix), metrics.forgetting(matrix)
         found = {
             ACCURACY: accuracy,
@@ -345,7 +371,7 @@ class ContinualTuner(kt.Tuner):
 
     def _trials(self):
         """Return all trials, those that were completed first, in the order of their score."""
-        return self.oracle.get_best_trials(_ALL)
+        return (self._read or self.oracle).get_best_trials(_ALL)
 
     def _failures(self):
         """Return a line for every trial that was not completed."""
@@ -353,8 +379,18 @@ class ContinualTuner(kt.Tuner):
             if trial.status == "COMPLETED" and _has_diverged(trial):
                 yield f"trial {trial.trial_id} diverged: {_values(trial)}"
             elif trial.status in ("FAILED", "INVALID"):
-                *_, last = (trial.message or "no message").strip().splitlines()
+                *_, last = self._message(trial).strip().splitlines()
                 yield f"trial {trial.trial_id} failed: {_values(trial)}: {last}"
+
+    def _failure_of(self, trial):
+        return Path(self.get_trial_dir(trial.trial_id)) / _FAILURE
+
+    def _message(self, trial):
+        """Return why a trial failed, in this process or in that of a worker."""
+        path = self._failure_of(trial)
+        if not trial.message and path.exists():
+            return path.read_text(encoding="utf-8")
+        return trial.message or "no message"
 
     def _report_failures(self):
         failures = list(self._failures())
@@ -414,7 +450,8 @@ class _Network:
             return [built] * len(tasks)
         built.make_model = self.method.model
         per_task = built.batch_norm == "per_task"
-        self.method.protect(built.trunk, batch_norm="update" if per_task else None)
+        batch_norm = "update" if per_task else _frozen(built.trunk, _COPIES)
+        self.method.protect(built.trunk, batch_norm=batch_norm)
         for task in tasks:
             task.check_labels(task.classes, head_of_its_own=True)
             _compile(hypermodel, hp, built.add(task.name, max(2, task.classes)))
@@ -423,7 +460,7 @@ class _Network:
     def _protect(self, model, hp):
         """Protect a whole model; a `MASModel` by its own memory, with λ of the trial."""
         if not isinstance(model, MASModel):
-            self.method.protect(model)
+            self.method.protect(model, batch_norm=_frozen(model, _OWN_CHOICE))
             return
         strength = self.method.strength
         self.method.memory = model.memory
@@ -431,6 +468,20 @@ class _Network:
         if PENALTY in hp.values:
             model.penalty = self.method.penalty
         self.method.penalty = model.penalty
+
+
+def _frozen(model, instead):
+    """Return what becomes of the statistics of batch normalization; say it if a model has any."""
+    moving = moving_batch_norms(model)
+    if moving:
+        warnings.warn(
+            f"'{model.name}' has {len(moving)} BatchNormalization layers ('{moving[0].name}', …), "
+            "whose moving mean and variance no penalty holds. In every trial they are frozen after "
+            f"the first task. {instead}",
+            BatchNormWarning,
+            stacklevel=2,
+        )
+    return "freeze"
 
 
 def _compile(hypermodel, hp, model):
@@ -581,6 +632,17 @@ def _restore_grid(oracle):
         oracle._ordered_ids.insert(trial)
     # Each of them is looked at for a combination after it that has not been tried.
     oracle._populate_next = list(oracle.end_order)
+
+
+def _read_beside_chief(oracle):
+    """Return a worker's own oracle with the trials that the chief, who may be gone, has written."""
+    for _ in range(_READS):
+        with contextlib.suppress(ValueError):  # a file that is half written
+            oracle.reload()
+            return oracle
+        time.sleep(0.1)
+    oracle.reload()
+    return oracle
 
 
 def _is_tensorboard(callback):

@@ -54,6 +54,16 @@ def test_of_settings_that_do_equally_well_the_one_in_the_middle():
     assert recommend(trials, RANGE).trial.strength == 2.0
 
 
+def test_what_differs_by_rounding_alone_forgets_equally_little():
+    # 0.3 − 0.2 and 0.1 are not the same number in floating point.
+    exact, rounded = trial(1.0, 0.90, 0.1), trial(10.0, 0.89, 0.1)
+    exact.results[0]["forgetting"], rounded.results[0]["forgetting"] = 0.1, 0.3 - 0.2
+    assert rounded.results[0]["forgetting"] < exact.results[0]["forgetting"]
+    found = recommend([rounded, exact], RANGE, max_forgetting=0.1)
+    assert found.trial is exact  # the more accurate of the two
+    assert found.forget_least == [rounded, exact]
+
+
 def test_several_seeds_have_their_own_standard_error():
     # Accuracies 0.88 and 0.92 have the standard deviation 0.0283, and so the error 0.02.
     both = [result(0.88, 0.1), result(0.92, 0.1)]

@@ -74,8 +74,10 @@ def test_a_trial_that_cannot_win_is_stopped_and_not_recommended(
     found = search(stream, settings, asked, tmp_path)
     stopped = {t.strength: t.reason for t in found.trials if t.state == STOPPED}
     assert set(stopped) == {15.81, 50.0}
-    assert stopped[15.81].startswith("stopped after task 2 of 3: it could reach 0.908")
-    assert stopped[50.0].startswith("stopped after task 1 of 3: it could reach 0.8889, and 0.93")
+    assert stopped[15.81].startswith("stopped after task 2 of 3: at most 0.908")
+    assert stopped[50.0].startswith(
+        "stopped after task 1 of 3: at most 0.8889 is expected, and 0.93"
+    )
     assert found.recommendation().trial.strength == 5.0
     complete = dataclasses.replace(asked, complete_trials=True)
     assert all(t.is_completed for t in search(stream, settings, complete, tmp_path).trials)

@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from keras_mas.training import progress
 from keras_mas.training.cli import build_parser
 from keras_mas.training.commands import search as command
+from keras_mas.training.commands import shared
+from keras_mas.training.options import given_options
 from keras_mas.training.search import progress as search_progress
 from keras_mas.training.search.dimensions import Range
 from keras_mas.training.search.hparams import write_hparams
@@ -64,6 +66,36 @@ def test_advice_names_the_next_command(found):
     )
     again = build_parser().parse_args(advice[2].split("keras-mas ")[1].split())
     assert (again.strength_max, again.epochs, again.directory) == (1e5, 3, Path("here"))
+
+
+def test_what_is_deterministic_stays_so(found):
+    args = arguments("--deterministic")
+    assert Settings(**given_options(Settings, args)).deterministic  # as `train` reads it
+    recommendation = found.recommendation()
+    assert "--deterministic" in command._content(args, found, recommendation)["command"]
+    assert "--deterministic" in command._wider_command(args, "upper")
+    joining = shared.search_command(vars(args) | {"join": "localhost:7007"})
+    assert "--deterministic" in joining  # what a worker is started by
+    assert "--deterministic" not in shared.search_command(vars(arguments()))
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        (
+            [trial(1.0, 0.9), trial(10.0, 0.905), trial(100.0, 0.9), trial(300.0, 0.9, 0.01)],
+            "Of 4 trials within it, 3 forget least, 0.0000 each, and λ=10 is the most accurate",
+        ),
+        (
+            [trial(10.0, 0.9), trial(1.0, 0.9)],
+            "Of 2 trials within it, 2 forget least, 0.0000 each, and λ=1 has the smallest λ of the",
+        ),
+    ],
+)
+def test_trials_that_forget_equally_little_are_counted(tmp_path, trials, said):
+    found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
+    first, *_ = command._advice(arguments(), found.recommendation())
+    assert said in first
 
 
 def test_what_is_best_without_protection_is_said(tmp_path):

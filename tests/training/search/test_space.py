@@ -40,8 +40,11 @@ def test_a_file(tmp_path):
     ("text", "sentence"),
     [
         ("learning-rte=0.1,0.2", "Received: 'learning-rte'. Did you mean 'learning-rate'?"),
-        ("learning-rate=0.1..0.01", "to its largest value. Received: 0.1 to 0.01"),
-        ("learning-rate=0..0.1", "`learning_rate`: expected a number > 0, received '0'"),
+        (
+            "learning-rate=0.1..0.01",
+            "of `learning-rate` in --vary from its smallest to its largest",
+        ),
+        ("learning-rate=0..0.1", "`learning-rate`: expected a number > 0, received '0'"),
         ("epochs=0..3", "`epochs`: expected a whole number ≥ 1, received '0'"),
         ("penalty=in_loss,decopled", "received 'decopled'. Did you mean 'decoupled'?"),
         ("penalty=in_loss..decoupled", "several values of `penalty`"),

@@ -1,8 +1,11 @@
 """The tuner for a user's own models: what a trial does, what is refused, and how it goes on."""
 
+import functools
 import gc
 import json
 import re
+import socket
+import threading
 import warnings
 import weakref
 from pathlib import Path
@@ -12,6 +15,7 @@ import keras_tuner as kt
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_tuner.src.distribute import oracle_chief
 
 import keras_mas
 from keras_mas import metrics
@@ -213,6 +217,16 @@ def test_a_bound_on_forgetting_changes_what_is_best(trained, tmp_path):
     assert tuner.oracle.objective.name == "bounded_accuracy"
 
 
+@pytest.mark.filterwarnings("ignore:1 of 2 trials gave no result")
+def test_a_trial_that_diverged_is_the_worst_under_a_bound_on_forgetting_too(trained, tmp_path):
+    # λ = 10 counts as 0.675 − 10 · (0.45 − 0), far below 0.
+    tuner = made(strengths(10.0, 200.0), grid(), tmp_path, max_forgetting=0.0)
+    tuner.search(TASKS)
+    assert measured(tuner, "bounded_accuracy") == pytest.approx([0.675 - 4.5, 0.0 - 10.0])
+    assert measured(tuner, "forgetting") == pytest.approx([0.45, 1.0])
+    assert measured(tuner, "average_accuracy") == pytest.approx([0.675, 0.0])
+
+
 def test_trials_that_crash_or_diverge_are_named_and_never_the_best(trained, tmp_path, capsys):
     trained.wrong[1] = RuntimeError("no room\nleft")
     tuner = made(strengths(200.0, 20.0, 50.0), grid(), tmp_path)
@@ -255,6 +269,60 @@ def test_a_search_that_was_cut_off_goes_on(trained, tmp_path, oracle):
     assert measured(again, "average_accuracy") == measured(whole, "average_accuracy")
     made(strengths(*values), oracle(), tmp_path / "cut").search(TASKS)
     assert len(trained.asked) == len(expected) + 1
+
+
+def test_the_bayesian_oracle_goes_on_from_what_it_has_learned(trained, tmp_path):
+    def build(hp):
+        hp.Float("strength", 1.0, 90.0, sampling="log")
+        return layers()
+
+    def searched(folder):
+        oracle = kt.oracles.BayesianOptimizationOracle(max_trials=5, num_initial_points=3, seed=3)
+        tuner = made(build, oracle, folder)
+        tuner.search(TASKS)
+        return tuner
+
+    whole = searched(tmp_path / "whole")
+    expected = list(trained.asked)
+    # Accuracy rises with λ: what is proposed from it lies above all that was drawn before.
+    assert max(expected[3:]) > max(expected[:3])
+    trained.asked.clear()
+    trained.wrong[2] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path / "cut")
+    trained.wrong.clear()
+    again = searched(tmp_path / "cut")
+    assert trained.asked == pytest.approx([*expected[:3], *expected[2:]], rel=1e-3)
+    found = [tuner.get_best_hyperparameters()[0]["strength"] for tuner in (whole, again)]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_worker_of_a_chief_reads_what_was_found_and_says_what_failed(
+    trained, tmp_path, monkeypatch, capsys
+):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(port))
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
+    chief = made(strengths(10.0, 20.0, 90.0), grid(), tmp_path)
+    chief.save()
+    serving = threading.Thread(target=oracle_chief.start_server, args=[chief.oracle], daemon=True)
+    serving.start()
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker")
+    trained.wrong[1] = RuntimeError("no room\nleft")
+    worker = made(strengths(10.0, 20.0, 90.0), grid(), tmp_path)
+    worker.search(TASKS)
+    serving.join(60)
+    worker.oracle.stub = None  # whoever asks the chief now waits for an hour
+    assert worker.get_best_hyperparameters()[0]["strength"] == 90.0
+    capsys.readouterr()
+    for tuner in (worker, chief):
+        tuner.results_summary()
+        *_, found, failed = capsys.readouterr().out.splitlines()
+        assert "average_accuracy 0.6750" in found
+        assert failed.endswith("failed: strength 20: left")
 
 
 def test_a_search_over_other_tasks_is_not_continued(trained, tmp_path):
@@ -422,6 +490,34 @@ def test_what_a_sequence_cannot_be_tuned_by_is_refused(tmp_path, oracle, options
 def test_callbacks_that_do_not_suit_a_sequence_are_refused(tmp_path, callback, words):
     with pytest.raises(ValueError, match=words):
         made(folder=tmp_path).search(TASKS, callbacks=[callback])
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            keras_mas.MultiHead,
+            r"'net' has 1 .*every trial.*MultiHead\(trunk, batch_norm=",
+        ),
+        (lambda net: keras.Model(net.inputs, net.outputs), "MASModel` with batch_norm='freeze' fr"),
+        (functools.partial(keras_mas.MultiHead, batch_norm="per_task"), None),
+        (lambda n: keras_mas.MASModel(n.inputs, n.outputs, batch_norm="freeze"), None),
+    ],
+)
+def test_what_becomes_of_batch_normalization_is_said_in_terms_of_build(tmp_path, build, words):
+    def built(hp):
+        hp.Fixed("strength", 1.0)
+        inputs = keras.Input([4])
+        norm = keras.layers.BatchNormalization(name="norm")(inputs)
+        return build(keras.Model(inputs, keras.layers.Dense(2)(norm), name="net"))
+
+    tuner = made(built, folder=tmp_path)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        tuner._network(tuner.oracle.get_space(), own_tasks(TASKS), 0)
+    texts = [str(each.message) for each in found if each.category is keras_mas.BatchNormWarning]
+    assert len(texts) == (words is not None)
+    assert words is None or re.search(words, texts[0])
 
 
 def test_a_search_asks_for_nothing_again_when_it_is_read(trained, tmp_path):
