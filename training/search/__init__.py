@@ -1,7 +1,7 @@
 """The search for λ and other settings, on validation data.
 
 `space` says what is varied (`dimensions`, `reading`), `proposals` in which order, by keras-tuner;
-`search` trains each trial as a run of its own, which `stopping` ends where it is not expected to win;
+`search` trains each trial as a run of its own, which `stopping` ends where it will hardly win;
 `recommend` chooses; `progress`, `picture` and `hparams` show it. `tuner` is for a user's own models
 and data (`own_tasks`), called from a script.
 """

@@ -12,7 +12,7 @@ import numpy as np
 from ..run_directory import are, read_json, write_json
 from ..settings import Settings
 from .dimensions import Choices, Range, values_of
-from .space import SearchSpace, value_in
+from .space import SearchSpace, relevant_values, value_in
 
 _OBJECTIVE = "score"
 _STOPPED = {"status": "STOPPED", "values": None}
@@ -53,7 +53,7 @@ class Proposals:
             seed=settings.seed + 1,  # it takes 0 for none
         )
         self._oracle.verbose = 0
-        self._oracle.dimensions = self.dimensions
+        self._oracle.dimensions, self._oracle.settings = self.dimensions, settings
         self._oracle.first = _in_space(settings, self.dimensions)
         self._oracle.noted = self._read()
 
@@ -102,6 +102,7 @@ class _Oracle(kt.Oracle):
     """What all our oracles have: no files of their own, and proposals in few digits."""
 
     dimensions: Mapping[str, Range | Choices]
+    settings: Settings
     first: dict[str, Any] | None
     noted: list[dict[str, Any]]
 
@@ -111,14 +112,19 @@ class _Oracle(kt.Oracle):
     def _save_trial(self, trial):
         """Write nothing."""
 
-    def _rounded(self, values):
-        return {
+    def _plain(self, values):
+        """Return values in few digits, and the first there is of what makes no difference."""
+        rounded = {
             name: each.value(values[name]) if isinstance(each, Range) else values[name]
             for name, each in self.dimensions.items()
         }
+        relevant = relevant_values(self.settings, rounded)
+        return {
+            name: relevant.get(name, values_of(each)[0]) for name, each in self.dimensions.items()
+        }
 
     def _duplicate(self, values):
-        return super()._duplicate(self._rounded(values))
+        return super()._duplicate(self._plain(values))
 
 
 class _Seeded(_Oracle):
@@ -130,7 +136,7 @@ class _Seeded(_Oracle):
         if number < len(self.noted):
             return _running(self.noted[number])
         if number == 0 and self.first is not None:
-            return _running(self._rounded(self.first))
+            return _running(self._plain(self.first))
         sequence = np.random.SeedSequence([self.seed, number])
         self._seed_state = int(sequence.generate_state(1)[0] // 2)  # it adds to it
         self._random_state = np.random.RandomState(self._seed_state)
@@ -141,7 +147,7 @@ class _Seeded(_Oracle):
             values = self._random_values()
         if values is None:  # all combinations have been tried
             return _STOPPED
-        return _running(self._rounded(values))
+        return _running(self._plain(values))
 
 
 class _Random(_Seeded, kt.oracles.RandomSearchOracle):
@@ -180,11 +186,11 @@ class _Grid(_Oracle):
     def populate_space(self, trial_id):
         """Propose the next combination."""
         values = [values_of(each) for each in self.dimensions.values()]
-        combinations = itertools.product(*values)
-        following = next(itertools.islice(combinations, len(self.start_order), None), None)
-        if following is None:
-            return _STOPPED
-        return _running(dict(zip(self.dimensions, following, strict=True)))
+        for combination in itertools.product(*values):
+            proposal = self._plain(dict(zip(self.dimensions, combination, strict=True)))
+            if not self._duplicate(proposal):
+                return _running(proposal)
+        return _STOPPED
 
 
 def _running(values):

@@ -102,10 +102,13 @@ def search(
         trials = Trials(stream, settings, space, folder, learner)
         has_baseline = STRENGTH in dimensions and settings.has_strength
         baseline = _without_strength(settings, dimensions) if has_baseline else None
-        observer.search_started(space.count(dimensions) + has_baseline, len(stream.tasks))
+        expected = space.count(dimensions) + has_baseline
+        observer.search_started(expected, len(stream.tasks))
         proposals = Proposals(space, settings, folder / _PROPOSALS)
         plan = Plan(trials, proposals, baseline, observer)
         (way or here)(plan, trials)
+        if plan.is_finished and len(plan.ended) < expected:
+            observer.said(f"{len(plan.ended)} trials are all: others would differ in nothing used")
     return Found(sorted(plan.ended, key=_rank), dimensions, space.max_forgetting, folder)
 
 

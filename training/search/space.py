@@ -32,7 +32,8 @@ def tuner_name(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"expected one of {', '.join(TUNERS)}, received 'hyperband', whose budget is a number "
             "of epochs: with fewer epochs a task is forgotten less, so that its short trials say "
-            "nothing about λ of long ones. Trials not expected to win are stopped between tasks instead"
+            "nothing about λ of long ones. Trials that will hardly win are stopped between tasks "
+            "instead"
         )
     if text not in TUNERS:
         raise argparse.ArgumentTypeError(
@@ -148,6 +149,13 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(
         settings, **own, recipe=dataclasses.replace(settings.recipe, **recipe)
     )
+
+
+def relevant_values(settings: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that make a difference: a method without λ, for example, takes none."""
+    chosen = with_values(settings, values)
+    used = {STRENGTH: chosen.has_strength, "penalty": chosen.has_penalty}
+    return {name: value for name, value in values.items() if used.get(name, True)}
 
 
 def value_in(settings: Settings, name: str) -> Any:

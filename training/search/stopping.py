@@ -164,7 +164,7 @@ class Judge(Listener):
         self.examples: list[int] = []
 
     def task_finished(self, result: TaskResult) -> None:
-        """Stop the run if it is not expected to win; it is told of tasks that were read from disk too."""
+        """Stop the run if it will hardly win; it is told of tasks that were read from disk too."""
         self.rows.append(known(result.accuracies))  # all are: a trial has all its data
         self.examples.append(len(result.task.validation))
         learned, tasks = len(self.rows), len(result.accuracies)

@@ -25,7 +25,7 @@ from ..run_directory import (
 from ..settings import Settings
 from ..tasks import TaskStream
 from .dimensions import STRENGTH
-from .space import SearchSpace, name_of_values, with_values
+from .space import SearchSpace, name_of_values, relevant_values, with_values
 from .stopping import CannotWinError, Judge, ceilings_of, recovery_of
 from .trial import COMPLETED, FAILED, STOPPED, Trial, best_of
 
@@ -64,12 +64,12 @@ class Trials:
 
     def name(self, values: dict[str, Any]) -> str:
         """Return the name of a trial, the same for values that differ in nothing that matters."""
-        return name_of_values(self._relevant(values)) or "as-asked"
+        return name_of_values(relevant_values(self.settings, values)) or "as-asked"
 
     def failed(self, values: dict[str, Any], reason: str) -> Trial:
         """Return a trial that failed, of which nothing is kept."""
         settings = with_values(self.settings, values)
-        return Trial(self._relevant(values), settings, FAILED, reason=reason)
+        return Trial(relevant_values(self.settings, values), settings, FAILED, reason=reason)
 
     def read(self, values: dict[str, Any]) -> Trial | None:
         """Return a trial that has ended, in this process or another one; None of any other."""
@@ -118,11 +118,6 @@ class Trials:
         self._ended[self.name(values)] = trial
         return trial
 
-    def _relevant(self, values):
-        """Leave out λ where it makes no difference."""
-        has_strength = with_values(self.settings, values).has_strength
-        return {k: v for k, v in values.items() if k != STRENGTH or has_strength}
-
     def _executed(self, values, outcome_of):
         """Return the trial of one seed after the other, as long as it may win.
 
@@ -131,7 +126,8 @@ class Trials:
             outcome_of: Returns what became of a run: its result, or the state of the trial with the
                 reason; None if it has not ended, and then there is no trial.
         """
-        settings, values = with_values(self.settings, values), self._relevant(values)
+        settings = with_values(self.settings, values)
+        values = relevant_values(self.settings, values)
         results: list[dict] = []
         several = self.space.executions_per_trial > 1
         for execution in range(self.space.executions_per_trial):

@@ -28,6 +28,7 @@ from keras_mas.methods.base import Method
 from keras_mas.methods.quadratic import QuadraticMethod
 
 from ..console import result_console
+from ..tasks.inputs import digest
 from .dimensions import STRENGTH
 from .hparams import write_trial
 from .own_tasks import OwnTask, fingerprint, own_tasks
@@ -141,7 +142,8 @@ class ContinualTuner(kt.Tuner):
 
     Raises:
         ValueError: If the oracle is Hyperband's or has another objective, "strength" is not
-            declared, or the directory holds another kind of search.
+            declared or has values that the method does not take, or the directory holds another
+            kind of search.
         TypeError: If what is built is no model.
     """
 
@@ -156,6 +158,7 @@ class ContinualTuner(kt.Tuner):
         **kwargs: Any,
     ):
         _check_unused(kwargs)
+        _check_executions(kwargs.get("executions_per_trial", 1))
         _check_oracle(oracle, BOUNDED if max_forgetting is not None else ACCURACY)
         self.max_forgetting, self.keep_models, self.seed = max_forgetting, keep_models, seed
         self._searched: str | None = None  # what the trials on disk are of
@@ -170,6 +173,7 @@ class ContinualTuner(kt.Tuner):
                 f"{', '.join(each.name for each in oracle.get_space().space) or 'none'}. Call "
                 f"`{_DECLARE}` in `build`, or `hp.Fixed` for a single λ."
             )
+        _check_strengths(hypermodel, oracle.get_space())
 
     def search(self, tasks: Any, **fit_arguments: Any) -> None:
         """Try hyperparameters until the oracle has no more.
@@ -183,7 +187,8 @@ class ContinualTuner(kt.Tuner):
                 `val_loss`.
 
         Raises:
-            ValueError: If the tasks cannot be used, or the directory holds a search over others.
+            ValueError: If the tasks cannot be used, or the directory holds a search over others, or over
+                another network.
             TypeError: As `own_tasks`.
             RuntimeError: If no trial was completed; or as keras-tuner, after several failures.
         """
@@ -407,12 +412,14 @@ class ContinualTuner(kt.Tuner):
         warnings.warn(f"{len(failures)} of {total} trials gave no result: {text}.", stacklevel=3)
 
     def _check_same(self, fit_arguments):
-        """Refuse to go on with a search of other tasks."""
+        """Refuse to go on with a search of other tasks, or of another network."""
         settings = {k: v for k, v in fit_arguments.items() if k in ("epochs", "batch_size")}
         searched = f"{fingerprint(self._tasks)} {sorted(settings.items())} {self.max_forgetting}"
+        keras.backend.clear_session()  # names count from 1 again
+        searched += f" {digest(_architecture(self.hypermodel.build(self.oracle.get_space())))}"
         if self._searched not in (None, searched):
             raise ValueError(
-                f"Expected the tasks, epochs, batch size and bound of the search in "
+                "Expected the tasks, network, epochs, batch size and bound of the search in "
                 f"'{self.project_dir}'. Received: others, whose trials cannot be compared with "
                 "those. Choose another `project_name`, or `overwrite=True`."
             )
@@ -468,6 +475,16 @@ class _Network:
         if PENALTY in hp.values:
             model.penalty = self.method.penalty
         self.method.penalty = model.penalty
+
+
+def _architecture(built):
+    """Return what a network is made of, the same in every process that builds it."""
+    model = built.trunk if isinstance(built, MultiHead) else built
+    shapes = [weight.shape for weight in model.weights]
+    # A model of one's own class need not say how it is made.
+    with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+        return shapes, model.to_json()
+    return shapes, [type(layer).__name__ for layer in model._flatten_layers()]
 
 
 def _frozen(model, instead):
@@ -584,6 +601,31 @@ def _check_oracle(oracle, objective):
             f"max_forgetting stands for if it is given. Received: {shown!r}, "
             f"{getattr(given, 'direction', 'several')}."
         )
+
+
+def _check_executions(count):
+    if type(count) is not int or count < 1:
+        raise ValueError(
+            f"Expected `executions_per_trial` to be an integer ≥ 1. Received: {count!r}."
+        )
+
+
+def _check_strengths(hypermodel, space):
+    """Refuse values of λ that the method does not take, the ends of a range among them."""
+    for each in space.space:
+        if each.name == STRENGTH:
+            for value in _ends(each):
+                hp = space.copy()
+                hp.values[STRENGTH] = value
+                hypermodel.method(hp)
+
+
+def _ends(each):
+    if isinstance(each, kt.engine.hyperparameters.Fixed):
+        return [each.value]
+    if isinstance(each, kt.engine.hyperparameters.Choice):
+        return each.values
+    return [each.min_value, each.max_value]
 
 
 def _check_callbacks(callbacks):

@@ -34,6 +34,16 @@ def test_a_grid_is_all_combinations_in_order(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("tuner", ["random", "grid"])
+def test_what_makes_no_difference_to_a_method_is_proposed_once(tmp_path, tuner):
+    space = SearchSpace(tuner, 12, 0.1, 1.0, "method=finetune,mas penalty=in_loss,decoupled")
+    proposals = Proposals(space, Settings(), tmp_path / "proposals.json")
+    proposed = [tuple(values.values()) for _, values in iter(proposals.next, None)]
+    assert proposed.count((0.1, "finetune", "in_loss")) == 1
+    assert [method for _, method, _ in proposed].count("finetune") == 1
+    assert len(set(proposed)) == len(proposed) == (7 if tuner == "grid" else 12)
+
+
 def test_what_is_under_way_is_predicted_by_what_has_ended_after_a_restart_too(tmp_path):
     space, path = SearchSpace("bayesian", 20, 0.01, 100.0), tmp_path / "proposals.json"
 

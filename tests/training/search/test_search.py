@@ -23,11 +23,14 @@ from keras_mas.training.settings import Settings
 
 class Heard(Observer):
     def __init__(self, on_end=lambda trial: None):
-        self.trials, self.on_end = [], on_end
+        self.trials, self.on_end, self.lines = [], on_end, []
 
     def trial_ended(self, trial):
         self.trials.append(trial)
         self.on_end(trial)
+
+    def said(self, text):
+        self.lines.append(text)
 
 
 def space(trials=8, tuner="random", **options):
@@ -58,6 +61,14 @@ def test_the_best_is_first_and_failures_are_last(trained, stream, settings, tmp_
 def test_no_protection_and_the_settings_as_they_are_come_first(trained, stream, settings, tmp_path):
     search(stream, dataclasses.replace(settings, strength=3.0), space(1), tmp_path)
     assert [strength for strength, _ in trained] == [0.0, 3.0]
+
+
+def test_when_all_that_differ_have_been_tried_that_is_said(trained, stream, settings, tmp_path):
+    heard = Heard()
+    asked = SearchSpace("grid", 12, 0.1, 1.0, vary="method=finetune,mas penalty=in_loss,decoupled")
+    found = search(stream, settings, asked, tmp_path, observer=heard)
+    assert len(found.trials) == 8  # λ = 0, six of mas, one of finetune
+    assert heard.lines == ["8 trials are all: others would differ in nothing used"]
 
 
 def test_a_strength_outside_the_range_is_not_tried(trained, stream, settings, tmp_path):

@@ -55,6 +55,14 @@ def own_memory(hp):
     return layers(keras_mas.MASModel, strength=strength)
 
 
+def fixed(strength):
+    def build(hp):
+        hp.Fixed("strength", strength)
+        return layers()
+
+    return build
+
+
 def with_heads(hp):
     hp.Choice("strength", [0.0, 300.0])
     hp.Fixed("learning_rate", 0.2)
@@ -329,9 +337,36 @@ def test_a_search_over_other_tasks_is_not_continued(trained, tmp_path):
     made(strengths(1.0), grid(), tmp_path).search(TASKS, epochs=1)
     other = {"ants": TASKS["bees"], "bees": TASKS["ants"]}
     for tasks, epochs in ((other, 1), (TASKS, 2)):
-        with pytest.raises(ValueError, match="Expected the tasks, epochs.*overwrite=True"):
+        with pytest.raises(ValueError, match="Expected the tasks, network, epochs.*overwrite=True"):
             made(strengths(1.0), grid(), tmp_path).search(tasks, epochs=epochs)
     made(strengths(1.0), grid(), tmp_path, overwrite=True).search(other, epochs=1)
+
+
+def test_a_search_over_another_network_is_not_continued(trained, tmp_path):
+    def build(activation):
+        def network(hp):
+            hp.Fixed("strength", 1.0)
+            inputs = keras.Input([4])
+            return keras.Model(inputs, keras.layers.Dense(2, activation)(inputs))
+
+        return network
+
+    made(build("relu"), grid(), tmp_path).search(TASKS, epochs=1)
+    made(build("relu"), grid(), tmp_path).search(TASKS, epochs=1)
+    with pytest.raises(ValueError, match="Expected the tasks, network, .*overwrite=True"):
+        made(build("tanh"), grid(), tmp_path).search(TASKS, epochs=1)
+
+
+@pytest.mark.parametrize("count", [0, 1.5, True])
+def test_executions_are_counted(count):
+    with pytest.raises(ValueError, match="`executions_per_trial` to be an integer ≥ 1"):
+        made(executions_per_trial=count)
+
+
+@pytest.mark.parametrize("strength", [-1.0, float("inf"), "decay", "x"])
+def test_a_strength_that_the_method_does_not_take_is_refused_before_the_search(strength):
+    with pytest.raises(ValueError, match="Expected a (strength|number)"):
+        made(strengths(1.0, strength) if isinstance(strength, float) else fixed(strength))
 
 
 def test_the_folder_of_another_tuner_is_refused(tmp_path):
