@@ -169,7 +169,7 @@ def _content(args: argparse.Namespace, found: "Found", recommendation: "Recommen
         "edges": dict(recommendation.edges),
         "plateau": recommendation.plateau,
         "command": shared.train_command({**vars(args), **trial.values}),
-        "advice": list(_advice(args, recommendation)),
+        "advice": list(_advice(args, found, recommendation)),
         "folder": str(found.folder),
         "trials": [_row(each) for each in found.trials],
     }
@@ -184,7 +184,7 @@ def _row(trial):
     return row | {"reason": trial.reason}
 
 
-def _advice(args, recommendation):
+def _advice(args, found, recommendation):
     """Yield what is to be said about the recommendation, in sentences."""
     trial, highest = recommendation.trial, recommendation.highest
     yield (
@@ -197,7 +197,7 @@ def _advice(args, recommendation):
         yield f"Any λ from {least:.4g} to {largest:.4g} will do."
     for name, edge in recommendation.edges.items():
         if name == STRENGTH and not trial.strength:
-            yield "λ = 0, which is plain fine-tuning, will do: nothing needs protection here."
+            yield _of_no_strength(found)
         elif name == STRENGTH:
             yield (
                 f"{trial.name} lies at the {edge} edge of the range. To look further: "
@@ -206,6 +206,15 @@ def _advice(args, recommendation):
         else:
             option = name.replace("_", "-")
             yield f"{option} lies at the {edge} edge of its range: widen it in --vary."
+
+
+def _of_no_strength(found):
+    if any(trial.is_completed and trial.strength for trial in found.trials):
+        return "λ = 0 will do: nothing needs protection here."
+    return (
+        "No trial with another λ was completed, so that it is not known whether a larger one would "
+        "do better. `--complete-trials` shows what they end with."
+    )
 
 
 def _why_chosen(recommendation):
@@ -220,7 +229,7 @@ def _why_chosen(recommendation):
     reason = (
         "is the most accurate of these"
         if len(accurate) == 1
-        else "has the smallest λ of the most accurate of these"
+        else "has the middle λ of the most accurate of these"
         if sum(other.strength == trial.strength for other in accurate) == 1
         else "is one of the most accurate of these"
     )

@@ -17,8 +17,8 @@ def draw(found: Found, recommendation: Recommendation, path: Path) -> None:
     """Draw accuracy and forgetting of every trial against λ, or the first number varied.
 
     The plateau is a green band, and what is within one standard error of the best is above the
-    dotted line. A stopped trial is a hollow triangle at the most that was expected of it, a failed one
-    a cross at the lower end. λ = 0 is a dashed line. Nothing is drawn if no number is varied.
+    dotted line. A stopped trial is a hollow triangle at the most that was expected of it, a failed
+    one a cross at the lower end. λ = 0 is a dashed line. Nothing is drawn if no number is varied.
 
     Args:
         found: What the search found.

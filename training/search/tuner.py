@@ -187,7 +187,7 @@ class ContinualTuner(kt.Tuner):
                 `val_loss`.
 
         Raises:
-            ValueError: If the tasks cannot be used, or the directory holds a search over others, or over
+            ValueError: If the tasks cannot be used, or the directory holds a search of others, or of
                 another network.
             TypeError: As `own_tasks`.
             RuntimeError: If no trial was completed; or as keras-tuner, after several failures.

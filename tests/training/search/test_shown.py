@@ -56,7 +56,7 @@ def arguments(*words) -> argparse.Namespace:
 
 def test_advice_names_the_next_command(found):
     args = arguments("--epochs", "3", "--directory", "here")
-    advice = list(command._advice(args, found.recommendation()))
+    advice = list(command._advice(args, found, found.recommendation()))
     assert advice[0].startswith("The highest average accuracy is 0.9000 ± 0.02")
     assert advice[0].endswith("Of 3 trials within it, λ=500 forgets least: 0.0002.")
     assert advice[1] == "Any λ from 1 to 500 will do."
@@ -88,22 +88,25 @@ def test_what_is_deterministic_stays_so(found):
         ),
         (
             [trial(10.0, 0.9), trial(1.0, 0.9)],
-            "Of 2 trials within it, 2 forget least, 0.0000 each, and λ=1 has the smallest λ of the",
+            "Of 2 trials within it, 2 forget least, 0.0000 each, and λ=1 has the middle λ of the",
         ),
     ],
 )
 def test_trials_that_forget_equally_little_are_counted(tmp_path, trials, said):
     found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
-    first, *_ = command._advice(arguments(), found.recommendation())
+    first, *_ = command._advice(arguments(), found, found.recommendation())
     assert said in first
 
 
 def test_what_is_best_without_protection_is_said(tmp_path):
     trials = [trial(0.0, 0.9), trial(1.0, 0.5, 0.1)]
     found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
-    advice = list(command._advice(arguments(), found.recommendation()))
+    advice = list(command._advice(arguments(), found, found.recommendation()))
     assert advice[0].endswith("No other trial is within it.")
-    assert advice[-1].startswith("λ = 0, which is plain fine-tuning, will do")
+    assert advice[-1] == "λ = 0 will do: nothing needs protection here."
+    alone = Found([trials[0], trial(1.0, state=STOPPED)], found.dimensions, None, tmp_path)
+    *_, last = command._advice(arguments(), alone, alone.recommendation())
+    assert last.startswith("No trial with another λ was completed")
 
 
 def test_hparams(found, tmp_path):
