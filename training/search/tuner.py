@@ -187,8 +187,8 @@ class ContinualTuner(kt.Tuner):
                 `val_loss`.
 
         Raises:
-            ValueError: If the tasks cannot be used, or the directory holds a search of others, or of
-                another network.
+            ValueError: If the tasks cannot be used, or the directory holds a search of others, or
+                of another network.
             TypeError: As `own_tasks`.
             RuntimeError: If no trial was completed; or as keras-tuner, after several failures.
         """
