@@ -12,6 +12,9 @@ IMAGE_BYTES = "image_bytes"
 IMAGE_BEGINNINGS: dict[str, bytes] = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 """What the files that the signature `encoded` takes begin with."""
 
+MOST_PIXELS = 2**26
+"""Pixels of the largest image that is decoded: a file of 400 kB may hold 400 million."""
+
 HTTP_STATUS: dict[str, int] = {
     "INVALID_ARGUMENT": 400,
     "FAILED_PRECONDITION": 400,
