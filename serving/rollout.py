@@ -108,6 +108,8 @@ class Rollout:
                 version = self._next(label, labels)
             self._check_exists(version)
             if check is not None:
+                if self.server is not None:  # which the check would be in vain without
+                    self.server.available(self.name)
                 check(list_versions(self.base_path)[version])
             moved = self._of_existing(labels) | {label: version}
             if label == STABLE and labels.get(STABLE) != version:
@@ -230,10 +232,11 @@ class Rollout:
             # have, since it was started without them, would make it refuse everything.
             old = {k: v for k, v in labels_of(before, self.name).items() if v in available}
             loaded = wanted | available | listed_versions(before, self.name)
+            failures = server.failures(self.name)
             server.take_over(self._write(before, old, loaded, undo))
             undo.callback(_tell_again, server, before)
             for version in sorted(wanted):
-                server.wait_until_available(self.name, version)
+                server.wait_until_available(self.name, version, failures.get(version, ""))
         server.take_over(self._write(before, labels, wanted, undo))
         undo.callback(_tell_again, server, before)
         for label, version in labels.items():
