@@ -191,5 +191,5 @@ class ModelControl:
 
 
 def _has_failed(state: int, message: str) -> bool:
-    """Whether a version failed to load; one that was unloaded has the same state, and no message."""
+    """Whether a version failed to load; one that was unloaded has the same state, but no error."""
     return state == _State.END and bool(message)
