@@ -8,7 +8,6 @@ import abc
 import base64
 import enum
 import json
-import math
 import random
 import time
 import urllib.parse
@@ -26,7 +25,7 @@ from numpy.typing import ArrayLike
 from keras_mas.errors import UsageError
 
 from . import messages
-from .conventions import DEFAULT_SIGNATURE, HTTP_STATUS
+from .conventions import DEFAULT_SIGNATURE, HTTP_STATUS, LONGEST_SECONDS
 
 _Result = TypeVar("_Result")
 _Arrays = dict[str, np.ndarray]
@@ -43,6 +42,9 @@ _ADVICE = {
     "DEADLINE_EXCEEDED": "Allow more time, or send fewer inputs at once.",
 }
 _OTHER_ADVICE = "The log of the server may say more."
+
+# What both libraries say of an answer to their TLS handshake that is none.
+_NO_TLS = "WRONG_VERSION_NUMBER"
 
 # Before the first retry the client waits so long, and twice as long before each further one.
 _FIRST_WAIT_SECONDS = 0.1
@@ -163,7 +165,8 @@ class _Client(abc.ABC):
         tls: How the connection is encrypted; None for a connection that is not.
 
     Raises:
-        UsageError: If `timeout` is not a positive finite number, or `retries` no integer ≥ 0.
+        UsageError: If `timeout` is no positive number up to `LONGEST_SECONDS`, or `retries` no
+            integer ≥ 0.
     """
 
     def __init__(
@@ -174,9 +177,10 @@ class _Client(abc.ABC):
         retries: int = 2,
         tls: Tls | None = None,
     ):
-        if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        if not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST_SECONDS:
             raise UsageError(
-                f"Expected `timeout` to be a positive number of seconds. Received: {timeout!r}."
+                "Expected `timeout` to be a positive number of seconds, "
+                f"{LONGEST_SECONDS:,} at most. Received: {timeout!r}."
             )
         if type(retries) is not int or retries < 0:
             raise UsageError(f"Expected `retries` to be an integer ≥ 0. Received: {retries!r}.")
@@ -738,6 +742,9 @@ def _code_of(http_status: int) -> str:
 
 def _error(name: str, host_port: str, code: str, message: str | None) -> ServingError:
     advice = _ADVICE.get(code, _OTHER_ADVICE)
+    if _NO_TLS in (message or ""):
+        message = "no encrypted connection, for what answers does not speak TLS"
+        advice = "Connect without TLS, or correct the port."
     # The lines from the first with brackets list nodes of the graph.
     lines = [" ".join((message or "no reason").partition("\n\t [[")[0].split())]
     return ServingError(

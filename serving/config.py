@@ -9,6 +9,7 @@ changed here; the rest of the text stays as it is, comments too.
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def read_config(path: str | os.PathLike) -> ModelServerConfig:
         The configuration; an empty one if there is no file.
 
     Raises:
-        ConfigError: If it cannot be read, is none, or names no list of models.
+        ConfigError: If it cannot be read, is none, names no list of models, or a model twice.
     """
     config = ModelServerConfig()
     try:
@@ -60,6 +61,12 @@ def read_config(path: str | os.PathLike) -> ModelServerConfig:
         raise ConfigError(
             f"Expected a `model_config_list` in '{path}'. Received: a `custom_model_config`, which "
             "has no labels. Name another file with `--config`."
+        )
+    names = Counter(model.name for model in config.model_config_list.config)
+    if repeated := ", ".join(repr(name) for name, count in names.items() if count > 1):
+        raise ConfigError(
+            f"Expected one entry for each model in '{path}'. Received: several for {repeated}, "
+            "which a server refuses. Remove all but one."
         )
     return config
 
@@ -90,8 +97,11 @@ def changing(path: str | os.PathLike) -> Iterator[None]:
         ConfigError: If another process is changing it.
     """
     path = Path(path).resolve()
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    lock_path = path.with_name(f".{path.name}.lock")
+    lock = filelock.FileLock(lock_path)
     try:
+        # The lock would make the folder, and take any failure for a process that holds it.
+        lock_path.open("a").close()
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
         raise ConfigError(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 from tensorflow_serving.apis import (
@@ -18,6 +18,10 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 _POLL_SECONDS = 0.1
 _RPC_SECONDS = 10.0
+
+# How long a failure from before may be all that a server shows of a version that it is to load
+# again. It looks for what to load every second, unless told otherwise.
+_SAME_FAILURE_SECONDS = 10.0
 # Metadata of a version with many signatures.
 _OPTIONS = [("grpc.max_receive_message_length", 64 * 2**20)]
 
@@ -33,7 +37,8 @@ class ModelControl:
 
     Args:
         host_port: Its gRPC port, as `localhost:8500`.
-        timeout: Seconds to wait at most for a version to load, and for a label to move.
+        timeout: Seconds to wait at most for an answer, for a version to load, and for a label to
+            move.
         polled: Whether the server polls the file of its configuration; it is not told, then.
     """
 
@@ -49,7 +54,17 @@ class ModelControl:
         Raises:
             ControlError: If the server does not answer.
         """
-        return {number for number, state, _ in self._states(name) if state == _State.AVAILABLE}
+        states = self._states(name, self.timeout)
+        return {version for version, (state, _) in states.items() if state == _State.AVAILABLE}
+
+    def failures(self, name: str) -> dict[int, str]:
+        """Return why versions of a model are not loaded, of those that failed to load.
+
+        Raises:
+            ControlError: If the server does not answer.
+        """
+        states = self._states(name, self.timeout)
+        return {version: why for version, (state, why) in states.items() if _has_failed(state, why)}
 
     def take_over(self, config: ModelServerConfig) -> None:
         """Tell the server of a configuration, unless it polls the file.
@@ -61,28 +76,43 @@ class ModelControl:
             return
         request = model_management_pb2.ReloadConfigRequest(config=config)
         # The server answers when models that are new to it have loaded.
-        response = self._call(self._models.HandleReloadConfigRequest, request, self.timeout)
+        try:
+            response = self._models.HandleReloadConfigRequest(request, timeout=self.timeout)
+        except grpc.RpcError as error:
+            raise ControlError(self._refusal(error.details())) from error
         if response.status.error_code:
             raise ControlError(self._refusal(response.status.error_message))
 
-    def wait_until_available(self, name: str, version: int) -> None:
+    def wait_until_available(self, name: str, version: int, failure: str = "") -> None:
         """Wait until a version of a model answers requests.
+
+        Args:
+            name: Name of the model.
+            version: The version.
+            failure: Why it failed to load before, as `failures` says: the server may go on to show
+                that until it loads it again. If it still does after ten seconds, it has failed in
+                the same way; a server that polls its file may take longer to try.
 
         Raises:
             ControlError: If it fails to load, or time is up.
         """
-        earlier = self._failure(name, version)  # of an attempt that is over
+        told = time.monotonic()
 
-        def is_available() -> bool:
-            failure = self._failure(name, version)
-            if failure and failure != earlier:
+        def is_available(left: float) -> bool:
+            nonlocal failure
+            state, message = self._states(name, left).get(version, (_State.UNKNOWN, ""))
+            if not _has_failed(state, message):
+                failure = ""  # what comes is of a new attempt
+            elif message != failure or (
+                not self.polled and time.monotonic() - told > _SAME_FAILURE_SECONDS
+            ):
                 raise ControlError(
                     f"Expected version {version} of '{name}' to load at {self.host_port}. "
-                    f"Received: {failure.rstrip('.')}."
+                    f"Received: {message.rstrip('.')}."
                 )
-            return version in self.available(name)
+            return state == _State.AVAILABLE
 
-        self._wait(is_available, f"version {version} of '{name}' to be available", earlier)
+        self._wait(is_available, f"version {version} of '{name}' to be available", failure)
 
     def wait_until_labelled(self, name: str, label: str, version: int) -> None:
         """Wait until a label of a model points to a version.
@@ -91,7 +121,7 @@ class ModelControl:
             ControlError: If time is up.
         """
         self._wait(
-            lambda: self._labelled(name, label) == version,
+            lambda left: self._labelled(name, label, left) == version,
             f"the label '{label}' of '{name}' to point to version {version}",
         )
 
@@ -99,9 +129,10 @@ class ModelControl:
         """Close the connection."""
         self._channel.close()
 
-    def _wait(self, reached: Callable[[], bool], what: str, reason: str = "") -> None:
+    def _wait(self, reached: Callable[[float], bool], what: str, reason: str = "") -> None:
+        """Ask again and again, with the seconds that are left, until something is reached."""
         deadline = time.monotonic() + self.timeout
-        while not reached():
+        while not reached(max(deadline - time.monotonic(), _POLL_SECONDS)):
             if time.monotonic() > deadline:
                 hint = "It polls another file, perhaps." if self.polled else "Its log may say more."
                 raise ControlError(
@@ -110,51 +141,36 @@ class ModelControl:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _states(self, name: str) -> list[tuple[int, int, str]]:
-        """Return version, state and error message of all versions that the server has known."""
+    def _states(self, name: str, seconds: float) -> dict[int, tuple[int, str]]:
+        """Return state and error message of all versions that the server has known."""
         request = get_model_status_pb2.GetModelStatusRequest(
             model_spec=model_pb2.ModelSpec(name=name)
         )
         try:
-            response = self._models.GetModelStatus(request, timeout=_RPC_SECONDS)
+            response = self._models.GetModelStatus(request, timeout=min(seconds, _RPC_SECONDS))
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
-                return []
+                return {}
             raise ControlError(self._refusal(error.details())) from error
-        return [
-            (status.version, status.state, status.status.error_message)
+        return {
+            status.version: (status.state, status.status.error_message)
             for status in response.model_version_status
-        ]
+        }
 
-    def _failure(self, name: str, version: int) -> str:
-        """Return why a version did not load; empty if it did, or may still do so."""
-        return next(
-            (
-                message
-                for number, state, message in self._states(name)
-                if number == version and state == _State.END
-            ),
-            "",
-        )
-
-    def _labelled(self, name: str, label: str) -> int | None:
+    def _labelled(self, name: str, label: str, seconds: float) -> int | None:
         spec = model_pb2.ModelSpec(name=name, version_label=label)
         request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec=spec, metadata_field=["signature_def"]
         )
         try:
-            response = self._predictions.GetModelMetadata(request, timeout=_RPC_SECONDS)
+            response = self._predictions.GetModelMetadata(
+                request, timeout=min(seconds, _RPC_SECONDS)
+            )
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise ControlError(self._refusal(error.details())) from error
             return None
         return response.model_spec.version.value
-
-    def _call(self, method: Callable[..., Any], request: Any, seconds: float) -> Any:
-        try:
-            return method(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise ControlError(self._refusal(error.details())) from error
 
     def _refusal(self, message: str | None) -> str:
         return (
@@ -172,3 +188,8 @@ class ModelControl:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _has_failed(state: int, message: str) -> bool:
+    """Whether a version failed to load; one that was unloaded has the same state, but no error."""
+    return state == _State.END and bool(message)

@@ -12,6 +12,13 @@ IMAGE_BYTES = "image_bytes"
 IMAGE_BEGINNINGS: dict[str, bytes] = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 """What the files that the signature `encoded` takes begin with."""
 
+MOST_PIXELS = 2**26
+"""Pixels of the largest image that is decoded: a file of 400 kB may hold 400 million."""
+
+LONGEST_SECONDS = 1_000_000
+"""The longest time, eleven days, that anything may be asked to wait; the system counts no further
+than 292 years."""
+
 HTTP_STATUS: dict[str, int] = {
     "INVALID_ARGUMENT": 400,
     "FAILED_PRECONDITION": 400,

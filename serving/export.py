@@ -23,7 +23,7 @@ from .answers import different_answer, tolerance_of
 from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES
 from .images import RESIZE_MODES
 from .manifest import weights_checksum, write_manifest
-from .paths import new_version, refuse_existing
+from .paths import check_model_folder, new_version, refuse_existing
 from .runtime import LoadedVersion, LoadError
 from .signatures import Shape, Signature, build_signatures
 
@@ -45,19 +45,20 @@ class ExportError(RuntimeError):
     """The model could not be written, or did not run in the C++ runtime; nothing was published."""
 
 
-def check_exportable(task_names: Iterable[str], directory: str | os.PathLike) -> None:
+def check_exportable(task_names: Iterable[str], base_path: str | os.PathLike) -> None:
     """Check what can be checked of an export before there is a model, that is before training.
 
     Args:
         task_names: Names of the tasks, each of which becomes a signature.
-        directory: Folder of the model, `models/NAME`, or of one version. It need not exist.
+        base_path: Folder of the model, `models/NAME`. It need not exist.
 
     Raises:
-        UsageError: If a name cannot be a signature or occurs twice; or if `directory` is a file,
-            lies below one, or cannot be written to.
+        UsageError: If a name cannot be a signature or occurs twice; or if the folder is a file,
+            lies below one, cannot be written to or is named as a version.
     """
     _check_task_names(list(task_names))
-    check_writable(directory)
+    check_model_folder(base_path)
+    check_writable(base_path)
 
 
 def export_version(
@@ -149,7 +150,7 @@ def export_version(
     _check_resize(resize, input_shape)
     warmup.check_batch_sizes(warmup_batch_sizes)
     labels = _labels(heads, classes or {})
-    check_exportable(heads, directory)
+    check_exportable(heads, directory.parent)
     if examples is not None:
         examples = np.asarray(examples, np.float32)
         _check_examples(examples, input_shape, resize)

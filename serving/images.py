@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from .conventions import IMAGE_BEGINNINGS
+from .conventions import IMAGE_BEGINNINGS, MOST_PIXELS
 
 RESIZE_MODES = ("crop", "stretch", "none")
 """How images get the size of a model's inputs.
@@ -34,8 +34,8 @@ def decode(contents: tf.Tensor, shape: tuple[int, int, int], resize: str) -> tf.
     white, and a JPEG file is turned as its EXIF orientation says. If one is, colours become grey.
 
     Args:
-        contents: String tensor `[N]`, the content of a JPEG or PNG file each. Other content fails
-            with `InvalidArgumentError` when the graph runs.
+        contents: String tensor `[N]`, the content of a JPEG or PNG file each, of `MOST_PIXELS` at
+            most. Other content fails with `InvalidArgumentError` when the graph runs.
         shape: Height, width and channels, 1 or 3, of the result.
         resize: One of `RESIZE_MODES`.
 
@@ -63,12 +63,30 @@ def _pixels(content: tf.Tensor, channels: int) -> tf.Tensor:
     with tf.control_dependencies(
         [tf.debugging.Assert(is_png | is_jpeg, [message, tf.strings.length(content)])]
     ):
-        content = tf.identity(content)
+        content = _of_decodable_size(tf.identity(content), is_png)
     return tf.cond(
         is_png,
         lambda: _png_pixels(content, channels),
         lambda: _jpeg_pixels(content, channels),
     )
+
+
+def _of_decodable_size(content: tf.Tensor, is_png: tf.Tensor) -> tf.Tensor:
+    """Refuse, by the header, a small file that would be decoded to gigabytes."""
+
+    def png_size() -> tf.Tensor:  # columns and rows, which begin the first chunk
+        size = tf.strings.substr(content + bytes(24), 16, 8)  # of a file that is cut off, 0
+        return tf.reverse(tf.io.decode_raw(size, tf.int32, little_endian=False), [0])
+
+    size = tf.cond(is_png, png_size, lambda: tf.image.extract_jpeg_shape(content)[:2])
+    message = (
+        f"Expected an image of at most {MOST_PIXELS:,} pixels. Received one of these rows and "
+        "columns:"
+    )
+    # Either may be 2³¹ − 1.
+    right = tf.reduce_prod(tf.cast(size, tf.float64)) <= MOST_PIXELS
+    with tf.control_dependencies([tf.debugging.Assert(right, [message, size])]):
+        return tf.identity(content)
 
 
 def _jpeg_pixels(content: tf.Tensor, channels: int) -> tf.Tensor:
@@ -119,15 +137,18 @@ def _orientation(content: tf.Tensor) -> tf.Tensor:
 def _png_pixels(content: tf.Tensor, channels: int) -> tf.Tensor:
     if channels == 1:
         return tf.io.decode_png(content, channels)
-    pixels = tf.cast(tf.io.decode_png(content, channels=4), tf.int32)
+    pixels = tf.io.decode_png(content, channels=4)
     colour, alpha = pixels[..., :3], pixels[..., 3:]
     with tf.control_dependencies([pixels]):  # which fails if the header is incomplete
         bits = tf.io.decode_raw(tf.strings.substr(content, 24, 1), tf.uint8)[0]
     # Where a file has no transparency, TensorFlow fills in the largest number of `bits` bits.
-    opaque = 2 ** tf.minimum(tf.cast(bits, tf.int32), 8) - 1
-    alpha = tf.where(tf.reduce_all(alpha == opaque), 255, alpha)
-    blended = tf.cast(colour * alpha + 255 * (255 - alpha), tf.float64) / 255
-    return tf.cast(tf.round(blended), tf.uint8)
+    opaque = tf.cast(2 ** tf.minimum(tf.cast(bits, tf.int32), 8) - 1, tf.uint8)
+
+    def on_white() -> tf.Tensor:  # at most 255² + 127, and no tie to round, for 255 is odd
+        levels, share = tf.cast(colour, tf.uint16), tf.cast(alpha, tf.uint16)
+        return tf.cast((levels * share + 255 * (255 - share) + 127) // 255, tf.uint8)
+
+    return tf.cond(tf.reduce_all(alpha == opaque), lambda: colour, on_white)
 
 
 def _of_size(pixels: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:

@@ -73,6 +73,24 @@ def list_versions(base_path: str | os.PathLike) -> dict[int, Path]:
     return dict(sorted((int(path.name), path) for path in folders))
 
 
+def check_model_folder(base_path: str | os.PathLike) -> None:
+    """Check that a folder can be that of a model, whose name its own is.
+
+    Args:
+        base_path: Folder of the model, `models/NAME`; it need not exist.
+
+    Raises:
+        UsageError: If its name is a number, as that of a version, or it has none of its own.
+    """
+    base_path = Path(base_path)
+    if base_path.name in ("", "..") or _is_version(base_path.name):
+        raise UsageError(
+            "Expected the folder of a model, whose name is that of the model, as 'models/shop'; "
+            f"folders of numbers in it are its versions. Received: '{base_path}'. Name a folder "
+            "that is no version."
+        )
+
+
 @contextlib.contextmanager
 def new_version(directory: str | os.PathLike) -> Iterator[Path]:
     """Make a folder to fill that becomes a version, by one rename, when the block ends.

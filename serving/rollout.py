@@ -8,7 +8,7 @@ configuration, and labelled by the next one. Versions under a label are all that
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
@@ -108,6 +108,9 @@ class Rollout:
                 version = self._next(label, labels)
             self._check_exists(version)
             if check is not None:
+                if self.server is not None:  # without which the check would be in vain
+                    with _saying_that_nothing_moved():
+                        self.server.available(self.name)
                 check(list_versions(self.base_path)[version])
             moved = self._of_existing(labels) | {label: version}
             if label == STABLE and labels.get(STABLE) != version:
@@ -203,7 +206,7 @@ class Rollout:
         """Take the server, or the file alone, from the labels as they are to others."""
         before = read_config(self.config)
         try:
-            with contextlib.ExitStack() as undo:
+            with _saying_that_nothing_moved(), contextlib.ExitStack() as undo:
                 if self.server is None:
                     self._write(before, labels, set(labels.values()), undo)
                 else:
@@ -214,8 +217,6 @@ class Rollout:
                 f"Expected to write '{self.config}'. Received: {error.strerror}. Make room, or "
                 "change its permissions. No label was moved."
             ) from error
-        except ControlError as error:
-            raise ControlError(f"{error} No label was moved.") from error
 
     def _move_on(
         self,
@@ -230,10 +231,11 @@ class Rollout:
             # have, since it was started without them, would make it refuse everything.
             old = {k: v for k, v in labels_of(before, self.name).items() if v in available}
             loaded = wanted | available | listed_versions(before, self.name)
+            failures = server.failures(self.name)
             server.take_over(self._write(before, old, loaded, undo))
             undo.callback(_tell_again, server, before)
             for version in sorted(wanted):
-                server.wait_until_available(self.name, version)
+                server.wait_until_available(self.name, version, failures.get(version, ""))
         server.take_over(self._write(before, labels, wanted, undo))
         undo.callback(_tell_again, server, before)
         for label, version in labels.items():
@@ -260,6 +262,14 @@ def _taking_over(
     """Return the labels where `stable` has moved to a version: it leaves `previous` behind."""
     kept = {k: v for k, v in moved.items() if (k, v) != (CANARY, version)}
     return kept | ({PREVIOUS: labels[STABLE]} if STABLE in labels else {})
+
+
+@contextlib.contextmanager
+def _saying_that_nothing_moved() -> Iterator[None]:
+    try:
+        yield
+    except ControlError as error:
+        raise ControlError(f"{error} No label was moved.") from error
 
 
 def _tell_again(server: ModelControl, config: ModelServerConfig) -> None:

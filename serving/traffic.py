@@ -22,7 +22,10 @@ from tensorflow_serving.apis import prediction_log_pb2
 from keras_mas.errors import UsageError
 
 from . import images
-from .conventions import EXAMPLES, IMAGE_BYTES
+from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES, IMAGE_BYTES
+
+# Signatures that no head has for itself; a request that names none means the first.
+_OF_ALL_HEADS = (DEFAULT_SIGNATURE, "", FEATURES, ENCODED, EXAMPLES)
 
 _GZIP = b"\x1f\x8b"
 
@@ -267,6 +270,9 @@ def _add_record(record: bytes, collector: Collector, model: str | None) -> None:
 def _add_request(request: prediction_log_pb2.PredictLog, collector: Collector) -> None:
     signature = request.model_spec.signature_name
     head = signature if signature in collector.form.heads else None
+    if head is None and signature not in _OF_ALL_HEADS:
+        collector.left_out[f"requests to another signature, '{signature}'"] += 1
+        return
     if len(request.inputs) != 1:
         collector.left_out["requests with several inputs or none"] += 1
         return

@@ -39,13 +39,15 @@ class ModelServer(ModelServiceServicer, PredictionServiceServicer):
         polls: File of its configuration, which it reads again and again; None for no file.
 
     Attributes:
+        loads: Whether versions that are wanted get another state; a version that failed keeps its
+            state then.
         states: From the name of a model and a version to state, and message of an error.
         labels: From the name of a model and a label to the version.
         history: The labels and the versions loaded of `shop`, after each change of the labels.
     """
 
     def __init__(self, broken=(), polls=None):
-        self.broken, self.polls = broken, polls
+        self.broken, self.polls, self.loads = broken, polls, True
         self.states, self.labels, self.history, self.configs = {}, {}, [], []
         self.lock, self.stopping = threading.RLock(), threading.Event()
         self.server = grpc.server(futures.ThreadPoolExecutor(2))
@@ -86,7 +88,7 @@ class ModelServer(ModelServiceServicer, PredictionServiceServicer):
         wanted = set(model.model_version_policy.specific.versions)
         if model.model_version_policy.HasField("all"):
             wanted = {int(path.name) for path in Path(model.base_path).glob("[0-9]*")}
-        for version in wanted - self.available(model.name):
+        for version in wanted - self.available(model.name) if self.loads else ():
             self.states[model.name, version] = (STATE.LOADING, "")
             threading.Timer(LOADING_SECONDS, self._load, (model.name, version)).start()
         for version in self.available(model.name) - wanted:

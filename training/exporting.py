@@ -94,10 +94,22 @@ def export_heads(
         LoadError: If the version that holds these heads is damaged.
     """
     folder = version_path(base, number)
-    if folder.exists() and is_exported(models, folder):
-        check_published(folder)
+    if _is_published(models, folder):
         return False
-    publish(models, base, held_out, version=number, classes=classes, **options)
+    try:
+        publish(models, base, held_out, version=number, classes=classes, **options)
+    except UsageError:
+        # While this process waited for its turn, another one published the same.
+        if _is_published(models, folder):
+            return False
+        raise
+    return True
+
+
+def _is_published(models, folder):
+    if not (folder.exists() and is_exported(models, folder)):
+        return False
+    check_published(folder)
     return True
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_mas.errors import UsageError
+from keras_mas.serving.conventions import LONGEST_SECONDS
 
 from .wording import did_you_mean
 
@@ -41,13 +42,17 @@ class Bounds:
         )
 
     def __str__(self) -> str:
+        if self.above is not None:
+            bound = "" if self.at_most is None else f", at most {self.at_most:,}"
+            return f"> {self.above}{bound}"
         if self.at_most is not None:
             return f"from {self.at_least} to {self.at_most}"
-        return f"≥ {self.at_least}" if self.above is None else f"> {self.above}"
+        return f"≥ {self.at_least}"
 
 
 POSITIVE = Bounds(above=0)
 NOT_NEGATIVE = Bounds(at_least=0)
+SECONDS = Bounds(above=0, at_most=LONGEST_SECONDS)
 AT_LEAST_ONE = Bounds(at_least=1)
 
 

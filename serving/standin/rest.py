@@ -20,7 +20,9 @@ import numpy as np
 import tensorflow as tf
 import waitress
 import waitress.channel
+import waitress.parser
 import waitress.task
+import waitress.utilities
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2
 from waitress import wasyncore
@@ -224,8 +226,27 @@ class _ErrorTask(waitress.task.ErrorTask):
         self.write(body)
 
 
+class _Parser(waitress.parser.HTTPRequestParser):
+    def parse_header(self, header_plus: bytes) -> None:
+        """Refuse an address that Python cannot read, which waitress takes for a defect."""
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:
+            raise waitress.parser.ParsingError(str(error)) from error
+
+    def received(self, data: bytes) -> int:
+        """Refuse a chunk above the limit by its size, as waitress does with a body."""
+        consumed: int = super().received(data)
+        limit = self.adj.max_request_body_size
+        if not self.error and getattr(self.body_rcv, "chunk_remainder", 0) >= limit:
+            self.error = waitress.utilities.RequestEntityTooLarge(f"exceeds max_body of {limit}")
+            self.completed = True
+        return consumed
+
+
 class _Channel(waitress.channel.HTTPChannel):
     error_task_class = _ErrorTask
+    parser_class = _Parser
 
     @property
     def busy(self) -> bool:

@@ -278,7 +278,7 @@ def test_an_input_that_is_no_tensor_is_a_usage_error(client, value):
 
 
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
-@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), "10"])
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), 1e300, "10"])
 def test_a_timeout_is_a_positive_number_of_seconds(make, timeout):
     with pytest.raises(UsageError, match="`timeout` to be a positive number of seconds"):
         make("127.0.0.1:1", timeout=timeout)

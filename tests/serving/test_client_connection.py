@@ -328,6 +328,12 @@ def test_a_server_of_another_name_is_refused(start, kind, authority, files):
         client.predict("m", {"x": X})
 
 
+def test_a_server_without_tls_is_said_to_have_none(start, kind, files):
+    client = kind(f"127.0.0.1:{start(kind)}", tls=Tls(files["roots"]), retries=0)
+    with client, pytest.raises(ServingError, match="does not speak TLS. Connect without TLS, or"):
+        client.status("m")
+
+
 def test_files_of_tls_are_looked_at_first(files, tmp_path):
     with pytest.raises(UsageError, match="a client's certificate and its key, or neither"):
         Tls(certificate=files["certificate"])

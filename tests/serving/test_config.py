@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
@@ -52,6 +54,20 @@ def test_an_entry_keeps_its_path_and_a_policy_of_all_versions(tmp_path):
     assert entry.model_version_policy.HasField("all")
     again = with_labels(config, "all", "/elsewhere", {"canary": 4}, {4})
     assert labels_of(again, "all") == {"canary": 4}
+
+
+def test_two_entries_of_one_model_are_refused(tmp_path):
+    path = tmp_path / "models.config"
+    path.write_text(BY_HAND.replace('"all"', '"search"'))
+    with pytest.raises(ConfigError, match="one entry for each model .* several for 'search'"):
+        read_config(path)
+
+
+def test_a_folder_that_is_not_there_is_not_another_process(tmp_path):
+    for folder in (tmp_path / "models", Path("/proc")):
+        with pytest.raises(UsageError, match="No such file or directory"), changing(folder / "c"):
+            pass
+    assert not (tmp_path / "models").exists()
 
 
 def test_without_a_file_there_is_no_label(tmp_path):

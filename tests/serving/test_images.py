@@ -1,6 +1,7 @@
 """A served model decodes and resizes images as training does."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from keras_mas.serving.images import RESIZE_MODES, decode
 from keras_mas.training.tasks import images as training
+from keras_mas.training.tasks.errors import BrokenFileError
 from keras_mas.training.tasks.images import ImageSize, read_image, resized
 
 
@@ -69,6 +71,23 @@ def test_a_photograph_is_turned_as_the_camera_was_held(tmp_path, orientation, or
     expected = trained(file, tmp_path)
     assert expected.shape == ((9, 12, 3) if orientation < 5 else (12, 9, 3))
     np.testing.assert_array_equal(served(file, expected.shape, "none"), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_small_file_of_many_pixels_is_refused_by_its_header(tmp_path, channels):
+    png, jpeg = content(picture(12, 9), "PNG"), content(picture(12, 9), "JPEG")
+    start = jpeg.index(b"\xff\xc0") + 5  # the frame: marker, length, bits, rows, columns
+    rows, columns = (8193).to_bytes(2, "big"), (8192).to_bytes(2, "big")
+    header = b"IHDR" + bytes(2) + columns + bytes(2) + rows + png[24:29]
+    files = (
+        png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:],
+        jpeg[:start] + rows + columns + jpeg[start + 4 :],
+    )
+    for file in files:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"67,108,864 pixels.*8193 8192"):
+            served(file, (9, 12, channels), "crop")
+        with pytest.raises(BrokenFileError, match="8192 × 8193 pixels, more than 67,108,864"):
+            trained(file, tmp_path)
 
 
 def test_damaged_exif_data_are_no_orientation():

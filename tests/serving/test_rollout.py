@@ -1,12 +1,15 @@
 import contextlib
 import errno
 import os
+import socket
+import time
 
 import pytest
 from model_server import ModelServer
 
 from keras_mas.errors import UsageError
 from keras_mas.serving import config as config_module
+from keras_mas.serving import control as control_module
 from keras_mas.serving.config import ConfigError, read_config
 from keras_mas.serving.control import ControlError, ModelControl
 from keras_mas.serving.paths import list_versions
@@ -96,6 +99,30 @@ def test_a_version_that_takes_too_long_moves_no_label(shop):
         with pytest.raises(ControlError, match=r"1 of 'shop' to be available .* within 0.01 s"):
             rollout.promote(1)
         assert not rollout.config.exists() and server.labels == {}
+
+
+def test_a_version_that_fails_again_in_the_same_way_is_not_waited_for(shop, monkeypatch):
+    with rollout_on(shop, served=[1], broken=[3], timeout=60.0) as (server, rollout):
+        for _ in range(2):  # the server shows that it is loading it
+            with pytest.raises(ControlError, match="3 of 'shop' to load.* Could not find meta"):
+                rollout.promote(3)
+        monkeypatch.setattr(control_module, "_SAME_FAILURE_SECONDS", 0.3)
+        server.loads = False  # or does not, if nobody asks at that time
+        beginning = time.monotonic()
+        with pytest.raises(ControlError, match="3 of 'shop' to load.* Could not find meta"):
+            rollout.promote(3)
+        assert time.monotonic() - beginning < 30.0
+
+
+def test_a_server_that_never_answers_is_given_the_time_that_was_asked_for(shop):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        ModelControl(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.2) as control,
+    ):
+        checked, beginning = [], time.monotonic()
+        with pytest.raises(ControlError, match="to answer.* Deadline Exceeded. No label was"):
+            Rollout(shop, server=control).promote(1, check=checked.append)
+        assert checked == [] and time.monotonic() - beginning < 5.0
 
 
 def test_labels_that_a_server_was_started_without_do_not_keep_it_from_others(shop):

@@ -338,6 +338,12 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     again = answer(capsys, "export", run, "--version", 3, "--min-accuracy", 1, "--force", "another")
     assert again.startswith("models/insects/3 was published already; it was not judged again, and")
     assert "exported" not in again
+    for folder in ("models/insects/1", "models/insects/.."):
+        sentence = refusal(capsys, 2, *export, "--to", folder)
+        assert "the folder of a model, whose" in sentence and f"Received: '{folder}'" in sentence
+    for command in (export, ["status", "insects"]):
+        sentence = refusal(capsys, 2, *command, "--config", "gone.config")
+        assert "configuration in 'gone.config', which has the labels. Received: no s" in sentence
 
     labels = "insects: stable is version 1"
     assert labels in answer(capsys, "promote", "insects", 1, "--offline")

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from tensorflow.core.protobuf import saved_model_pb2
 
+from keras_mas.errors import UsageError
 from keras_mas.serving.export import export_version
+from keras_mas.serving.gate import HeldOut
+from keras_mas.serving.publish import publish
 from keras_mas.serving.runtime import LoadedVersion
-from keras_mas.training import network
-from keras_mas.training.exporting import manifest_of
+from keras_mas.training import exporting, network
+from keras_mas.training.exporting import export_heads, manifest_of
 from keras_mas.training.run import Listener, saved_heads, train
 from keras_mas.training.tasks import Split, Task, TaskStream
 
@@ -39,6 +42,25 @@ def test_pixels_are_read_from_files_of_their_size_unless_images_were_resized(cha
 )
 def test_other_inputs_are_no_images(inputs):
     assert stream_of(inputs).resize_of_files is None
+
+
+def test_a_version_that_another_process_publishes_meanwhile_is_no_failure(tmp_path, monkeypatch):
+    heads = {}
+    for name in ("same", "other"):
+        inputs = keras.Input((2,))
+        heads[name] = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    points, labels = np.float32([[0, 1], [1, 0]]), np.array([1, 0])
+    held_out = [HeldOut("pets", "pets", labels, lambda _: [points])]
+
+    def publish_after_another(models, base, *args, **options):
+        publish({"pets": heads["same"]}, base, *args, **options)
+        publish(models, base, *args, **options)
+
+    monkeypatch.setattr(exporting, "publish", publish_after_another)
+    names = {"pets": ("cat", "dog")}
+    assert not export_heads(tmp_path / "a", 1, {"pets": heads["same"]}, names, held_out)
+    with pytest.raises(UsageError, match="'.*1', which does. A version is never overwritten"):
+        export_heads(tmp_path / "b", 1, {"pets": heads["other"]}, names, held_out)
 
 
 def test_a_manifest_says_what_was_known_after_its_task():

@@ -142,6 +142,23 @@ def test_an_input_that_overflows_is_left_out_and_counted(finished, later, log, t
     assert "none that can be used; left out: 2 inputs on which out" in capsys.readouterr().err
 
 
+def test_requests_to_other_models_are_left_out_or_said(finished, later, log, tmp_path, capsys):
+    to = tmp_path / "memory.npz"
+    words = ["importance", finished, "--from-requests", log(("", later), ("wasps", later))]
+    report = run(capsys, *words, "--output", to)
+    assert report["left_out"] == {"requests to another signature, 'wasps'": 1}
+    words = ["importance", finished, "--from-requests", log(("", later), model="shoes")]
+    assert main([*map(str, words), "--output", str(to), "--overwrite"]) == 0
+    assert "to 'shoes', while the run is of 'insects'" in capsys.readouterr().err
+
+
+def test_a_folder_named_as_an_image_is_none(finished, tmp_path, capsys):
+    (tmp_path / "photos" / "a.png").mkdir(parents=True)
+    words = ["--from-data", tmp_path / "photos", "--output", tmp_path / "m.npz"]
+    assert main(["importance", str(finished), *map(str, words)]) == 1
+    assert "none that can be used; left out: nothing." in capsys.readouterr().err
+
+
 def test_data_without_labels_take_the_place_of_requests(finished, later, tmp_path, capsys):
     np.savez(tmp_path / "later.npz", x=later)
     to = tmp_path / "memory.npz"
@@ -168,6 +185,8 @@ def test_data_without_labels_take_the_place_of_requests(finished, later, tmp_pat
         (["RUN", "--from-requests", "log", "--resize", "crop"], 2, "a model of images"),
         (["RUN"], 2, "one of --from-requests and --from-data. Received: none of them"),
         (["RUN", "--from-data", "a", "--output", "taken.npz"], 2, "'taken.npz', which exists"),
+        (["RUN", "--from-data", "pickle.npy"], 2, "Python objects, which are not read"),
+        (["RUN", "--from-data", "a", "--output", "gone/m.npz"], 2, "in a folder that exists"),
         (["RUN", "--from-data", "a", "--output", "memory.txt"], 2, "name ends in .npz"),
         (["RUN", "--from-data", "a", "--output", "RUN/x.npz"], 2, "outside of the run's folder"),
     ],
@@ -180,6 +199,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     (tmp_path / "text").write_text("hello, this is no log of anything")
     (tmp_path / "taken.npz").write_bytes(b"mine")
     np.save("wide.npy", np.zeros([3, 7]))
+    np.save("pickle.npy", np.array([None]), allow_pickle=True)
     words = [word.replace("RUN", str(finished)) for word in words]
     output = [] if "--output" in words else ["--output", "new.npz"]
     assert main(["importance", *words, *output]) == code

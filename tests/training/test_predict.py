@@ -94,6 +94,12 @@ def test_one_task_of_several_can_be_asked_for(server, files, capsys):
         (["--images", "white.png", "--task", "size"], 2, "hue, light. Received: --task size."),
         (["--images", "white.png", "--version", "9"], 1, "Specific(colours, 9)"),
         (["--images", "cut.png"], 1, "INVALID_ARGUMENT"),
+        (
+            ["--input", "text.png"],
+            2,
+            "written by `numpy.save`. Received: a file of another kind",
+        ),
+        (["--input", "gone.npy"], 2, "in 'gone.npy'. Received: no such file or directory"),
         (["--images", "white.png", "--tls-key", "k"], 2, "a client's certificate and its key"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from keras_mas.errors import UsageError
 from keras_mas.methods import METHODS
 from keras_mas.training.options import (
+    SECONDS,
     Bounds,
     add_options,
     given_options,
@@ -157,6 +158,8 @@ def test_a_number_out_of_bounds_is_refused(text):
 def test_infinity_is_never_within_bounds():
     with pytest.raises(argparse.ArgumentTypeError, match="expected a number > 0, received 'inf'"):
         number(float, Bounds(above=0))("inf")
+    with pytest.raises(argparse.ArgumentTypeError, match="> 0, at most 1,000,000"):
+        number(float, SECONDS)("1e300")
 
 
 @pytest.mark.parametrize(

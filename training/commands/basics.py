@@ -10,9 +10,11 @@ from keras_mas.errors import UsageError
 from keras_mas.serving.ports import GRPC, REST
 
 from ..load_options import LoadOptions
-from ..options import AT_LEAST_ONE, POSITIVE, add_options, number
+from ..options import AT_LEAST_ONE, SECONDS, add_options, number
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from keras_mas.serving.client import GrpcClient, RestClient
 
 count = number(int, AT_LEAST_ONE)
@@ -41,7 +43,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--timeout",
-        type=number(float, POSITIVE),
+        type=number(float, SECONDS),
         metavar="SECONDS",
         default=10.0,
         help="how long a request may take, with its retries while the server is unavailable "
@@ -86,6 +88,34 @@ def client_of(args: argparse.Namespace) -> "GrpcClient | RestClient":
     tls = Tls(*files) if args.tls or any(files) else None
     kind, port = (GrpcClient, GRPC) if args.via == "grpc" else (RestClient, REST)
     return kind(args.server or f"127.0.0.1:{port}", timeout=args.timeout, tls=tls)
+
+
+def read_array(path: Path) -> "np.ndarray":
+    """Return the array of an .npy file, or the only one of an .npz file.
+
+    Raises:
+        UsageError: If there is no such file, or it holds something else.
+    """
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {"": content}
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"Expected an array in '{path}'. Received: {reason}.") from error
+    except Exception as error:  # a damaged file raises errors of many classes
+        raise UsageError(
+            f"Expected an array in '{path}', written by `numpy.save`. Received: a file of another "
+            "kind, a damaged one, or Python objects, which are not read, for safety."
+        ) from error
+    if len(arrays) != 1:
+        raise UsageError(
+            f"Expected one array in '{path}'. Received: {', '.join(arrays) or 'none'}. Save the "
+            "inputs alone."
+        )
+    return next(iter(arrays.values()))
 
 
 def print_json(content: Any) -> None:

@@ -77,7 +77,7 @@ def _add_gate(parser):
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from keras_mas.files import check_writable
+    from keras_mas.serving.export import check_exportable
     from keras_mas.serving.gate import Bounds as GateBounds
     from keras_mas.serving.paths import version_path
 
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
 
     result = read_result(args.directory)
     base = args.to or Path("models") / result["stream"]
-    check_writable(base)
+    check_exportable((), base)
+    rollouts.check_config(args.config)
     learned = len(result["tasks"])
     command = shared.train_command(result.get("arguments", {}))
     if args.version and args.version > learned:

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from keras_mas.errors import UsageError
 
@@ -84,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
     check_method(result["method"])
     network = finished_network(args.directory)
     collector = _collected(args, network)
+    _warn_of_model(args, result, collector)
     asked = _measurable(result, network, collector)
     drift = _drift(args, result, network, asked.inputs)
     added = add_importance(args.directory, result, network, asked)
@@ -114,6 +114,11 @@ def _check_output(args):
             "another file, or replace it with `--overwrite`."
         )
     check_writable(args.output.parent)
+    if not args.output.parent.is_dir():
+        raise UsageError(
+            f"Expected --output in a folder that exists. Received: '{args.output}'. Make the "
+            "folder, or name another file."
+        )
 
 
 def _collected(args, network):
@@ -162,39 +167,18 @@ def _check_resize(form):
 
 
 def _read_data(path, collector):
-    import numpy as np
-
     from ..tasks.images import IMAGE_SUFFIXES
 
     if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
-        for file in files:
+        images = (each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
+        for file in sorted(each for each in images if each.is_file()):
             collector.files += 1
             collector.add_file(file.read_bytes())
         return
     collector.files += 1
-    try:
-        with open(path, "rb") as file:
-            content = np.load(file, allow_pickle=False)
-            values = content if isinstance(content, np.ndarray) else _only_array(content, path)
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(
-            f"Expected a folder of images, or an array in '{path}', written by `numpy.save`. "
-            f"Received: {error}."
-        ) from error
+    values = shared.read_array(path)
     for value in values if values.ndim else ():
         collector.add(value)
-
-
-def _only_array(content: Any, path: Path) -> Any:
-    if len(content.files) != 1:
-        raise UsageError(
-            f"Expected one array in '{path}'. Received: {', '.join(content.files) or 'none'}. "
-            "Save the inputs alone."
-        )
-    return content[content.files[0]]
 
 
 def _drift(args, result, network, inputs):
@@ -296,6 +280,15 @@ def _warn(message):
     import warnings
 
     warnings.warn(message, stacklevel=2)
+
+
+def _warn_of_model(args, result, collector):
+    name = next(iter(collector.models), result["stream"])
+    if args.model is None and name != result["stream"]:
+        _warn(
+            f"the logs are of requests to '{name}', while the run is of '{result['stream']}'. They "
+            f"were taken for requests to this run's model; if they are, say so: `--model {name}`."
+        )
 
 
 def _warn_of_drift(drift):

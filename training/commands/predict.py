@@ -163,19 +163,11 @@ def _named_head(args, heads):
 
 
 def _read_inputs(path):
-    import numpy as np
-
-    try:
-        with open(path, "rb") as file:
-            inputs = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    inputs = basics.read_array(path)
+    if inputs.dtype.kind not in "fiub":
         raise UsageError(
-            f"Expected an array in '{path}', written by `numpy.save`. Received: {error}."
-        ) from error
-    if not isinstance(inputs, np.ndarray) or inputs.dtype.kind not in "fiub":
-        raise UsageError(
-            f"Expected one array of numbers in '{path}'. Received: "
-            f"{getattr(inputs, 'dtype', 'several arrays')}. Write it with `numpy.save`."
+            f"Expected an array of numbers in '{path}'. Received: {inputs.dtype}. Write it with "
+            "`numpy.save`."
         )
     if not inputs.size:
         raise UsageError(

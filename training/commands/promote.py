@@ -1,6 +1,7 @@
 """`keras-mas promote`: let a label point to a version, so that clients get it."""
 
 import argparse
+from pathlib import Path
 
 from keras_mas.serving.labels import LABELS, STABLE
 
@@ -41,13 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from keras_mas.serving.publish import check_version
-
     from ..console import stderr_console
 
     with rollouts.rollout_of(args) as rollout:
-        labels = rollout.promote(args.version, args.label, check=check_version)
+        labels = rollout.promote(args.version, args.label, check=_check)
         removed = rollout.prune(args.keep) if args.keep else []
     rollouts.print_labels(rollout.name, labels, args.json)
     if removed:
         stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)
+
+
+def _check(folder: Path) -> None:
+    from keras_mas.serving.publish import check_version  # and with it TensorFlow, if it comes to it
+
+    check_version(folder)

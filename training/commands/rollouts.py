@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keras_mas.errors import UsageError
 from keras_mas.serving.ports import GRPC
 
-from ..options import POSITIVE, number
+from ..options import SECONDS, number
 from .basics import print_json
 
 if TYPE_CHECKING:
@@ -33,6 +34,19 @@ def add_config(group: argparse._ActionsContainer) -> None:
         help="model server configuration, which has the labels (default: models.config beside the "
         "folder of the model)",
     )
+
+
+def check_config(config: Path | None) -> None:
+    """Refuse a configuration that is named, and is not there to be read.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if config is not None and not config.exists():
+        raise UsageError(
+            f"Expected a model server configuration in '{config}', which has the labels. Received: "
+            "no such file. Correct --config, or leave it out."
+        )
 
 
 def add_rollout(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +79,10 @@ def add_rollout(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--timeout",
-        type=number(float, POSITIVE),
+        type=number(float, SECONDS),
         default=300.0,
         metavar="SECONDS",
-        help="how long to wait until a version has loaded (default: 300)",
+        help="how long to wait for an answer, and until a version has loaded (default: 300)",
     )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_mas.errors import UsageError
+from keras_mas.serving.conventions import LONGEST_SECONDS
 from keras_mas.serving.ports import GRPC, REST
 
-from ..options import AT_LEAST_ONE, NOT_NEGATIVE, Bounds, number
+from ..options import AT_LEAST_ONE, Bounds, number
 
 if TYPE_CHECKING:
     from keras_mas.serving.standin import StandIn
@@ -27,7 +28,7 @@ _STAND_IN, _SERVER, _DOCKER = "standin", "server", "docker"
 _DOCKER_SECONDS = 10.0  # a client whose daemon does not answer
 
 _port = number(int, Bounds(at_least=0, at_most=65535))
-_seconds = number(float, NOT_NEGATIVE)
+_seconds = number(float, Bounds(at_least=0, at_most=LONGEST_SECONDS))
 _FRACTION = number(float, Bounds(at_least=0, at_most=1))
 
 

@@ -21,6 +21,7 @@ from .basics import check_one_of as check_one_of
 from .basics import client_of as client_of
 from .basics import count as count
 from .basics import print_json as print_json
+from .basics import read_array as read_array
 
 # The options of `train` for a run that goes on from another one, by their names in Python.
 OF_CONTINUED = ("continue", "add", "old_data", "memory")

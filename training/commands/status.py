@@ -19,6 +19,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.serving.client import ServingError
 
+    rollouts.check_config(args.config)
     folder = rollouts.model_folder(args.model)
     rows, missing = _on_disk(folder, args.config)
     failure = None

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_mas.serving.conventions import MOST_PIXELS
+
 from .errors import BrokenFileError, DataError
 
 # Raised when the same file gives other pixels than before, so that cached ones are decoded again.
@@ -48,13 +50,18 @@ def read_image(path: Path) -> np.ndarray:
         uint8 array `[height, width, 3]`.
 
     Raises:
-        BrokenFileError: If the file cannot be decoded, or holds floating-point or 32-bit values,
-            whose range is not known.
+        BrokenFileError: If the file cannot be decoded, has more than `MOST_PIXELS`, or holds
+            floating-point or 32-bit values, whose range is not known.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(
+                    f"{image.width} × {image.height} pixels, more than {MOST_PIXELS:,}, which take "
+                    "gigabytes"
+                )
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # decoders raise too many kinds of error to list
         why = str(error).replace(f" {str(path)!r}", "")  # which names the file again

@@ -97,6 +97,12 @@ def test_a_huge_body_is_refused_before_it_is_sent(send):
     assert status == 413 and list(json.loads(body)) == ["error"]
 
 
+def test_a_huge_chunk_is_refused_before_it_is_sent(send):
+    request = head(f"POST {PREDICT} HTTP/1.1", "Host: a", "Transfer-Encoding: chunked")
+    status, body = send(request + b"FFFFFFFFFFFFFFFFF\r\n")
+    assert status == 413 and list(json.loads(body)) == ["error"]
+
+
 @pytest.mark.parametrize("length", ["-1", "two", "1e3", "²"])
 def test_a_length_that_is_no_number_is_refused(send, length):
     status, body = send(head(f"POST {PREDICT} HTTP/1.1", "Host: a", f"Content-Length: {length}"))
@@ -187,6 +193,7 @@ def test_unknown_paths_are_malformed_requests(send, path):
     [
         b"hello\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",  # TLS
+        head("GET http://[bad/v1/models HTTP/1.1", "Host: a"),
         head("GET /v1/models/shop HTTP/1.1", "no colon here"),
         head("GET /v1/models/shop HTTP/1.1", "A: " + "x" * 300_000),
         head("POST /v1/models/shop:predict HTTP/1.1", "Transfer-Encoding: gzip"),
