@@ -2,7 +2,7 @@
 
 TensorFlow Serving reads it from the file of `--model_config_file`, once or again and again, and
 takes it over its reload API. It is the whole truth each time: a model that it does not name is
-unloaded. So the file may hold other models, written by hand, and only the entry of one model is
+unloaded. So the file may hold other models, written by hand, and only the entries that differ are
 changed here; the rest of the text stays as it is, comments too.
 """
 
@@ -71,18 +71,17 @@ def read_config(path: str | os.PathLike) -> ModelServerConfig:
     return config
 
 
-def write_config(path: str | os.PathLike, config: ModelServerConfig, name: str) -> None:
-    """Write a configuration in which the entry of one model has changed, in one step.
+def write_config(path: str | os.PathLike, config: ModelServerConfig) -> None:
+    """Write a configuration in which entries of models have changed or come, in one step.
 
     Args:
         path: The file. The rest of its text stays.
         config: The configuration.
-        name: Name of the model.
 
     Raises:
         OSError: If it cannot be written; the earlier one stays.
     """
-    text = _with_entry(_read(path) or _HEADING, config, name)
+    text = _with_entries(_read(path) or _HEADING, config)
     # A link stays one.
     with atomic_file(Path(path).resolve(), "w") as file:
         file.write(text)
@@ -125,6 +124,12 @@ def labels_of(config: ModelServerConfig, name: str) -> dict[str, int]:
     return {} if entry is None else dict(entry.version_labels)
 
 
+def served_path_of(config: ModelServerConfig, name: str) -> str:
+    """Return the folder of a model as the server sees it; empty if the model has no entry."""
+    entry = _entry(config, name)
+    return "" if entry is None else str(entry.base_path)
+
+
 def listed_versions(config: ModelServerConfig, name: str) -> set[int]:
     """Return the versions of a model that the configuration lists; empty if the server chooses."""
     entry = _entry(config, name)
@@ -161,6 +166,28 @@ def with_labels(
     return changed
 
 
+def with_model(
+    config: ModelServerConfig,
+    name: str,
+    base_path: str | os.PathLike,
+    labels: Mapping[str, int],
+    versions: Collection[int],
+) -> ModelServerConfig:
+    """Return a configuration with another model, whose labels nobody moves at this time.
+
+    Args:
+        config: The configuration, which stays as it is and has no entry of the model.
+        name: Name of the model.
+        base_path: Folder of the model as the server sees it.
+        labels: The version under each label.
+        versions: Which versions the server is to load; empty for the latest, whichever it is.
+    """
+    changed = with_labels(config, name, base_path, labels, versions)
+    if not versions:
+        changed.model_config_list.config[-1].ClearField("model_version_policy")
+    return changed
+
+
 def _entry(config: ModelServerConfig, name: str) -> ModelConfig | None:
     entries = config.model_config_list.config
     return next((entry for entry in entries if entry.name == name), None)
@@ -173,27 +200,35 @@ def _read(path: str | os.PathLike) -> str:
         return ""
 
 
-def _with_entry(text: str, config: ModelServerConfig, name: str) -> str:
-    """Return a text in which the entry of a model is that of a configuration, or is added."""
-    before = text_format.Parse(text, ModelServerConfig())
-    alone = ModelServerConfig()
-    alone.model_config_list.config.add().CopyFrom(_entry(config, name))
-    # Without the list around it.
-    entry = "\n".join(text_format.MessageToString(alone, as_utf8=True).splitlines()[1:-1])
-    *spans, end = _spans(text)
-    names = [model.name for model in before.model_config_list.config]
-    if name in names and len(spans) == len(names):
-        start, stop = spans[names.index(name)]
-        edited = f"{text[:start]}{entry.strip()}{text[stop:]}"
-    else:
-        edited = f"{text[: end[0]].rstrip()}\n{entry}\n{text[end[0] :]}"
+def _with_entries(text: str, config: ModelServerConfig) -> str:
+    """Return a text in which every entry is that of a configuration; equal ones stay as written."""
+    edited = text
     try:
+        for model in config.model_config_list.config:
+            edited = _with_entry(edited, model)
         if text_format.Parse(edited, ModelServerConfig()) == config:
             return edited
     except text_format.ParseError:
         pass
     # The text is of another form, such as `config: [{…}, {…}]`, or has no list yet.
     return _HEADING + text_format.MessageToString(config, as_utf8=True)
+
+
+def _with_entry(text: str, model: ModelConfig) -> str:
+    """Return a text in which the entry of a model is this one, or is added."""
+    before = text_format.Parse(text, ModelServerConfig())
+    if _entry(before, model.name) == model:
+        return text
+    alone = ModelServerConfig()
+    alone.model_config_list.config.add().CopyFrom(model)
+    # Without the list around it.
+    entry = "\n".join(text_format.MessageToString(alone, as_utf8=True).splitlines()[1:-1])
+    *spans, end = _spans(text)
+    names = [each.name for each in before.model_config_list.config]
+    if model.name in names and len(spans) == len(names):
+        start, stop = spans[names.index(model.name)]
+        return f"{text[:start]}{entry.strip()}{text[stop:]}"
+    return f"{text[: end[0]].rstrip()}\n{entry}\n{text[end[0] :]}"
 
 
 def _spans(text: str) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """What a model server is told, and asked, while versions are moved: over gRPC."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -56,6 +56,23 @@ class ModelControl:
         """
         states = self._states(name, self.timeout)
         return {version for version, (state, _) in states.items() if state == _State.AVAILABLE}
+
+    def knows(self, name: str) -> bool:
+        """Return whether a model is, or was, in the configuration of the server.
+
+        Raises:
+            ControlError: If the server does not answer.
+        """
+        return bool(self._states(name, self.timeout))
+
+    def labels(self, name: str, labels: Iterable[str]) -> dict[str, int]:
+        """Return the version under each of some labels of a model, of those that the server has.
+
+        Raises:
+            ControlError: If the server does not answer.
+        """
+        versions = {label: self._labelled(name, label, self.timeout) for label in labels}
+        return {label: number for label, number in versions.items() if number is not None}
 
     def failures(self, name: str) -> dict[int, str]:
         """Return why versions of a model are not loaded, of those that failed to load.

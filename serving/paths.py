@@ -73,6 +73,11 @@ def list_versions(base_path: str | os.PathLike) -> dict[int, Path]:
     return dict(sorted((int(path.name), path) for path in folders))
 
 
+def model_names(models: str | os.PathLike) -> list[str]:
+    """Return the names of the models in a folder, `models`: those that have a version, sorted."""
+    return sorted(path.name for path in Path(models).iterdir() if list_versions(path))
+
+
 def check_model_folder(base_path: str | os.PathLike) -> None:
     """Check that a folder can be that of a model, whose name its own is.
 

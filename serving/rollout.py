@@ -8,6 +8,7 @@ configuration, and labelled by the next one. Versions under a label are all that
 
 import contextlib
 import os
+import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from .config import (
     labels_of,
     listed_versions,
     read_config,
+    served_path_of,
     with_labels,
+    with_model,
     write_config,
 )
 from .control import ControlError, ModelControl
-from .labels import CANARY, PREVIOUS, STABLE
-from .paths import list_versions, remove_versions
+from .labels import CANARY, LABELS, PREVIOUS, STABLE
+from .paths import list_versions, model_names, remove_versions
 
 
 class Rollout:
@@ -42,6 +45,11 @@ class Rollout:
             nothing waits until a version is loaded.
         served_path: Folder of the model as the server sees it; by default `base_path`. An entry
             that the configuration has already keeps its own.
+
+    Attributes:
+        kept: Names of models that the server had, in folders beside `base_path`, and that the
+            configuration did not name. Labels that have moved brought them into it, so that the
+            server keeps them.
 
     Raises:
         UsageError: If the model has no version.
@@ -60,6 +68,7 @@ class Rollout:
         self.config = Path(config) if config is not None else config_path(base_path)
         self.server = server
         self.served_path = served_path or self.base_path
+        self.kept: list[str] = []
         if not list_versions(base_path):
             raise UsageError(
                 f"Expected versions of a model as folders '{base_path}/<integer>/'. Received: no "
@@ -210,6 +219,8 @@ class Rollout:
                 if self.server is None:
                     self._write(before, labels, set(labels.values()), undo)
                 else:
+                    if not self.server.polled:  # which has what its file names, and nothing else
+                        before = self._with_what_is_served(self.server, before)
                     self._move_on(self.server, before, labels, undo)
                 undo.pop_all()
         except OSError as error:
@@ -217,6 +228,39 @@ class Rollout:
                 f"Expected to write '{self.config}'. Received: {error.strerror}. Make room, or "
                 "change its permissions. No label was moved."
             ) from error
+
+    def _with_what_is_served(
+        self, server: ModelControl, config: ModelServerConfig
+    ) -> ModelServerConfig:
+        """Return a configuration that names what the server has: this model, and those beside it.
+
+        A server unloads every model that a configuration does not name, and does not say which ones
+        it has: it is asked for each by its name. One that has none of the names was started with
+        another configuration, and what it has cannot be known.
+
+        Raises:
+            ControlError: If the server has no model of the configuration, nor one beside this one.
+        """
+        named = {model.name for model in config.model_config_list.config}
+        beside = model_names(self.base_path.parent)
+        missing = [name for name in beside if name not in named and server.available(name)]
+        if not missing and not any(map(server.knows, sorted(named | {self.name}))):
+            raise ControlError(
+                f"Expected the model server at {server.host_port} to have a model of "
+                f"'{self.config}', or another one in '{self.base_path.parent}'. Received: a server "
+                "that has none of them, and would unload the models that it has, since a "
+                "configuration replaces the earlier one. Promote with `--offline`, and start the "
+                f"server with this configuration: `keras-mas serve --config {self.config}`."
+            )
+        ours = served_path_of(config, self.name) or str(self.served_path)
+        for name in missing:
+            folder = ours if name == self.name else posixpath.join(posixpath.dirname(ours), name)
+            labels, loaded = server.labels(name, (*LABELS, PREVIOUS)), server.available(name)
+            newest = {max(list_versions(self.base_path.parent / name))}
+            versions = loaded if labels or loaded != newest else ()
+            config = with_model(config, name, folder, labels, versions)
+        self.kept = [name for name in missing if name != self.name]
+        return config
 
     def _move_on(
         self,
@@ -251,7 +295,7 @@ class Rollout:
         """Write the configuration, before a server is told: it may poll the file, or start anew."""
         text = self.config.read_bytes() if self.config.exists() else None
         after = with_labels(before, self.name, self.served_path, labels, versions)
-        write_config(self.config, after, self.name)
+        write_config(self.config, after)
         undo.callback(_write_back, self.config, text)
         return after
 

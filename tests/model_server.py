@@ -82,17 +82,26 @@ class ModelServer(ModelServiceServicer, PredictionServiceServicer):
             self.configs.append(config)
             for model in config.model_config_list.config:
                 self._aspire(model)
+            self._unload_all_but({model.name for model in config.model_config_list.config})
             self.history.append((labels, self.available("shop")))
 
     def _aspire(self, model):
         wanted = set(model.model_version_policy.specific.versions)
-        if model.model_version_policy.HasField("all"):
+        policy = model.model_version_policy.WhichOneof("policy_choice") or "latest"
+        if policy != "specific":
             wanted = {int(path.name) for path in Path(model.base_path).glob("[0-9]*")}
+        if policy == "latest":
+            wanted = {max(wanted)} if wanted else set()
         for version in wanted - self.available(model.name) if self.loads else ():
             self.states[model.name, version] = (STATE.LOADING, "")
             threading.Timer(LOADING_SECONDS, self._load, (model.name, version)).start()
         for version in self.available(model.name) - wanted:
             self.states[model.name, version] = (STATE.END, "")
+
+    def _unload_all_but(self, names):
+        for name, version in self.states:
+            if name not in names and version in self.available(name):
+                self.states[name, version] = (STATE.END, "")
 
     def _load(self, name, version):
         with self.lock:

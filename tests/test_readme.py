@@ -140,17 +140,19 @@ def test_the_commands_of_the_command_line(tmp_path, monkeypatch, capsys):
     quick = dataclasses.replace(RECIPES["split-digits"], epochs=1)
     monkeypatch.setitem(RECIPES, "split-digits", quick)
     for words in ours:
-        # A server with the labels is not running, and so short a training may forget more.
-        more = ["--offline"] * (words[0] in moved) + ["--force", "a test"] * (words[0] == "export")
+        # The server with the labels is not running, and so short a training may forget more.
+        offline = ["--offline"] * (words[0] in moved and "--offline" not in words)
+        more = offline + ["--force", "a test"] * (words[0] == "export")
         if words[0] not in served:
             assert main([*words, *more]) == 0, capsys.readouterr().err
     assert "digits: stable is version 5, previous is version 4\n" in capsys.readouterr().out
-    run_served([words for words in ours if words[0] in served])
+    serve, with_labels = (words for words in ours if words[0] == "serve")
+    run_served(serve, [words for words in ours if words[0] in served - {"serve"}])
+    run_served(with_labels, [["status", "digits"]])
 
 
-def run_served(commands):
+def run_served(serve, others):
     """Run `serve` in the background and then the others: the README's words, on free ports."""
-    serve, *others = commands
     script = Path(sys.executable).with_name("keras-mas")
     serve = [script, *serve, "--port", "0", "--rest-port", "0"]
     with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server:

@@ -263,6 +263,7 @@ class ServedModels:
             logs = _log_settings_of(config)
             with self._changed:
                 self._labels = self._checked_labels(config)
+                _warn_of_models_that_go(known - {model.name for model in models_of(config)})
                 self._config = ModelServerConfig.FromString(config.SerializeToString())
                 self._look = True
                 self._changed.notify_all()
@@ -455,6 +456,15 @@ class ServedModels:
         with self._changed:
             version.state = state
             self._changed.notify_all()
+
+
+def _warn_of_models_that_go(names: set[str]) -> None:
+    if names:
+        _LOG.warning(
+            "The new configuration does not name %s: all versions of it are unloaded. A "
+            "configuration replaces the earlier one as a whole.",
+            ", ".join(repr(name) for name in sorted(names)),
+        )
 
 
 def _log_settings_of(config: ModelServerConfig) -> dict[str, LogSettings]:

@@ -36,7 +36,7 @@ def test_a_model_gets_an_entry_beside_those_written_by_hand(tmp_path):
     by_hand = read_config(path)
     config = with_labels(by_hand, "shop", "/models/shop", {"stable": 1}, {2, 1})
     assert by_hand == text_format.Parse(BY_HAND, ModelServerConfig())
-    write_config(path, config, "shop")
+    write_config(path, config)
     assert path.read_text().startswith(BY_HAND.rstrip().removesuffix("}"))
     *others, shop = read_config(path).model_config_list.config
     assert others == list(by_hand.model_config_list.config)
@@ -74,7 +74,7 @@ def test_without_a_file_there_is_no_label(tmp_path):
     config = read_config(tmp_path / "models.config")
     assert labels_of(config, "shop") == {} and listed_versions(config, "shop") == set()
     config = with_labels(config, "shop", "/models/shop", {"stable": 1}, {1})
-    write_config(tmp_path / "models.config", config, "shop")
+    write_config(tmp_path / "models.config", config)
     assert (tmp_path / "models.config").read_text().startswith("# Labels are moved by")
     assert read_config(tmp_path / "models.config") == config
     assert config_path(tmp_path / "shop") == tmp_path / "models.config"
@@ -84,7 +84,7 @@ def test_a_link_to_a_configuration_stays_one(tmp_path):
     (tmp_path / "real").write_text(BY_HAND)
     (tmp_path / "models.config").symlink_to("real")
     config = with_labels(read_config(tmp_path / "real"), "shop", "/models/shop", {}, {1})
-    write_config(tmp_path / "models.config", config, "shop")
+    write_config(tmp_path / "models.config", config)
     assert (tmp_path / "models.config").is_symlink()
     assert "/models/shop" in (tmp_path / "real").read_text()
 
@@ -93,7 +93,7 @@ def test_an_entry_is_replaced_in_its_place_and_nothing_else(tmp_path):
     path = tmp_path / "models.config"
     path.write_text(BY_HAND)
     config = with_labels(read_config(path), "search", "", {"beta": 8}, {8})
-    write_config(path, config, "search")
+    write_config(path, config)
     text = path.read_text()
     assert text.startswith("# Ask the search team") and text.count("config {") == 2
     assert text.endswith(BY_HAND[BY_HAND.index('  config { name: "all"') :])
@@ -113,7 +113,7 @@ def test_protobuf_text_of_any_form_is_changed(tmp_path, text):
     path = tmp_path / "models.config"
     path.write_text(text)
     config = with_labels(read_config(path), "shop", "/models/shop", {"stable": 1}, {1})
-    write_config(path, config, "shop")
+    write_config(path, config)
     assert read_config(path) == config
 
 

@@ -98,7 +98,7 @@ def test_the_first_version_says_that_there_is_nothing_to_compare_it_with(tmp_pat
 def test_the_version_labelled_stable_is_the_one_to_compare_with(shop, models, make_heads):
     shutil.copytree(models / "shop" / "2", shop / "2")  # pets are right once
     config = with_labels(ModelServerConfig(), "shop", shop, {"stable": 1}, {1})
-    write_config(shop.parent / "models.config", config, "shop")
+    write_config(shop.parent / "models.config", config)
     with pytest.raises(RefusedError, match=r"from 0.7500 in version 1 \(stable\) to 0.2500"):
         publish(make_heads(sign=-1.0), shop, BOTH, bounds=NO_LOSS)
     # Another configuration has no such label, and version 2 got as few of them right.

@@ -85,6 +85,11 @@ def test_a_canary_goes_back_to_stable_and_its_clients_are_answered(shop):
 
 def test_a_version_that_does_not_load_moves_no_label(shop):
     with rollout_on(shop, served=[1], broken=[3]) as (server, rollout):
+        (shop.parent / "hats/1").mkdir(parents=True)
+        server.serve("hats", 1)
+        with pytest.raises(ControlError, match="3 of 'shop' to load"):
+            rollout.promote(3)  # nor does it change what a server without labels has
+        assert server.available("shop") == server.available("hats") == {1}
         rollout.promote(1)
         before = rollout.config.read_text()
         with pytest.raises(ControlError, match="3 of 'shop' to load.* Could not find meta.* No la"):
@@ -95,8 +100,9 @@ def test_a_version_that_does_not_load_moves_no_label(shop):
 
 
 def test_a_version_that_takes_too_long_moves_no_label(shop):
-    with rollout_on(shop, timeout=0.01) as (server, rollout):
-        with pytest.raises(ControlError, match=r"1 of 'shop' to be available .* within 0.01 s"):
+    with rollout_on(shop, timeout=0.5, served=[2]) as (server, rollout):
+        server.loads = False
+        with pytest.raises(ControlError, match=r"1 of 'shop' to be available .* within 0.5 s"):
             rollout.promote(1)
         assert not rollout.config.exists() and server.labels == {}
 
@@ -123,6 +129,40 @@ def test_a_server_that_never_answers_is_given_the_time_that_was_asked_for(shop):
         with pytest.raises(ControlError, match="to answer.* Deadline Exceeded. No label was"):
             Rollout(shop, server=control).promote(1, check=checked.append)
         assert checked == [] and time.monotonic() - beginning < 5.0
+
+
+def test_models_beside_it_that_the_server_has_stay_served(shop):
+    for version in (4, 5):
+        (shop.parent / "hats" / str(version)).mkdir(parents=True)
+        (shop.parent / "bags" / str(version)).mkdir(parents=True)
+        (shop.parent / "ties" / str(version)).mkdir(parents=True)
+    (shop.parent / "models.config").write_text(OTHER)
+    with rollout_on(shop) as (server, rollout):
+        server.serve("hats", 5)  # as `keras-mas serve models/hats`
+        server.serve("bags", 4, 5)
+        server.labels = {("bags", "stable"): 4}
+        served = shop.parents[1] / "served"  # the same folder in a container
+        served.symlink_to(shop.parent)
+        rollout.served_path = served / "shop"
+        assert rollout.promote(1) == {"stable": 1}
+        assert rollout.kept == ["bags", "hats"]
+        assert server.available("hats") == {5} and server.available("bags") == {4, 5}
+        assert server.labels == {("bags", "stable"): 4, ("shop", "stable"): 1}
+    _, bags, hats, ours = read_config(rollout.config).model_config_list.config
+    names = ("bags", "hats", "shop")
+    assert [each.base_path for each in (bags, hats, ours)] == [f"{served}/{name}" for name in names]
+    # What comes after version 5 of hats is served, as before.
+    assert not hats.HasField("model_version_policy")
+    assert list(bags.model_version_policy.specific.versions) == [4, 5]
+    assert "search" in rollout.config.read_text()
+
+
+def test_a_server_of_another_configuration_is_left_alone(shop):
+    with rollout_on(shop) as (server, rollout):
+        server.serve("elsewhere", 1)
+        with pytest.raises(ControlError, match="models that it has.*--offline.*No label was mo"):
+            rollout.promote(1)
+        assert server.configs == [] and not rollout.config.exists()
 
 
 def test_labels_that_a_server_was_started_without_do_not_keep_it_from_others(shop):

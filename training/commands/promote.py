@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     with rollouts.rollout_of(args) as rollout:
         labels = rollout.promote(args.version, args.label, check=_check)
         removed = rollout.prune(args.keep) if args.keep else []
+    rollouts.print_kept(rollout)
     rollouts.print_labels(rollout.name, labels, args.json)
     if removed:
         stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)

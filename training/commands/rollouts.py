@@ -112,6 +112,18 @@ def rollout_of(args: argparse.Namespace) -> Iterator["Rollout"]:
         )
 
 
+def print_kept(rollout: "Rollout") -> None:
+    """Say which models the configuration has been given, so that the server keeps them."""
+    from ..console import stderr_console
+
+    for name in rollout.kept:
+        stderr_console().print(
+            f"'{rollout.config}' now names '{name}' too, which the server has: it would unload a "
+            "model that its configuration does not name",
+            soft_wrap=True,
+        )
+
+
 def print_labels(model: str, labels: Mapping[str, int], as_json: bool) -> None:
     """Print the version under each label of a model."""
     from ..console import result_console

@@ -260,13 +260,15 @@ def test_a_label_may_precede_its_version_where_that_is_allowed(models, base):
             served.reload(latest(base, stable=3))
 
 
-def test_a_reload_waits_for_models_that_are_new(models, base, tmp_path):
+def test_a_reload_waits_for_models_that_are_new(models, base, tmp_path, caplog):
     publish(models, tmp_path / "other", 5)
     with serving(latest(base), poll_seconds=0) as served:
         served.reload(config_of({"half": base, "other": tmp_path / "other"}))
         with served.using(model_pb2.ModelSpec(name="other")) as version:
             assert version.number == 5
+        assert not caplog.records
         served.reload(config_of({"other": tmp_path / "other"}))
+        assert "does not name 'half': all versions of it are unloaded" in caplog.text
         wait_for(served, v1="END")
         (tmp_path / "empty" / "1").mkdir(parents=True)
         broken = config_of({"other": tmp_path / "other", "broken": tmp_path / "empty"})
