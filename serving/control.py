@@ -96,7 +96,7 @@ class ModelControl:
         try:
             response = self._models.HandleReloadConfigRequest(request, timeout=self.timeout)
         except grpc.RpcError as error:
-            raise ControlError(self._refusal(error.details())) from error
+            raise ControlError(self._failure(error)) from error
         if response.status.error_code:
             raise ControlError(self._refusal(response.status.error_message))
 
@@ -168,7 +168,7 @@ class ModelControl:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return {}
-            raise ControlError(self._refusal(error.details())) from error
+            raise ControlError(self._failure(error)) from error
         return {
             status.version: (status.state, status.status.error_message)
             for status in response.model_version_status
@@ -185,9 +185,21 @@ class ModelControl:
             )
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise ControlError(self._refusal(error.details())) from error
+                raise ControlError(self._failure(error)) from error
             return None
         return response.model_spec.version.value
+
+    def _failure(self, error: grpc.RpcError) -> str:
+        details = error.details() or ""
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return self._refusal(details)
+        # What gRPC says of each address that it tried helps nobody.
+        reason = "no connection" if details.startswith("failed to connect") else details.rstrip(".")
+        return (
+            f"Expected a model server to answer at {self.host_port}, its gRPC port. Received: "
+            f"{reason}. Start one with `keras-mas serve`, correct --server, or, if none is to run, "
+            "give --offline."
+        )
 
     def _refusal(self, message: str | None) -> str:
         return (

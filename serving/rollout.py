@@ -84,6 +84,11 @@ class Rollout:
         """
         return labels_of(read_config(self.config), self.name)
 
+    @property
+    def latest(self) -> int:
+        """The latest version that is there, labelled or not."""
+        return max(list_versions(self.base_path))
+
     def promote(
         self,
         version: int | None = None,
@@ -96,8 +101,8 @@ class Rollout:
         Args:
             version: The version. By default the latest; for `stable` the one labelled `canary`, if
                 there is one.
-            label: One of `labels.LABELS`. Where `stable` moves, `previous` points to where it was,
-                and `canary` is dropped if it is the version that `stable` moves to.
+            label: One of `labels.LABELS`. Where `stable` moves, `previous` points to where it was.
+                Whatever moves, `canary` is dropped if `stable` points to the same version.
             check: Called with the folder of the version before anything changes, as
                 `publish.check_version`; what it raises leaves everything as it is.
 
@@ -112,7 +117,7 @@ class Rollout:
                 Whatever fails, the configuration is what it was.
         """
         with changing(self.config):
-            labels = self.labels
+            labels = _without_a_stable_canary(self.labels)  # somebody wrote it by hand, perhaps
             if version is None:
                 version = self._next(label, labels)
             self._check_exists(version)
@@ -121,9 +126,10 @@ class Rollout:
                     with _saying_that_nothing_moved():
                         self.server.available(self.name)
                 check(list_versions(self.base_path)[version])
-            moved = self._of_existing(labels) | {label: version}
-            if label == STABLE and labels.get(STABLE) != version:
-                moved = self._of_existing(_taking_over(version, labels, moved))
+            moved = labels | {label: version}
+            if label == STABLE and labels.get(STABLE, version) != version:
+                moved[PREVIOUS] = labels[STABLE]
+            moved = _without_a_stable_canary(self._of_existing(moved))
             self._move(moved)
             return moved
 
@@ -131,8 +137,8 @@ class Rollout:
         """Let a label point to the version that it should not have left.
 
         Args:
-            label: `stable`, which goes back to `previous`, and takes `canary` along if that points
-                to the same version; or `canary`, which goes back to `stable`.
+            label: `stable`, which goes back to `previous`; `canary` is dropped if it pointed to the
+                same version. Or `canary`, which is dropped, since its clients go back to `stable`.
 
         Returns:
             The version under each label.
@@ -143,7 +149,7 @@ class Rollout:
             ControlError: As for `promote`.
         """
         with changing(self.config):
-            labels = self.labels
+            labels = _without_a_stable_canary(self.labels)
             source = PREVIOUS if label == STABLE else STABLE
             if source not in labels:
                 raise UsageError(
@@ -152,11 +158,10 @@ class Rollout:
                     f"{self.base_path} VERSION`."
                 )
             self._check_exists(labels[source])
-            moved = self._of_existing(labels) | {label: labels[source]}
+            moved = labels | {label: labels[source]}
             if label == STABLE:
                 del moved[PREVIOUS]
-                if labels.get(CANARY) == labels.get(STABLE):
-                    moved[CANARY] = moved[STABLE]
+            moved = _without_a_stable_canary(self._of_existing(moved))
             self._move(moved)
             return moved
 
@@ -185,10 +190,9 @@ class Rollout:
 
     def _next(self, label: str, labels: Mapping[str, int]) -> int:
         """Return the version to promote if none is named, which is no step back for `stable`."""
-        version = max(list_versions(self.base_path))
         if label != STABLE:
-            return version
-        version = labels.get(CANARY, version)
+            return self.latest
+        version = labels.get(CANARY, self.latest)
         if version < labels.get(STABLE, version):
             what = "canary" if CANARY in labels else "latest version"
             raise UsageError(
@@ -300,12 +304,9 @@ class Rollout:
         return after
 
 
-def _taking_over(
-    version: int, labels: Mapping[str, int], moved: Mapping[str, int]
-) -> dict[str, int]:
-    """Return the labels where `stable` has moved to a version: it leaves `previous` behind."""
-    kept = {k: v for k, v in moved.items() if (k, v) != (CANARY, version)}
-    return kept | ({PREVIOUS: labels[STABLE]} if STABLE in labels else {})
+def _without_a_stable_canary(labels: Mapping[str, int]) -> dict[str, int]:
+    """Return the labels without `canary` where it is `stable` too: it waits for no promotion."""
+    return {k: v for k, v in labels.items() if k != CANARY or v != labels.get(STABLE)}
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ from model_server import ModelServer
 from keras_mas.errors import UsageError
 from keras_mas.serving import config as config_module
 from keras_mas.serving import control as control_module
-from keras_mas.serving.config import ConfigError, read_config
+from keras_mas.serving.config import ConfigError, read_config, with_labels, write_config
 from keras_mas.serving.control import ControlError, ModelControl
 from keras_mas.serving.paths import list_versions
 from keras_mas.serving.rollout import Rollout
 
+TWICE = {"stable": 2, "canary": 2, "previous": 1}
 OTHER = 'model_config_list { config { name: "search" base_path: "/search" } }'
 
 
@@ -50,10 +51,9 @@ def test_a_version_is_canary_then_stable_then_rolled_back(shop, polled):
         assert rollout.promote() == {"stable": 2, "previous": 1}
         assert rollout.promote(label="canary") == {"stable": 2, "canary": 3, "previous": 1}
         assert rollout.promote() == {"stable": 3, "previous": 2}
-        assert rollout.promote(label="canary") == {"stable": 3, "canary": 3, "previous": 2}
-        # The canary goes along: it is the version that should not be used.
-        assert rollout.rollback() == {"stable": 2, "canary": 2}
-        assert server.labels == {("shop", "stable"): 2, ("shop", "canary"): 2}
+        assert rollout.promote(label="canary") == {"stable": 3, "previous": 2}
+        assert rollout.rollback() == {"stable": 2}
+        assert server.labels == {("shop", "stable"): 2}
     # At no time did a label point to a version that was not loaded, nor was the other model gone.
     for labels, available in server.history:
         assert set(labels.values()) <= available
@@ -74,13 +74,26 @@ def test_what_is_served_stays_loaded_until_the_label_has_moved(shop):
         assert (first, last) == ([2, 3], [2])
 
 
-def test_a_canary_goes_back_to_stable_and_its_clients_are_answered(shop):
+def test_a_canary_that_was_rolled_back_is_no_canary(shop):
     with rollout_on(shop, served=[1, 2]) as (server, rollout):
         rollout.promote(1)
         rollout.promote(2, "canary")
-        assert rollout.rollback("canary") == {"stable": 1, "canary": 1}
-        assert server.labels["shop", "canary"] == 1
+        assert rollout.rollback("canary") == {"stable": 1}
+        assert server.labels == {("shop", "stable"): 1}
         assert server.available("shop") == {1}  # so that no client gets 2, label or not
+        assert rollout.promote() == {"stable": 3, "previous": 1}
+        assert rollout.rollback() == {"stable": 1}
+
+
+def test_a_canary_that_somebody_let_point_to_stable_is_none(shop):
+    rollout = Rollout(shop)
+    rollout.promote(1)
+    rollout.promote(2)
+    by_hand = with_labels(read_config(rollout.config), "shop", shop, TWICE, {1, 2})
+    write_config(rollout.config, by_hand)
+    assert rollout.rollback() == {"stable": 1}  # and nobody gets 2
+    write_config(rollout.config, by_hand)
+    assert rollout.promote() == {"stable": 3, "previous": 2}
 
 
 def test_a_version_that_does_not_load_moves_no_label(shop):
@@ -166,10 +179,9 @@ def test_a_server_of_another_configuration_is_left_alone(shop):
 
 
 def test_labels_that_a_server_was_started_without_do_not_keep_it_from_others(shop):
-    Rollout(shop).promote(1)
     Rollout(shop).promote(1, "canary")
     with rollout_on(shop, served=[2]) as (server, rollout):
-        assert rollout.promote(3) == {"stable": 3, "canary": 1, "previous": 1}
+        assert rollout.promote(3) == {"stable": 3, "canary": 1}
         assert server.available("shop") == {1, 3}
 
 
@@ -188,7 +200,7 @@ def test_a_configuration_that_is_refused_leaves_the_server_alone(shop):
 def test_a_server_that_is_not_there_changes_nothing(shop):
     with ModelControl("127.0.0.1:1", timeout=1.0) as control:
         rollout = Rollout(shop, server=control)
-        with pytest.raises(ControlError, match="server at 127.0.0.1:1 to answer.* No label was"):
+        with pytest.raises(ControlError, match="answer at 127.0.0.1:1, its gRPC.* No label was"):
             rollout.promote(1)
     assert not rollout.config.exists()
 

@@ -361,6 +361,10 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
 
     moved = json.loads(answer(capsys, "promote", "insects", "--offline", "--json"))
     assert moved == {"stable": 2, "previous": 1}
+    assert main(["promote", "models/insects", "2", "--offline"]) == 0
+    assert "stable is version 2 already; no label was moved. The la" in capsys.readouterr().err
+    assert main(["promote", "models/insects", "2", "--label", "canary", "--offline"]) == 0
+    assert "version 2 is stable, and so no canary" in capsys.readouterr().err
     moved = json.loads(answer(capsys, "rollback", "insects", "--offline", "--json"))
     assert moved == {"stable": 1}
     answer(capsys, "promote", "insects", 1, "--offline", "--keep", 1)
@@ -368,7 +372,10 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
 
     assert "out of 1, 3" in refusal(capsys, 2, "promote", "insects", 2, "--offline")
     assert "no such folder" in refusal(capsys, 2, "promote", "wasps", "--offline").lower()
-    assert "127.0.0.1:1" in refusal(capsys, 1, "promote", "insects", "--server", "127.0.0.1:1")
+    sentence = refusal(capsys, 1, "promote", "insects", "--server", "127.0.0.1:1")
+    assert "answer at 127.0.0.1:1, its gRPC port. Received: no connection. Start " in sentence
+    assert "`keras-mas serve`, correct --server, or, if none is to run, give --offline." in sentence
+    assert "--offline. No label was moved" in sentence and "ipv4" not in sentence
     (models / "3/saved_model.pb").rename(here / "saved_model.pb")
     (models / "3/saved_model.pb").write_bytes(b"damaged")
     sentence = refusal(capsys, 1, "promote", "insects", 3, "--offline")

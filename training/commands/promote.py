@@ -45,10 +45,21 @@ def run(args: argparse.Namespace) -> None:
     from ..console import stderr_console
 
     with rollouts.rollout_of(args) as rollout:
+        before = rollout.labels
         labels = rollout.promote(args.version, args.label, check=_check)
         removed = rollout.prune(args.keep) if args.keep else []
     rollouts.print_kept(rollout)
     rollouts.print_labels(rollout.name, labels, args.json)
+    if args.label not in labels:
+        version = labels[STABLE]
+        said = f"version {version} is stable, and so no {args.label}: a canary is another version"
+        stderr_console().print(said, soft_wrap=True)
+    elif labels == before:
+        stderr_console().print(
+            f"{args.label} is version {labels[args.label]} already; no label was moved. The latest "
+            f"version is {rollout.latest}.",
+            soft_wrap=True,
+        )
     if removed:
         stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)
 

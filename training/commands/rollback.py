@@ -6,7 +6,7 @@ from keras_mas.serving.labels import LABELS, STABLE
 
 from . import basics, rollouts
 
-SUMMARY = "give clients the version back that they had before"
+SUMMARY = "give clients the version that they had before, again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--label",
         choices=LABELS,
         default=STABLE,
-        help="stable goes back to the label previous, and takes the canary along if that is the "
-        f"same version; canary goes back to stable (default: {STABLE})",
+        help="stable goes back to the label previous; canary is dropped, and so it is if it was "
+        f"the version that stable leaves (default: {STABLE})",
     )
     rollouts.add_rollout(parser)
     basics.add_json(parser)
