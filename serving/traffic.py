@@ -130,7 +130,7 @@ class Collector:
     def add_file(self, content: bytes, head: str | None = None) -> None:
         """Decode a file of an image as the graph of a served model does, and add it."""
         if self.form.resize is None:
-            self.left_out["files of images, for which no size is known"] += 1
+            self.left_out["files of images, which `--resize` would give the size of inputs"] += 1
             return
         try:
             self.add(self._decode(tf.constant([content])).numpy()[0], head)

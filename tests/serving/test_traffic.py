@@ -112,7 +112,7 @@ def test_what_cannot_be_used_is_counted_by_what_it_is(write):
         "requests with another input, 'pixels'": 1,
         "records that are no PredictionLog": 1,
         "records of classify requests": 1,
-        "files of images, for which no size is known": 1,
+        "files of images, which `--resize` would give the size of inputs": 1,
         "records of no requests": 1,
     }
 

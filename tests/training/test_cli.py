@@ -29,6 +29,7 @@ from keras_mas.training.cli import (
 )
 from keras_mas.training.commands import COMMANDS
 from keras_mas.training.commands.shared import print_json
+from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.tasks import builtin_names
 
 QUICK = ["--epochs", "2", "--backbone", "mlp-8", "--batch-size", "16"]
@@ -834,6 +835,14 @@ def test_images_on_disk_are_learned_measured_exported_and_asked_about(photos, he
         ask = ["predict", "photos", "--server", f"127.0.0.1:{server.rest_port}", "--cache-memory"]
         rows = answer(capsys, *ask, "1kB", "--cache-dir", "cache", "--examples-of", "photos.toml")
     assert " of 4 right" in rows
+    measure = ["importance", run, "--from-data", "first/test/dark", "--output", "m.npz"]
+    lines = answer(capsys, *measure, "--cache-dir", "cache")  # resized as in training
+    assert "inputs: 2 read from 2 files" in lines and "left out" not in lines
+    write_json(
+        run / "result.json", read_json(run / "result.json") | {"resize": None}
+    )  # as of an earlier version
+    sentence = refusal(capsys, 1, *measure, "--overwrite")
+    assert "2 files of images, which `--resize` would give the size of inputs" in sentence
 
 
 def test_broken_files_end_a_run_or_are_left_out(photos, here, capsys):

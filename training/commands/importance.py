@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resize",
         choices=(*RESIZE_MODES, "none"),
-        help="how files of images get the size of inputs, as in training; none: those of another "
-        "size are left out (default: files of images are left out)",
+        help="how files of images get the size of inputs; none: those of another size are left out "
+        "(default: as in training; earlier versions did not record it, and with their runs files "
+        "of images are left out)",
     )
     group.add_argument(
         "--max-examples",
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     _check_output(args)
     check_method(result["method"])
     network = finished_network(args.directory)
-    collector = _collected(args, network)
+    collector = _collected(args, result, network)
     _warn_of_model(args, result, collector)
     asked = _measurable(result, network, collector)
     drift = _drift(args, result, network, asked.inputs)
@@ -121,12 +122,13 @@ def _check_output(args):
         )
 
 
-def _collected(args, network):
+def _collected(args, result, network):
     """Return the inputs that can be used, and what was left out; an error if none can."""
     from keras_mas.serving.traffic import Collector, InputForm, read_requests
 
-    form = InputForm(network.input_shape[1:], tuple(network.output), resize=args.resize)
-    _check_resize(form)
+    _check_resize(args, network)
+    resize = args.resize or (result.get("resize") if _takes_images(network) else None)
+    form = InputForm(network.input_shape[1:], tuple(network.output), resize=resize)
     collector = Collector(form, args.max_examples, args.seed)
     if args.from_requests:
         read_requests(args.from_requests, collector, model=args.model)
@@ -157,13 +159,17 @@ def _check_any(count, collector):
         )
 
 
-def _check_resize(form):
-    shape = form.shape
-    if form.resize is not None and (len(shape) != 3 or shape[-1] not in (1, 3) or None in shape):
+def _check_resize(args, network):
+    if args.resize is not None and not _takes_images(network):
         raise UsageError(
             f"Expected --resize for a model of images [H, W, 1 or 3]. Received: one of inputs "
-            f"{list(shape)}. Leave it out."
+            f"{list(network.input_shape[1:])}. Leave it out."
         )
+
+
+def _takes_images(network):
+    shape = network.input_shape[1:]
+    return len(shape) == 3 and shape[-1] in (1, 3) and None not in shape
 
 
 def _read_data(path, collector):
