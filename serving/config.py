@@ -130,6 +130,12 @@ def served_path_of(config: ModelServerConfig, name: str) -> str:
     return "" if entry is None else str(entry.base_path)
 
 
+def latest_of(config: ModelServerConfig, name: str) -> int:
+    """Return how many of the latest versions an entry asks for; 0 if it does not say so."""
+    entry = _entry(config, name)
+    return 0 if entry is None else int(entry.model_version_policy.latest.num_versions)
+
+
 def listed_versions(config: ModelServerConfig, name: str) -> set[int]:
     """Return the versions of a model that the configuration lists; empty if the server chooses."""
     entry = _entry(config, name)

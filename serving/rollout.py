@@ -22,6 +22,7 @@ from .config import (
     changing,
     config_path,
     labels_of,
+    latest_of,
     listed_versions,
     read_config,
     served_path_of,
@@ -50,6 +51,8 @@ class Rollout:
         kept: Names of models that the server had, in folders beside `base_path`, and that the
             configuration did not name. Labels that have moved brought them into it, so that the
             server keeps them.
+        replaced: How many of the latest versions the configuration asked for, until versions under
+            a label took their place; 0 if it did not.
 
     Raises:
         UsageError: If the model has no version.
@@ -69,6 +72,7 @@ class Rollout:
         self.server = server
         self.served_path = served_path or self.base_path
         self.kept: list[str] = []
+        self.replaced = 0
         if not list_versions(base_path):
             raise UsageError(
                 f"Expected versions of a model as folders '{base_path}/<integer>/'. Received: no "
@@ -227,6 +231,7 @@ class Rollout:
                         before = self._with_what_is_served(self.server, before)
                     self._move_on(self.server, before, labels, undo)
                 undo.pop_all()
+                self.replaced = latest_of(before, self.name)
         except OSError as error:
             raise ConfigError(
                 f"Expected to write '{self.config}'. Received: {error.strerror}. Make room, or "

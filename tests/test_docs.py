@@ -9,7 +9,11 @@ import pytest
 from keras_mas.training.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "SECURITY.md",
+    ROOT / "serving" / "deploy" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def test_every_row_names_a_test_that_is_there():
@@ -24,7 +28,7 @@ def test_every_row_names_a_test_that_is_there():
             assert f"def {test}(" in (ROOT / "tests" / file).read_text(), (file, test)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_that_are_there(page):
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if "://" not in target:
@@ -37,7 +41,7 @@ def commands(page):
     return [shlex.split(line, comments=True) for line in lines if line.startswith("keras-mas ")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_are_ones_that_we_understand(page):
     for command in commands(page):
         build_parser().parse_args(command[1:])  # exits if not

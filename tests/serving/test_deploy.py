@@ -24,7 +24,9 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from keras_mas.errors import UsageError
 from keras_mas.serving import deploy
+from keras_mas.serving.config import read_config
 from keras_mas.serving.deploy.__main__ import main
+from keras_mas.serving.rollout import Rollout
 from keras_mas.serving.standin import StandIn
 
 KUBERNETES = ("1.31", "1.37")
@@ -115,6 +117,30 @@ def test_models():
         "tensorflow",
     )
     assert model.model_version_policy.latest.num_versions == 2
+
+
+def test_a_server_starts_with_labels():
+    [container] = by_kind()["Deployment"]["spec"]["template"]["spec"]["containers"]
+    server = yaml.safe_load(text_of("docker-compose.yml"))["services"]["model-server"]
+    for words in (container["args"], server["command"]):
+        assert "--allow_version_labels_for_unavailable_models=true" in words
+
+
+def test_labels_are_moved_in_the_configuration(tmp_path):
+    deploy.write_files(tmp_path / "kit", "flowers")
+    for version in (1, 2):
+        (tmp_path / "models" / "flowers" / str(version)).mkdir(parents=True)
+    config = tmp_path / "kit" / "models.config"
+    heading = config.read_text().split("model_config_list")[0]
+    rollout = Rollout(tmp_path / "models" / "flowers", config=config)
+    rollout.promote(1)
+    assert rollout.replaced == 2  # the two latest
+    assert config.read_text().startswith(heading) and "keras-mas promote" in heading
+    [entry] = read_config(config).model_config_list.config
+    assert entry.base_path == "/models/flowers"
+    assert list(entry.model_version_policy.specific.versions) == [1]
+    rollout.promote(2)
+    assert rollout.replaced == 0
 
 
 def test_monitoring_is_scraped_where_it_is_offered():

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         before = rollout.labels
         labels = rollout.promote(args.version, args.label, check=_check)
         removed = rollout.prune(args.keep) if args.keep else []
-    rollouts.print_kept(rollout)
+    rollouts.print_changes(rollout)
     rollouts.print_labels(rollout.name, labels, args.json)
     if args.label not in labels:
         version = labels[STABLE]

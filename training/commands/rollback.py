@@ -27,5 +27,5 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     with rollouts.rollout_of(args) as rollout:
         labels = rollout.rollback(args.label)
-    rollouts.print_kept(rollout)
+    rollouts.print_changes(rollout)
     rollouts.print_labels(rollout.name, labels, args.json)

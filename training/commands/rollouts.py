@@ -112,10 +112,16 @@ def rollout_of(args: argparse.Namespace) -> Iterator["Rollout"]:
         )
 
 
-def print_kept(rollout: "Rollout") -> None:
-    """Say which models the configuration has been given, so that the server keeps them."""
+def print_changes(rollout: "Rollout") -> None:
+    """Say what else has changed in the configuration: other models, and the policy of this one."""
     from ..console import stderr_console
 
+    if rollout.replaced:
+        stderr_console().print(
+            f"'{rollout.config}' now names the versions of '{rollout.name}' that have a label, in "
+            f"place of `latest {{ num_versions: {rollout.replaced} }}`",
+            soft_wrap=True,
+        )
     for name in rollout.kept:
         stderr_console().print(
             f"'{rollout.config}' now names '{name}' too, which the server has: it would unload a "
