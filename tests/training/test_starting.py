@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from keras_mas.training.backbones import saved
 from keras_mas.training.cli import main
 from keras_mas.training.run import saved_heads
 from keras_mas.training.run_directory import read_json, read_result, saved_importance
+from keras_mas.training.tasks import LearnedTask, Split, Task, TaskStream
 
 
 def blobs(seed, count, first, size=4):
@@ -109,6 +112,17 @@ def test_a_network_of_keras_applications(tmp_path, monkeypatch, capsys):
 class Doubled(keras.layers.Layer):
     def call(self, inputs):
         return 2 * inputs
+
+
+def test_how_a_network_of_one_s_own_had_its_images_resized_is_unknown():
+    images = Split(np.zeros([2, 8, 8, 3], np.uint8), np.arange(2))
+    known = LearnedTask.without_examples("known", ("no", "yes"), (8, 8, 3), images.dtype)
+    stream = TaskStream("known", "task", (known,), rescale=(1.0, 0.0))  # as `own_task` makes it
+    assert stream.resize_of_files is None  # so that any task can be added
+    task = Task("new", ("a", "b"), *[images] * 3)
+    added = dataclasses.replace(stream, tasks=(*stream.tasks, task))
+    assert added.resize_of_files == "none"
+    assert dataclasses.replace(added, resize="crop").resize_of_files == "crop"
 
 
 def test_what_is_no_such_network_is_refused(folder, tmp_path):

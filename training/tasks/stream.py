@@ -399,8 +399,11 @@ class TaskStream:
     def resize_of_files(self) -> str | None:
         """How files of images become inputs, as `export_version` takes it; None if inputs are none.
 
-        "none" are images that were not resized: other sizes are refused.
+        "none" are images that were not resized: other sizes are refused. Of a network that was
+        trained elsewhere it is unknown, and None too.
         """
+        if all(isinstance(task, LearnedTask) for task in self.tasks):
+            return None
         shape, dtype = self.input_shape, self.tasks[0].train.dtype
         if dtype != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3):
             return None
