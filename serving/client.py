@@ -742,6 +742,13 @@ def _code_of(http_status: int) -> str:
 
 def _error(name: str, host_port: str, code: str, message: str | None) -> ServingError:
     advice = _ADVICE.get(code, _OTHER_ADVICE)
+    if "servable version label" in (message or ""):
+        advice = f"`keras-mas status {name}` shows which versions have labels."
+    elif "request: Specific(" in (message or ""):
+        advice = (
+            f"`keras-mas status {name}` shows which versions are loaded: without labels only the "
+            "newest one, and with labels those that have one."
+        )
     if _NO_TLS in (message or ""):
         message = "no encrypted connection, for what answers does not speak TLS"
         advice = "Connect without TLS, or correct the port."

@@ -79,7 +79,11 @@ def test_errors_hold_the_message_of_the_server_and_advice(client):
     [
         (
             {"name": "shop", "inputs": {"inputs": [[1.0, 2.0]]}, "version": 9},
-            r"Specific\(shop, 9\)",
+            r"Specific\(shop, 9\). `keras-mas status shop` shows .* without labels only the newest",
+        ),
+        (
+            {"name": "shop", "inputs": {"inputs": [[1.0, 2.0]]}, "label": "canary"},
+            "label: canary. `keras-mas status shop` shows which versions have labels",
         ),
         ({"name": "shop", "inputs": {"inputs": [[1.0]]}}, r"\[1,1\] is not compatible with"),
         ({"name": "shop", "inputs": {"inputs": [["a", "b"]]}}, "float"),
