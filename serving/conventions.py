@@ -15,6 +15,9 @@ IMAGE_BEGINNINGS: dict[str, bytes] = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xf
 MOST_PIXELS = 2**26
 """Pixels of the largest image that is decoded: a file of 400 kB may hold 400 million."""
 
+MAX_FORGETTING = 0.05
+"""How much accuracy a task may lose from one version to the next unless another bound is given."""
+
 LONGEST_SECONDS = 1_000_000
 """The longest time, eleven days, that anything may be asked to wait; the system counts no further
 than 292 years."""

@@ -147,7 +147,7 @@ def judge(
 
             format          number of this format
             version         number of the version
-            blessed         whether it meets the bounds
+            blessed         whether it meets the bounds; None, not judged, if there is none
             refusals        a sentence for each bound that it does not meet
             missing         tasks that the earlier version answers and this one does not, which is
                             refused if there is a bound for what a task may lose
@@ -170,7 +170,7 @@ def judge(
     return {
         "format": _FORMAT,
         "version": version,
-        "blessed": not refusals,
+        "blessed": None if bounds == Bounds() else not refusals,
         "refusals": refusals,
         "missing": missing,
         "compared_with": compared
@@ -299,6 +299,33 @@ def write_blessing(directory: str | os.PathLike, blessing: Mapping[str, Any]) ->
         json.dump(blessing, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
     return path
+
+
+def read_blessing(directory: str | os.PathLike) -> dict[str, Any]:
+    """Return the judgement that was written to a folder by `write_blessing`."""
+    blessing: dict[str, Any] = json.loads((Path(directory) / BLESSING).read_text(encoding="utf-8"))
+    return blessing
+
+
+def comparison_sentence(blessing: Mapping[str, Any]) -> str:
+    """Return with what a version was compared, and what it lost."""
+    compared = blessing["compared_with"]
+    if compared is None:
+        note: str = blessing["note"].rstrip(".")
+        return note[0].lower() + note[1:]
+    said = f"compared with version {compared['version']} ({compared['label'] or 'the latest'})"
+    lost = losses(blessing, 0.0)
+    return f"{said}: {lost}" if lost else f"{said}: no task lost accuracy"
+
+
+def losses(blessing: Mapping[str, Any], allowed: float) -> str:
+    """Return the tasks that lost more accuracy than is allowed, and how much; empty for none."""
+    return ", ".join(
+        f"task '{row['task']}' lost {row['drop']:.4f} of its accuracy, from {row['before']:.4f} to "
+        f"{row['accuracy']:.4f}"
+        for row in blessing["tasks"]
+        if row["drop"] is not None and row["drop"] > allowed
+    )
 
 
 def refusal_sentence(blessing: Mapping[str, Any], model: str, path: Path) -> str:

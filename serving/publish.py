@@ -26,6 +26,7 @@ from .gate import (
     RefusedError,
     answered_right,
     judge,
+    read_blessing,
     refusal_sentence,
     write_blessing,
 )
@@ -68,7 +69,7 @@ def publish(
         base_path: Folder of the model, `models/NAME`.
         held_out: Held-out examples of every task of the version.
         version: Number of the version; None for the next one.
-        bounds: What it has to meet; by default nothing: it is measured only.
+        bounds: What it has to meet; by default nothing: it is measured only, and not judged.
         force: Reason to publish it even if it does not meet the bounds.
         config: The model server configuration with the labels; by default `models/models.config`.
         **options: Further arguments of `export_version`.
@@ -152,6 +153,15 @@ def check_published(directory: str | os.PathLike) -> None:
         ) from error
 
 
+def blessing_of(directory: str | os.PathLike) -> dict[str, Any]:
+    """Return the judgement of a version, as `gate.judge` describes it.
+
+    Args:
+        directory: Folder of a version that `publish` wrote.
+    """
+    return read_blessing(Path(directory) / _EXTRA)
+
+
 class _Gate:
     """Judges versions of a model before they appear.
 
@@ -180,7 +190,7 @@ class _Gate:
         def approve(folder: Path, version: LoadedVersion) -> dict[str, Any]:
             blessing = self._judge(number, version)
             path = write_blessing(self.base_path, blessing)
-            if not blessing["blessed"] and self.force is None:
+            if blessing["blessed"] is False and self.force is None:
                 raise RefusedError(refusal_sentence(blessing, self._model, path))
             write_blessing(folder / _EXTRA, blessing)
             return {"blessing": {key: blessing[key] for key in ("blessed", "forced")}}

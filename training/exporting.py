@@ -1,5 +1,6 @@
 """Versions of a served model from a run: one after each task."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import keras
 
 from keras_mas.errors import UsageError
+from keras_mas.serving.conventions import MAX_FORGETTING
 from keras_mas.serving.export import check_exportable, is_exported
-from keras_mas.serving.gate import HeldOut
+from keras_mas.serving.gate import HeldOut, losses
 from keras_mas.serving.paths import version_path
-from keras_mas.serving.publish import check_published, publish
+from keras_mas.serving.publish import blessing_of, check_published, publish
 
 from .heads import heads_of, unique_heads
 from .run import Listener, TaskResult
@@ -56,7 +58,7 @@ class Exporter(Listener):
     def task_finished(self, result: TaskResult) -> None:
         """Export the heads learned so far, unless they have been exported already."""
         self.rows.append(result.accuracies)
-        export_heads(
+        published = export_heads(
             self.base,
             result.number,
             result.models,
@@ -66,6 +68,23 @@ class Exporter(Listener):
             manifest=manifest_of(
                 self.result | {"accuracy_matrix": self.rows}, result.number, self.command
             ),
+        )
+        if published:
+            warn_of_losses(version_path(self.base, result.number))
+
+
+def warn_of_losses(folder: Path) -> None:
+    """Warn if a version that was published without a bound lost more than is usual.
+
+    Args:
+        folder: Folder of the version.
+    """
+    blessing = blessing_of(folder)
+    if lost := losses(blessing, MAX_FORGETTING):
+        warnings.warn(
+            f"'{folder}' was published, and not judged: {lost}, since version "
+            f"{blessing['compared_with']['version']}. `keras-mas export` would refuse it.",
+            stacklevel=2,
         )
 
 

@@ -7,8 +7,10 @@ from keras_mas.serving.gate import (
     Compared,
     HeldOut,
     answered_right,
+    comparison_sentence,
     drop_interval,
     judge,
+    losses,
     mcnemar_p_value,
     wilson_interval,
 )
@@ -40,16 +42,30 @@ def test_the_loss_is_that_of_the_same_examples():
     assert row["drop_interval"][0] < 0 < 0.2 < row["drop_interval"][1]
 
 
-@pytest.mark.parametrize(("allowed", "blessed"), [(None, True), (0.2, True), (0.19, False)])
+@pytest.mark.parametrize(("allowed", "blessed"), [(None, None), (0.2, True), (0.19, False)])
 def test_a_loss_beyond_the_bound_is_refused(allowed, blessed):
     right = {"fruit": BEFORE, "pets": NOW}
     blessing = judge(3, right, Bounds(allowed), compared(fruit=BEFORE, pets=BEFORE))
-    assert blessing["blessed"] == blessed
+    assert blessing["blessed"] is blessed
     assert blessing["compared_with"] == {"version": 2, "label": "stable"}
-    if not blessed:
+    if blessed is False:
         [sentence] = blessing["refusals"]
         words = "task 'pets' lost 0.2000 of its accuracy, from 0.8000 in version 2 (stable) to 0.6"
         assert words in sentence and sentence.endswith("more than the 0.19 that is allowed")
+
+
+def test_what_was_lost_is_said():
+    earlier = compared(fruit=BEFORE, pets=BEFORE)
+    blessing = judge(3, {"fruit": BEFORE, "pets": NOW}, Bounds(), earlier)
+    assert (
+        losses(blessing, 0.19) == "task 'pets' lost 0.2000 of its accuracy, from 0.8000 to 0.6000"
+    )
+    assert losses(blessing, 0.2) == ""
+    assert comparison_sentence(blessing).startswith("compared with version 2 (stable): task 'pets'")
+    same = judge(3, {"pets": BEFORE}, Bounds(), compared(pets=BEFORE))
+    assert comparison_sentence(same) == "compared with version 2 (stable): no task lost accuracy"
+    first = judge(1, {"pets": NOW}, Bounds(), None) | {"note": "The first version: nothing."}
+    assert comparison_sentence(first) == "the first version: nothing"
 
 
 def test_a_gain_is_no_loss():
@@ -78,7 +94,7 @@ def test_all_tasks_of_the_first_version_are_new():
 def test_a_version_that_lacks_a_task_is_refused_if_there_is_a_bound():
     earlier = compared(pets=NOW, fruit=NOW)
     blessing = judge(3, {"pets": NOW}, Bounds(), earlier)
-    assert blessing["blessed"] and blessing["missing"] == ["fruit"]
+    assert blessing["blessed"] is None and blessing["missing"] == ["fruit"]
     blessing = judge(3, {"pets": NOW}, Bounds(max_forgetting=1.0), earlier)
     [sentence] = blessing["refusals"]
     assert sentence.startswith("task 'fruit', which version 2 (stable) answers, is not answered")

@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 from collections import Counter
 from contextlib import closing
 
@@ -9,7 +10,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.export import export_version
-from keras_mas.serving.gate import HeldOut
+from keras_mas.serving.gate import Bounds, Compared, HeldOut, judge, write_blessing
 from keras_mas.serving.publish import publish
 from keras_mas.serving.runtime import LoadedVersion
 from keras_mas.training import exporting, network
@@ -61,6 +62,22 @@ def test_a_version_that_another_process_publishes_meanwhile_is_no_failure(tmp_pa
     assert not export_heads(tmp_path / "a", 1, {"pets": heads["same"]}, names, held_out)
     with pytest.raises(UsageError, match="'.*1', which does. A version is never overwritten"):
         export_heads(tmp_path / "b", 1, {"pets": heads["other"]}, names, held_out)
+
+
+def test_a_version_that_lost_much_is_published_with_a_warning(tmp_path):
+    right, wrong = np.ones(4, bool), np.array([True, True, False, False])
+    earlier = Compared(2, "", ["ants", "bees"], {"ants": right, "bees": right})
+    version = tmp_path / "models/insects/3"
+    (version / "assets.extra").mkdir(parents=True)
+    for answers, loses in ((wrong, True), (right, False)):
+        blessing = judge(3, {"ants": answers, "bees": right}, Bounds(), earlier)
+        write_blessing(version / "assets.extra", blessing)
+        with warnings.catch_warnings(record=True) as caught:
+            exporting.warn_of_losses(version)
+        assert len(caught) == loses
+        for each in caught:
+            assert "not judged: task 'ants' lost 0.5000 of its accuracy" in str(each.message)
+            assert "since version 2. `keras-mas export` would refuse" in str(each.message)
 
 
 def test_a_manifest_says_what_was_known_after_its_task():

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from keras_mas.errors import UsageError
+from keras_mas.serving.conventions import MAX_FORGETTING
 
 from ..options import Bounds, number, option_fields
 from ..tasks import LoadOptions
@@ -57,9 +58,9 @@ def _add_gate(parser):
     group.add_argument(
         "--max-forgetting",
         type=_fraction,
-        default=0.05,
+        default=MAX_FORGETTING,
         metavar="FRACTION",
-        help="how much accuracy a task may lose; 1 for any (default: 0.05)",
+        help=f"how much accuracy a task may lose; 1 for any (default: {MAX_FORGETTING})",
     )
     group.add_argument(
         "--min-accuracy",
@@ -114,13 +115,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(folder, published, force):
+    from keras_mas.serving.gate import comparison_sentence
+    from keras_mas.serving.publish import blessing_of
+
     from ..console import result_console
 
-    said = f"exported {folder}"
-    if not published:
+    if published:
+        said = f"exported {folder}: {comparison_sentence(blessing_of(folder))}"
+    else:
         said = f"{folder} was published already; it was not judged again"
         if force is not None:
-            said += ", and the reason of --force is not recorded"
+            said += ", and the reason given with --force was not recorded"
     result_console().print(said, soft_wrap=True)
 
 
