@@ -22,7 +22,7 @@ from keras_mas.files import atomic_file
 
 
 class ConfigError(RuntimeError):
-    """A model server configuration cannot be read; the message says why."""
+    """A model server configuration cannot be read, or lacks a label; the message says why."""
 
 
 def config_path(base_path: str | os.PathLike) -> Path:

@@ -148,15 +148,15 @@ class Rollout:
             The version under each label.
 
         Raises:
-            UsageError: If there is nothing to go back to.
-            ConfigError: As for `promote`.
+            ConfigError: If there is nothing to go back to, or as for `promote`.
+            UsageError: If the version to go back to has been removed.
             ControlError: As for `promote`.
         """
         with changing(self.config):
             labels = _without_a_stable_canary(self.labels)
             source = PREVIOUS if label == STABLE else STABLE
             if source not in labels:
-                raise UsageError(
+                raise ConfigError(
                     f"Expected a version of '{self.name}' to go back to, labelled '{source}' in "
                     f"'{self.config}'. Received: none. Name the version: `keras-mas promote "
                     f"{self.base_path} VERSION`."

@@ -65,7 +65,8 @@ class ModelServer(ModelServiceServicer, PredictionServiceServicer):
 
     def serve(self, name, *versions):
         """Have versions loaded, as a server that was started for one model."""
-        self.states |= {(name, version): (STATE.AVAILABLE, "") for version in versions}
+        with self.lock:
+            self.states |= {(name, version): (STATE.AVAILABLE, "") for version in versions}
 
     def reload(self, config):
         with self.lock:

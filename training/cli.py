@@ -65,7 +65,9 @@ def _run(argv: list[str] | None) -> int:
         _drop_output()
     except KeyboardInterrupt as interrupt:
         what, code = ("terminated", 143) if isinstance(interrupt, _Terminated) else _INTERRUPTED
-        return _failed(f"{what}. The same command continues where it stopped.", code)
+        resumes = args.command in _RESUMED
+        advice = " The same command continues where it stopped." if resumes else ""
+        return _failed(f"{what}.{advice}", code)
     except Exception as error:
         if args.debug:
             raise
@@ -74,6 +76,9 @@ def _run(argv: list[str] | None) -> int:
         return _failed(_sentence(error), 2 if isinstance(error, UsageError) else 1)
     return 0
 
+
+# The commands that go on with what they had done when they were interrupted.
+_RESUMED = ("train", "compare", "search", "export")
 
 _INTERRUPTED = "interrupted", 130
 

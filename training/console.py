@@ -2,7 +2,7 @@
 
 import os
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 # Characters per line where there is no terminal and the environment variable COLUMNS is not set.
 DEFAULT_WIDTH = 80
@@ -16,6 +16,17 @@ def result_console() -> Console:
 def stderr_console() -> Console:
     """Return a console on standard error that prints text verbatim, without markup."""
     return _console(stderr=True)
+
+
+def print_table(console: Console, table: RenderableType) -> None:
+    """Print a table; its lines end in no blanks where they go to a file or another program."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        console.print(line.rstrip(), soft_wrap=True)
 
 
 def _console(stderr: bool) -> Console:

@@ -264,7 +264,7 @@ def test_what_is_not_there_is_refused(shop, tmp_path):
     with pytest.raises(UsageError, match="out of 1, 2, 3, which are in .* Received: 7"):
         rollout.promote(7)
     for label, missing in (("stable", "previous"), ("canary", "stable")):
-        with pytest.raises(UsageError, match=f"to go back to, labelled '{missing}'"):
+        with pytest.raises(ConfigError, match=f"to go back to, labelled '{missing}'"):
             rollout.rollback(label)
     with pytest.raises(UsageError, match="Expected versions of a model as folders"):
         Rollout(tmp_path / "models" / "shoe")

@@ -940,15 +940,21 @@ class Ends:
     ("number", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["completion", "bash"], ""),
+        (["train", "split-digits"], " The same command continues where it stopped."),
+    ],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
 def test_a_signal_unwinds_a_command_and_a_second_one_ends_it(
-    monkeypatch, capsys, number, code, word
+    monkeypatch, capsys, number, code, word, words, advice
 ):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("keras_mas.training.commands.completion.run", run := Ends(number))
-    assert main(["completion", "bash"]) == code
-    assert capsys.readouterr().err == (
-        f"keras-mas: {word}. The same command continues where it stopped.\n"
-    )
+    monkeypatch.setattr(f"keras_mas.training.commands.{words[0]}.run", run := Ends(number))
+    assert main(words) == code
+    assert capsys.readouterr().err == f"keras-mas: {word}.{advice}\n"
     assert run.handlers == (signal.SIG_DFL, signal.SIG_DFL)  # a second one ends the process
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 

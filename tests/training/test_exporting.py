@@ -73,6 +73,7 @@ def test_a_version_that_lost_much_is_published_with_a_warning(tmp_path):
         blessing = judge(3, {"ants": answers, "bees": right}, Bounds(), earlier)
         write_blessing(version / "assets.extra", blessing)
         with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             exporting.warn_of_losses(version)
         assert len(caught) == loses
         for each in caught:

@@ -1,5 +1,6 @@
 """`keras-mas predict` about files of images, in processes of their own as users start it."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 from keras_mas.serving.export import export_version
 from keras_mas.serving.standin import StandIn
 from keras_mas.training.cli import main
+from keras_mas.training.commands import predict
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,11 @@ def test_one_task_of_several_can_be_asked_for(server, files, capsys):
     ("words", "code", "sentence"),
     [
         (["--images", "gone.png"], 2, "file in 'gone.png'. Received: no such file or directory."),
-        (["--images", "text.png"], 2, "file in 'text.png'. Received: 5 bytes of another kind."),
+        (
+            ["--images", "text.png"],
+            2,
+            "Received: a file of 5 bytes that is neither.",
+        ),
         (["--images", "white.png", "--task", "size"], 2, "hue, light. Received: --task size."),
         (["--images", "white.png", "--version", "9"], 1, "Specific(colours, 9)"),
         (["--images", "cut.png"], 1, "INVALID_ARGUMENT"),
@@ -112,6 +118,20 @@ def test_what_cannot_be_asked_is_one_sentence(
     assert main(ask(server, "rest", *words)) == code
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
+
+
+def test_wrong_answers_are_marked_and_lines_end_in_no_blanks(capsys):
+    rows = [
+        {"task": "light", "answer": "dark", "truth": "bright", "correct": False},
+        {"task": "light", "answer": "bright", "truth": "bright", "correct": True},
+    ]
+    predict._print(rows, argparse.Namespace(model="shop", via="rest"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[2:4]] == [
+        ["light", "dark", "bright", "wrong"],
+        ["light", "bright", "bright"],
+    ]
+    assert lines[4] == "1 of 2 right" and lines == [line.rstrip() for line in lines]
 
 
 def test_a_model_of_other_inputs_takes_no_images(tmp_path, files, capsys):

@@ -218,8 +218,8 @@ def _read_image(path: Path) -> bytes:
         ) from error
     if not content.startswith(tuple(IMAGE_BEGINNINGS.values())):
         raise UsageError(
-            f"Expected a JPEG or PNG file in '{path}'. Received: {len(content)} bytes of another "
-            "kind. Convert it, for example with `magick FILE FILE.png`."
+            f"Expected a JPEG or PNG file in '{path}'. Received: a file of {len(content)} "
+            "bytes that is neither. Convert it, for example with `magick FILE FILE.png`."
         )
     return content
 
@@ -249,7 +249,7 @@ def _answers(question, args, client):
 def _print(rows, args):
     from rich.table import Table
 
-    from ..console import result_console
+    from ..console import print_table, result_console
 
     console = result_console()
     table = Table(
@@ -259,7 +259,8 @@ def _print(rows, args):
     for heading in headings:
         table.add_column(heading)
     for row in rows:
-        table.add_row(*(str(row[heading]) for heading in headings))
-    console.print(table)
+        wrong = [] if row.get("correct", True) else ["wrong"]
+        table.add_row(*(str(row[heading]) for heading in headings), *wrong)
+    print_table(console, table)
     if "correct" in rows[0]:
         console.print(f"{sum(row['correct'] for row in rows)} of {len(rows)} right")
