@@ -7,6 +7,7 @@ killed to another one. Only this module knows of Ray, which the extra `distribut
 import collections
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import signal
 import socket
@@ -31,6 +32,11 @@ _SECONDS = 10.0
 # Shards that have been given away before the result of the first of them is taken, for each core:
 # others go on while one takes longer, and their results wait in Ray's memory.
 _AHEAD = 4
+
+
+def is_installed() -> bool:
+    """Return whether Ray is installed."""
+    return importlib.util.find_spec("ray") is not None
 
 
 class ShardError(RuntimeError):
@@ -300,12 +306,9 @@ def _work(function, shard, *common):
 
 
 def _take_one_core():
-    """Let TensorFlow use the one core that Ray has given to this worker."""
-    import tensorflow as tf
-
-    with contextlib.suppress(RuntimeError):  # an earlier task has done so
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+    """Let TensorFlow, when it starts, use the one core that Ray has given to this worker."""
+    for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(threads, "1")
 
 
 def _failed(shard, failure):

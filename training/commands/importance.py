@@ -148,9 +148,11 @@ def _check_output(args):
 
 def _measured_here(args, result, network, form):
     """Return what was read, the sums of the inputs that were drawn, and some of these."""
+    import numpy as np
+
     from keras_mas.serving.traffic import Collector, check_requests
 
-    from ..later_inputs import Measuring
+    from ..later_inputs import MOST_TESTED, Measuring
 
     collector = Collector(form, args.max_examples, args.seed)
     read = _reader(args)
@@ -164,8 +166,8 @@ def _measured_here(args, result, network, form):
     kept = measuring.measurable(asked)
     _count_not_finite(collector, int((~kept).sum()))
     _check_any(kept.sum(), collector, form)
-    asked = asked.only(kept)
-    return collector, measuring.sums(asked), asked.inputs
+    sample = asked.only(kept & (np.arange(len(kept)) < MOST_TESTED)).inputs
+    return collector, measuring.sums(asked.only(kept)), sample
 
 
 def _measured_by_ray(args, result, network, form):
@@ -191,7 +193,7 @@ def _measured_by_ray(args, result, network, form):
         found = later_shards.measured(_shown("measuring", parts, shards))
     _count_not_finite(read, found.not_finite)
     _check_any(len(found.sums), read, form)
-    return read, found.sums, np.stack(list(found.sample.values()))
+    return read, found.sums, np.array(list(found.sample.values()))
 
 
 def _reader(args):
@@ -317,7 +319,7 @@ def _drift(args, result, network, inputs):
     from ..later_inputs import measure_drift
 
     tasks = args.trained_on or result.get("arguments", {}).get("tasks")
-    if tasks is None:
+    if tasks is None or not len(inputs):
         return None
     args.tasks = tasks
     try:
