@@ -117,11 +117,10 @@ def choose(
     read.duplicates += len(keys) - len(distinct)
     drawn = first[:limit]
     largest = int(distinct[:limit][:sample][-1]) if len(drawn) and sample else -1
+    drawn.sort()  # in place: from now on in the order in which they were read
     ends = np.cumsum([len(part) for part in parts])
-    where = np.searchsorted(ends, drawn, side="right")
-    chosen = [
-        Chosen(shard, keys[drawn[where == number]], largest) for number, shard in enumerate(shards)
-    ]
+    of_shards = np.split(keys[drawn], np.searchsorted(drawn, ends[:-1]))
+    chosen = [Chosen(*each, largest) for each in zip(shards, of_shards, strict=True)]
     return read, chosen
 
 

@@ -1,13 +1,16 @@
 """A map over shards by Ray: a local cluster of two workers, of which some are killed."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -28,6 +31,7 @@ needs_ray = pytest.mark.skipif(
     not distributed.is_installed(), reason="Ray, of the extra `distributed`, is not installed"
 )
 slow = pytest.mark.slow
+GUIDE = Path(__file__).parents[2] / "docs/importance-on-many-machines.md"
 
 
 @pytest.fixture(scope="module")
@@ -162,15 +166,17 @@ def test_a_shard_that_cannot_be_measured_is_named(cluster):
 
 @needs_ray
 @slow
-def test_the_example_of_the_docstring_runs(cluster, monkeypatch):
+def test_the_examples_of_the_docstring_and_of_the_guide_run(cluster, monkeypatch):
     monkeypatch.chdir(cluster)
     line().save("model.keras")
     np.save("1.npy", np.array([[1.0], [-1.0], [2.0]]))
     np.save("2.npy", np.array([[4.0]]))
     example = distributed_importance.__doc__.partition("Example:\n")[2]
-    names = {"distributed_importance": distributed_importance, "np": np}
-    exec(textwrap.dedent(example), names)
-    assert sorted(float(values.sum()) for values in names["omega"].values()) == [4.0, 11.0]
+    (script,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    for code in (textwrap.dedent(example), script):
+        names = {"distributed_importance": distributed_importance, "np": np}
+        exec(code, names)
+        assert sorted(float(values.sum()) for values in names["omega"].values()) == [4.0, 11.0]
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +242,6 @@ def added(finished, file):
 
 
 def run(capsys, *words):
-    import json
-
     assert main(["importance", *map(str, words), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
