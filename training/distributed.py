@@ -148,8 +148,7 @@ class Cluster:
             _check_answers(self._address)
         try:
             self._ray.init(address=self._address, **options)
-        # Ray asks the process to end when what answers is no cluster.
-        except (ConnectionError, RuntimeError, ValueError, OSError, SystemExit) as error:
+        except (RuntimeError, ValueError, OSError) as error:
             with contextlib.suppress(Exception):
                 self._ray.shutdown()
             raise _unreachable(self._address, f"Ray said: {_first_line(error)}") from error
@@ -179,7 +178,7 @@ class SentFile:
         if token != self._token:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / self._name
-                path.write_bytes(self._content)
+                self._content.tofile(path)
                 found = load(path)
             SentFile._loaded = self._token, found  # of one call only: the memory of a worker
         return found
@@ -367,18 +366,25 @@ def _check_answers(address):
 def _unreachable(address, what):
     return UsageError(
         f"Expected a cluster of Ray at '{address}', of this version. Received: {what} Start one "
-        "with `ray start --head`, correct the address, or name 'local' for this machine alone."
+        "with `ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, correct the "
+        "address, or name 'local' for this machine alone."
     )
 
 
 @contextlib.contextmanager
 def _signals_kept():
-    """Undo that Ray handles SIGTERM."""
+    """Have SIGTERM handled as before: Ray takes it over, and ends the process by `SystemExit`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before, terminated = signal.getsignal(signal.SIGTERM), False
     try:
         yield
+    except SystemExit as error:
+        terminated = error.code == signal.SIGTERM
+        if not terminated:
+            raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)

@@ -152,7 +152,8 @@ def measure(chosen: Chosen, reading: Reading, method: str, network: SentFile) ->
 def measured(parts: Iterable[Measured]) -> Measured:
     """Return what all shards say; sums are added in the order of the shards."""
     sums: HeadSums = {}
-    not_finite, sample = 0, {}
+    sample: dict[int, np.ndarray] = {}
+    not_finite = 0
     for part in parts:
         add_sums(sums, part.sums)
         not_finite += part.not_finite

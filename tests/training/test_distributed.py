@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -40,10 +41,14 @@ def cluster(tmp_path_factory):
     import ray
 
     folder = tmp_path_factory.mktemp("workers")
-    with contextlib.chdir(folder), distributed._signals_kept():
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield folder
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.chdir(folder)
+        environment.setenv("RAY_AUTH_TOKEN", secrets.token_hex())  # or Ray keeps one in the home
+        environment.setenv("RAY_AUTH_MODE", "token")  # which Ray sets, and does not take back
+        with distributed._signals_kept():
+            ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield folder
+        ray.shutdown()
 
 
 def test_the_extra_is_named_where_ray_is_not_installed(monkeypatch):
@@ -75,6 +80,23 @@ def test_an_address_at_which_nothing_answers_is_refused_soon(monkeypatch, scheme
     with pytest.raises(UsageError, match=f"at '{address}'.*refused"), Cluster(address):
         pass
     assert time.monotonic() - start < 5
+
+
+def test_a_signal_while_ray_starts_is_handled_as_before():
+    def of_ray(number, frame):
+        sys.exit(number)
+
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        with distributed._signals_kept():
+            signal.signal(signal.SIGTERM, of_ray)
+            signal.raise_signal(signal.SIGTERM)
+        assert told == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGTERM)
+        assert told == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @needs_ray

@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _limit(text: str) -> int | None:
-    return None if text == "all" else shared.count(text)
+    return None if text == "all" else int(shared.count(text))
 
 
 def run(args: argparse.Namespace) -> None:
