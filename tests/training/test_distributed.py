@@ -27,6 +27,8 @@ from keras_mas.training.cli import main
 from keras_mas.training.commands.importance import _shards
 from keras_mas.training.distributed import Cluster, ShardError, distributed_importance
 from keras_mas.training.run import train
+from keras_mas.training.settings import Recipe, Settings
+from keras_mas.training.tasks import Split, Task, TaskStream
 
 needs_ray = pytest.mark.skipif(
     not distributed.is_installed(), reason="Ray, of the extra `distributed`, is not installed"
@@ -44,7 +46,8 @@ def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as environment:
         environment.chdir(folder)
         environment.setenv("RAY_AUTH_TOKEN", secrets.token_hex())  # or Ray keeps one in the home
-        environment.setenv("RAY_AUTH_MODE", "token")  # which Ray sets, and does not take back
+        environment.setenv("RAY_AUTH_MODE", "")  # Ray sets it, and does not take it back
+        environment.delenv("RAY_AUTH_MODE")
         with distributed._signals_kept():
             ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield folder
@@ -206,10 +209,19 @@ def later():
     return np.random.default_rng(5).normal(size=(400, 4)).astype(np.float32)
 
 
-@pytest.fixture
-def finished(stream, settings, tmp_path):
-    train(stream, settings, tmp_path / "run")
-    return tmp_path / "run"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of a finished run of two tasks of four inputs."""
+
+    def task(name, seed):
+        x = np.random.default_rng(seed).normal(size=(60, 4)).astype(np.float32)
+        return Task(name, ("low", "high"), *[Split(x, (x[:, 0] > 0).astype(np.int64))] * 3)
+
+    stream = TaskStream("insects", "task", (task("ants", 0), task("bees", 1)), rescale=(1.0, 0.0))
+    recipe = Recipe(backbone="mlp-8", epochs=2, batch_size=16)
+    folder = tmp_path_factory.mktemp("runs") / "mas"
+    train(stream, Settings(method="mas", strength=1.0, seed=0, recipe=recipe), folder)
+    return folder
 
 
 def write(path, records):
@@ -258,7 +270,7 @@ def first_worker_killed(at):
 
 
 def added(finished, file):
-    before = SynapticMemory.load(finished / "3/memory.npz").importance
+    before = SynapticMemory.load(finished / "2/memory.npz").importance
     after = SynapticMemory.load(file).importance
     return {name: values - before[name] for name, values in after.items()}
 
