@@ -11,6 +11,7 @@ import importlib.util
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,8 +27,11 @@ from keras_mas.errors import UsageError
 
 LOCAL = "local"
 
-# How long an address may take to answer.
+# How long an address may take to answer, and then to let a process join its cluster.
 _SECONDS = 10.0
+_SECONDS_TO_JOIN = 60.0
+
+_JOIN = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 
 # Shards that have been given away before the result of the first of them is taken, for each core:
 # others go on while one takes longer, and their results wait in Ray's memory.
@@ -144,8 +148,11 @@ class Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address == LOCAL:
             options |= {"num_cpus": self._workers, "include_dashboard": False}
+            # A shard for which there is too little memory would be tried for ever.
+            options["_system_config"] = {"task_oom_retries": self._retries}
         else:
             _check_answers(self._address)
+            _check_joins(self._address)
         try:
             self._ray.init(address=self._address, **options)
         except (RuntimeError, ValueError, OSError) as error:
@@ -337,7 +344,7 @@ def _ray():
 
 
 def _check_answers(address):
-    """Refuse an address at which no server of Ray can be, which Ray itself takes minutes to do."""
+    """Refuse an address at which no server of Ray can be."""
     import grpc
 
     if address == "auto":
@@ -361,6 +368,28 @@ def _check_answers(address):
             grpc.channel_ready_future(channel).result(timeout=_SECONDS)
         except grpc.FutureTimeoutError as error:
             raise _unreachable(address, "another server answers there.") from error
+
+
+def _check_joins(address):
+    """Refuse an address at which there is no cluster; Ray itself may try for a quarter of an hour.
+
+    A process of its own tries, which can be ended.
+    """
+    words = [sys.executable, "-c", _JOIN, address]
+    try:
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS_TO_JOIN,
+        )
+    except subprocess.TimeoutExpired as error:
+        what = f"no answer of Ray within {_SECONDS_TO_JOIN:g} seconds."
+        raise _unreachable(address, what) from error
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise _unreachable(address, f"Ray said: {_first_line(last)}")
 
 
 def _unreachable(address, what):

@@ -11,8 +11,10 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent import futures
 from pathlib import Path
 
+import grpc
 import keras
 import numpy as np
 import psutil
@@ -83,6 +85,19 @@ def test_an_address_at_which_nothing_answers_is_refused_soon(monkeypatch, scheme
     with pytest.raises(UsageError, match=f"at '{address}'.*refused"), Cluster(address):
         pass
     assert time.monotonic() - start < 5
+
+
+@needs_ray
+def test_a_cluster_that_cannot_be_joined_is_refused_in_time(monkeypatch):
+    monkeypatch.setattr(distributed, "_SECONDS_TO_JOIN", 1.0)
+    server = grpc.server(futures.ThreadPoolExecutor(1))  # which knows nothing of Ray
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        with pytest.raises(UsageError, match="no answer of Ray within 1 seconds"), Cluster(address):
+            pass
+    finally:
+        server.stop(0).wait()
 
 
 def test_a_signal_while_ray_starts_is_handled_as_before():
