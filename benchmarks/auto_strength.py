@@ -200,7 +200,7 @@ def main():
     """Measure, print, record and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--seeds", default="0,1,2")
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
     table = Path("results/auto_strength.json")

@@ -288,7 +288,7 @@ def main():
     """Train what is missing, record and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--seeds", default="0,1,2")
     args = parser.parse_args()
     rows = read_json(TABLE)["rows"] if TABLE.exists() else []
     np.seterr(all="ignore")  # what diverges is recorded as accuracy 0

@@ -37,7 +37,6 @@ from keras_mas.training.tasks import LoadOptions
         ({"strength": "auto"}, {}, "insects-mas-auto-seed0"),
         ({"strength": "auto:30"}, {}, "insects-mas-auto-seed0"),
         ({"strength": "auto:100"}, {}, "insects-mas-auto.100-seed0"),
-        ({"strength": "auto", "method": "finetune"}, {}, "insects-finetune-seed0"),
         # Six digits do not tell this λ from others.
         ({"strength": 1 / 3}, {}, "insects-mas-0.3333333333333333-seed0"),
         ({}, {"epochs": 5}, "insects-mas-1-epochs5-seed0"),
