@@ -182,7 +182,7 @@ class FinishedRun:
         """The recipe as the result records it; of an older one, with what are defaults now."""
         fields = {field.name for field in dataclasses.fields(Recipe)}
         recorded = {k: v for k, v in self.result["recipe"].items() if k in fields}
-        found = dataclasses.asdict(Recipe()) | recorded
+        found = dataclasses.asdict(Recipe(**recorded))
         own = self.directory / START  # its copy, wherever the network lay
         return found | ({"backbone": str(own), "weights": str(own)} if own.exists() else {})
 

@@ -401,7 +401,7 @@ def test_versions_are_added_to_those_of_the_run(data, first, tmp_path, monkeypat
     third = str(data / "third.toml")
     words = ["train", "--continue", "first", "--add", third, "--export", "models"]
     assert main(words) == 0, capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["1", "2", "3"]
+    assert sorted(path.name for path in (tmp_path / "models").glob("[0-9]*")) == ["1", "2", "3"]
     assert (tmp_path / "models/2/saved_model.pb").read_bytes() == before
     manifest = json.loads((tmp_path / "models/3/assets.extra/manifest.json").read_text())["run"]
     assert manifest["tasks"] == ["ants", "bees", "cats"]
