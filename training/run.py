@@ -197,8 +197,8 @@ def train(
             run on its own.
         continued: The finished run whose tasks are the first of the stream, and which this one goes
             on from; None for a run that learns all tasks. That run's folder is only read.
-        start: A trained network, which is taken for what was learned of the one task of the stream;
-            None to learn it.
+        start: A trained network, which is taken for what was learned of the one task of the stream,
+            or, of which the trunk alone is taken, is held from the first task on; None for neither.
 
     Returns:
         The result, as `result.json` holds it.
@@ -415,7 +415,7 @@ class _Elsewhere:
     Attributes:
         shared: Folder of the first task, if other runs go on from it too.
         continued: A finished run that this one goes on from.
-        start: A trained network that is taken for what was learned of the one task.
+        start: A trained network, as for `train`.
     """
 
     shared: Path | None
@@ -483,7 +483,7 @@ class _Run:
                 self.rows.append(self._accuracies())
                 self._save(saved, number)
             # Later tasks have other reasons, such as a λ that is too strong.
-            if number == 0 and self.start is None:
+            if number == 0 and not self._adopts:
                 self._warn_if_not_learned(task)
             if elsewhere is not None:
                 share(saved, elsewhere)
@@ -580,6 +580,11 @@ class _Run:
             "evaluations": [dataclasses.asdict(evaluation) for evaluation in self.evaluations],
         }
 
+    @property
+    def _adopts(self):
+        """Whether a trained network is the one task, head and all."""
+        return self.start is not None and self.start.layer is None
+
     def _adopt(self, number):
         """Take a trained network for what was learned, and measure what matters to it."""
         self.history = keras.callbacks.History()
@@ -591,9 +596,12 @@ class _Run:
             )
 
     def _learn(self, number, task):
-        if self.start is not None:
+        if self._adopts:
             self._adopt(number)
             return
+        if self.start is not None and number == 0:
+            with self._timed("importance"):
+                self.learner.hold_trunk(self.start.unlabelled, self._importance_measured)
         data, earlier = self._training_data(task), []
         if self.settings.learns_all_tasks:
             earlier = [self._training_data(each) for each in self.stream.tasks[:number]]

@@ -15,7 +15,7 @@ from keras_mas.training.report import report_rows
 from keras_mas.training.run import saved_heads, train
 from keras_mas.training.run_directory import DamagedError, read_result, write_json
 from keras_mas.training.settings import Recipe, Settings
-from keras_mas.training.tasks import LearnedTask, load_tasks
+from keras_mas.training.tasks import DataError, LearnedTask, load_tasks
 
 RECIPE = Recipe(backbone="mlp-16", learning_rate=0.02, epochs=3, batch_size=16)
 QUICK = ["--backbone", "mlp-16", "--learning-rate", "0.02", "--epochs", "3", "--batch-size", "16"]
@@ -407,3 +407,31 @@ def test_versions_are_added_to_those_of_the_run(data, first, tmp_path, monkeypat
     assert manifest["tasks"] == ["ants", "bees", "cats"]
     assert manifest["command"].startswith("keras-mas train --continue first --add")
     assert manifest["data"] == read_result(tmp_path / "first+more")["data"]
+
+
+def write_shop(folder, name, rows):
+    (folder / f"{name}.csv").write_text("age,city,y\n" + rows * 5)
+    text = f'name = "{name}"\nlabel = "y"\ntest_fraction = 0.4\n[[task]]\nname = "{name}"\n'
+    (folder / f"{name}.toml").write_text(text + f'csv = "{name}.csv"\n')
+    return str(folder / f"{name}.toml")
+
+
+def test_a_table_that_is_added_is_encoded_as_those_before_it(tmp_path):
+    march = write_shop(tmp_path, "march", "20,Bonn,no\n40,Ulm,yes\n")
+    april = write_shop(tmp_path, "april", "60,Ulm,no\n80,Ulm,yes\n")
+    train(load_tasks(march), Settings(recipe=RECIPE), tmp_path / "run", arguments={"tasks": march})
+    (tmp_path / "march.csv").unlink()
+    finished = FinishedRun.read(tmp_path / "run")
+    with pytest.warns(UserWarning, match="are not there as they were"):
+        found = continued(finished, april, finished.settings({}, {}), options={})
+    assert found.stream.columns == ("age", "city=Bonn", "city=Ulm")
+    assert found.stream.rescale == ([0.1, 1.0, 1.0], [-3.0, 0.0, 0.0])
+    assert {tuple(row) for row in found.stream.tasks[1].train.inputs} == {(60, 0, 1), (80, 0, 1)}
+    train(found.stream, finished.settings({}, {}), tmp_path / "two", continued=found)
+    again = FinishedRun.read(tmp_path / "two")
+    assert again.encoding == finished.encoding
+    may = write_shop(tmp_path, "may", "60,Ulm,no\n80,Paris,yes\n")
+    with pytest.raises(
+        DataError, match="Received: 'Paris' in column 'city' of line . of .*may.csv"
+    ):
+        continued(again, may, again.settings({}, {}), options={})

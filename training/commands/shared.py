@@ -24,7 +24,7 @@ from .basics import print_json as print_json
 
 # The options of `train` for a run that goes on from another one, by their names in Python.
 OF_CONTINUED = ("continue", "add", "old_data", "memory")
-OF_START = ("start_from", "head", "unlabelled")
+OF_START = ("start_from", "features", "head", "unlabelled")
 
 
 def add_tasks(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
