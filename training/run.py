@@ -38,6 +38,7 @@ from .run_directory import (
     UNDER_WAY,
     are,
     check_content,
+    check_there,
     claimed,
     is_finished,
     is_measured_or_not,
@@ -208,6 +209,7 @@ def train(
         InUseError: If another process is at work in the folder.
         DamagedError: If a file in the folder is damaged.
         DivergedError: If the training diverged.
+        VanishedError: If somebody removes or moves the folder meanwhile.
     """
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -232,6 +234,7 @@ def train(
         for number, task in enumerate(stream.tasks):
             run.task(number, task)
         if not finished:
+            check_there(directory)
             run.save_network()
             write_json(directory / RESULT, run.result() | {"arguments": arguments or {}})
         (directory / UNDER_WAY).unlink(missing_ok=True)
@@ -643,6 +646,7 @@ class _Run:
 
     def _save_under_way(self, number, epochs, watch):
         """Save the task under way after so many epochs, if the method can go on within a task."""
+        check_there(self.directory)
         watch.lap()
         with self._timed_within_training("saving"):
             arrays = self.learner.under_way(number)
@@ -730,6 +734,7 @@ class _Run:
             return [self.learner.accuracy(task, self.evaluate_on) for task in self.stream.tasks]
 
     def _save(self, folder, number):
+        check_there(self.directory)
         with atomic_folder(folder) as unfinished:
             with self._timed("saving"):
                 self._joint(self._heads_changed_by(number)).save(unfinished / MODEL)

@@ -95,6 +95,10 @@ class InUseError(RuntimeError):
     """Another process is at work in a folder; the message says which process."""
 
 
+class VanishedError(RuntimeError):
+    """A folder that a process works in has been removed or moved."""
+
+
 @contextlib.contextmanager
 def claimed(
     directory: Path,
@@ -131,6 +135,22 @@ def claimed(
         if not (directory / ARGUMENTS).exists():
             write_json(directory / ARGUMENTS, description)
         yield
+
+
+def check_there(directory: Path) -> None:
+    """Refuse to go on in a folder that was claimed, and that somebody has removed or moved since.
+
+    It would be made again, without what it held.
+
+    Raises:
+        VanishedError: If its description is not there any more.
+    """
+    if not (directory / ARGUMENTS).exists():
+        raise VanishedError(
+            f"Expected '{directory}', the folder of what is under way. Received: none with its "
+            f"{ARGUMENTS}; it was removed or moved meanwhile. Run the same command again, with "
+            "`--output` if the folder was moved: it goes on from what is there."
+        )
 
 
 def task_folder(directory: Path, number: int) -> Path:

@@ -13,7 +13,7 @@ from interrupting import Follower
 from keras_mas.errors import UsageError
 from keras_mas.training import under_way
 from keras_mas.training.run import DivergedError, Listener, saved_heads, train
-from keras_mas.training.run_directory import UNDER_WAY, DamagedError
+from keras_mas.training.run_directory import UNDER_WAY, DamagedError, VanishedError
 from keras_mas.training.run_logs import followers
 from keras_mas.training.settings import Following
 from keras_mas.training.tasks import TaskStream
@@ -248,3 +248,39 @@ def test_deterministic_kernels_are_asked_for(two_tasks, settings, tmp_path, monk
     assert asked
     with pytest.raises(UsageError, match="--deterministic"):
         train(two_tasks, plain, tmp_path / "plain")
+
+
+class AtEpoch(Listener):
+    """Does something at the end of an epoch of the first task."""
+
+    def __init__(self, number, what):
+        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_end=self.epoch_ended),)
+        self.number, self.what = number, what
+
+    def epoch_ended(self, epoch, logs=None):
+        if epoch + 1 == self.number:
+            self.number = None
+            self.what()
+
+
+@pytest.mark.parametrize("every", [0.0, 99.0], ids=["within a task", "at its end"])
+def test_a_folder_that_vanishes_is_not_made_again(
+    two_tasks, settings, tmp_path, monkeypatch, every
+):
+    monkeypatch.setattr(under_way, "EVERY", every)
+    folder = tmp_path / "run"
+    remove = AtEpoch(2, lambda: shutil.rmtree(folder))
+    with pytest.raises(VanishedError, match=r"'.*run', .* removed or moved meanwhile. Run"):
+        train(two_tasks, settings, folder, listeners=[remove])
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_moved_goes_on_in_its_new_place(two_tasks, settings, tmp_path):
+    whole = train(two_tasks, settings, tmp_path / "whole")
+    folder, moved = tmp_path / "run", tmp_path / "cut"
+    with pytest.raises(VanishedError):
+        train(two_tasks, settings, folder, listeners=[AtEpoch(3, lambda: folder.rename(moved))])
+    assert not folder.exists()
+    result, follower = go_on(two_tasks, settings, moved)
+    assert follower.epochs[0] == (1, 3)
+    assert_ends_the_same(result, whole, tmp_path)
