@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas import metrics
-from keras_mas.errors import UsageError
+from keras_mas.errors import NotFiniteError, UsageError
 from keras_mas.files import UNFINISHED, atomic_file, atomic_folder
 from keras_mas.plugins import is_own, load_named
 from keras_mas.versions import library_versions
@@ -67,7 +67,7 @@ _TRIES = {"task": is_number, "tries": are(are(is_number))}
 
 
 class DivergedError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """A loss, weights or an importance became NaN or infinite."""
 
 
 class NotLearnedWarning(UserWarning):
@@ -614,6 +614,7 @@ class _Run:
             callbacks = [
                 *self._callbacks(number),
                 keras.callbacks.TerminateOnNaN(),
+                _CheckWeights(lambda epoch, name: self._refuse_weights(name, epoch, task)),
                 SaveUnderWay(lambda epochs: self._save_under_way(number, epochs, watch)),
             ]
             self.learner.learn(
@@ -626,7 +627,7 @@ class _Run:
                 begun=begun,
             )
         self._check_finite(self.history.history["loss"], task)
-        with self._timed("importance"):
+        with self._timed("importance"), self._naming_infinity(task):
             self.learner.after_task(number, data, on_progress=self._importance_measured)
         self._check_weights(number, task)
 
@@ -697,11 +698,28 @@ class _Run:
                 "tasks before it are kept."
             )
 
-    def _check_weights(self, number, task):
-        """Refuse weights that the last step or a method has spoiled: NaN would count as an answer.
+    def _refuse_weights(self, name, epoch, task):
+        """Refuse weights that a step has spoiled, before anything of them is saved."""
+        raise DivergedError(
+            f"Expected finite weights. Received: NaN or infinity in '{name}' after epoch {epoch} "
+            f"of task '{task.name}' with {title(self.settings.of_method)}, as a gradient leaves "
+            f"them that is not finite. Lower {self._cure()}; the tasks before it are kept."
+        )
 
-        The loss that was checked is of the weights before the last step.
-        """
+    @contextlib.contextmanager
+    def _naming_infinity(self, task):
+        """Say of an importance that is not finite when that was, and what may have led to it."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise DivergedError(
+                f"{error} It was measured after epoch {len(self.history.history['loss'])}, the "
+                f"last of task '{task.name}' with {title(self.settings.of_method)}. Lower "
+                f"{self._cure()}; the tasks before it are kept."
+            ) from error
+
+    def _check_weights(self, number, task):
+        """Refuse weights that a method has spoiled after a task: NaN would count as an answer."""
         for weight in self._joint(self._heads_changed_by(number)).weights:
             if not np.all(np.isfinite(weight.numpy())):
                 raise DivergedError(
@@ -937,6 +955,27 @@ def _checked_row(accuracies, tasks):
 def _prints_to_stderr():
     """Send what Keras and callbacks print to standard error: results are on standard output."""
     return contextlib.redirect_stdout(sys.stderr)
+
+
+class _CheckWeights(keras.callbacks.Callback):
+    """Looks after every epoch whether all weights are finite.
+
+    The loss of the last step is that of the weights before it, and a ReLU may hide a NaN.
+
+    Args:
+        refuse: Is called with the number of the epoch, from 1, and a weight that is not finite.
+    """
+
+    def __init__(self, refuse):
+        super().__init__()
+        self.refuse = refuse
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            return  # which ends the training too, and says more
+        for weight in self.model.weights:
+            if "float" in weight.dtype and not tf.reduce_all(tf.math.is_finite(weight.value)):
+                self.refuse(epoch + 1, weight.path)
 
 
 class _EvaluateEvery(keras.callbacks.Callback):

@@ -284,3 +284,55 @@ def test_a_folder_that_is_moved_goes_on_in_its_new_place(two_tasks, settings, tm
     result, follower = go_on(two_tasks, settings, moved)
     assert follower.epochs[0] == (1, 3)
     assert_ends_the_same(result, whole, tmp_path)
+
+
+class Spoils(Listener):
+    """Gives a weight of the trunk another value when an epoch of the last of two tasks ends."""
+
+    def __init__(self, value, epoch):
+        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_end=self.epoch_ended),)
+        self.value, self.epoch, self.task = value, epoch, 0
+
+    def task_started(self, number, task, epochs):
+        self.task = number
+
+    def epoch_ended(self, epoch, logs=None):
+        if (self.task, epoch + 1) == (2, self.epoch):
+            kernel = self.callbacks[0].model.trainable_variables[0]
+            kernel.assign(np.full(kernel.shape, self.value))
+
+
+@pytest.mark.parametrize(
+    ("value", "epoch", "words"),
+    [
+        (np.nan, 3, "NaN or infinity in '.*kernel' after epoch 3 of task 'bees' .*strength"),
+        (np.inf, 6, "NaN or infinity in '.*kernel' after epoch 6 of task 'bees'"),
+        (1e30, 6, "finite outputs.* after epoch 6, the last of task 'bees' with mas .*rate"),
+    ],
+    ids=["a weight", "a weight at the end", "Ω"],
+)
+def test_what_is_not_finite_stops_the_task_and_the_state_before_it_stays(
+    two_tasks, settings, tmp_path, value, epoch, words
+):
+    whole = train(two_tasks, settings, tmp_path / "whole")
+    with pytest.raises(DivergedError, match=words):
+        train(two_tasks, settings, tmp_path / "cut", listeners=[Spoils(value, epoch)])
+    if epoch < 6 or not np.isfinite(value):
+        saved = under_way.TaskUnderWay.read(tmp_path / "cut")
+        assert (saved.number, saved.epochs) == (1, epoch - 1)
+    else:
+        (tmp_path / "cut" / UNDER_WAY).unlink()  # finite weights, though too large to measure
+    result, _ = go_on(two_tasks, settings, tmp_path / "cut")
+    assert_ends_the_same(result, whole, tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_is_noticed_in_its_epoch(
+    two_tasks, settings, tmp_path, monkeypatch
+):
+    # √0 = 0, a finite loss, but its derivative is infinite.
+    text = "import keras\n\ndef features(x):\n    return keras.ops.sqrt(keras.ops.relu(keras.layers"
+    (tmp_path / "roots.py").write_text(text + ".Dense(8)(x)))\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DivergedError, match="epoch 1 of task 'ants' .*Lower `--learning-rate`"):
+        train(two_tasks, with_recipe(settings, backbone="roots:features"), tmp_path / "run")
+    assert not (tmp_path / "run" / UNDER_WAY).exists()
