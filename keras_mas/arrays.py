@@ -1,6 +1,7 @@
 """Named arrays in one file, never seen half-written."""
 
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -52,6 +53,9 @@ def load_arrays(
     """
     with open(path, "rb") as file:  # `np.load` leaves a damaged file open
         try:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is no archive of arrays, or is cut off")
+            file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
             for name, array in arrays.items():

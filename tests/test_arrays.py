@@ -1,4 +1,5 @@
 import io
+import pickle
 import zipfile
 
 import numpy as np
@@ -52,6 +53,10 @@ def test_a_pickle_is_not_executed(tmp_path):
     np.savez(tmp_path / "a.npz", omega=np.array([Bomb()], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         load(tmp_path / "a.npz")
+    (tmp_path / "c.npz").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="no archive of arrays"):
+        load(tmp_path / "c.npz")
+    assert not (tmp_path / "exploded").exists()
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("omega.npy", b"cos\nsystem\n(S'true'\ntR.")

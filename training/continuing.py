@@ -213,12 +213,7 @@ class FinishedRun:
     @property
     def encoding(self) -> Encoding | None:
         """What its network takes of tables; None if it has learned none."""
-        columns = tuple(self.result.get("columns", ()))
-        if not columns:
-            return None
-        with naming_damage(self.directory / ARGUMENTS, _CURE):
-            scale, offset = self.description["rescale"]
-            return Encoding(columns, (list(map(float, scale)), list(map(float, offset))))
+        return known_encoding(self.directory, self.result)
 
     def load_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return where data lie and how they are read: what is given, else as it was recorded."""
@@ -226,6 +221,25 @@ class FinishedRun:
         known = dict(recorded[-1]) if recorded else {}
         asked = {name: value for name, value in given.items() if value is not False}
         return {**known, **asked, "scenario": self.result["scenario"]}
+
+
+def known_encoding(directory: Path, result: Mapping[str, Any]) -> Encoding | None:
+    """Return what the network of a finished run takes of tables; None if it has learned none.
+
+    Args:
+        directory: Its folder.
+        result: Its result.
+
+    Raises:
+        DamagedError: If its description is damaged.
+    """
+    columns = tuple(result.get("columns", ()))
+    if not columns:
+        return None
+    description = read_json(directory / ARGUMENTS, cure=_CURE)
+    with naming_damage(directory / ARGUMENTS, _CURE):
+        scale, offset = description["rescale"]
+        return Encoding(columns, (list(map(float, scale)), list(map(float, offset))))
 
 
 _DESCRIPTION = {"data": is_text, "recipe": lambda value: isinstance(value, dict)}

@@ -216,11 +216,14 @@ def train(
     description = describe(stream, settings, evaluate_on, continued)
     if start is not None:
         description |= start.description
-    if continued is not None and directory.resolve() == continued.run.directory.resolve():
-        raise UsageError(
-            f"Expected a new folder for the run that goes on. Received: '{directory}', the folder "
-            "of the run that it goes on from. Choose another one with `--output`."
-        )
+    if continued is not None:
+        old = continued.run.directory.resolve()
+        if old in (directory.resolve(), *directory.resolve().parents):
+            raise UsageError(
+                "Expected a new folder for the run that goes on, outside of the one that it goes "
+                f"on from, which stays as it is. Received: '{directory}'. Choose another one with "
+                "`--output`."
+            )
     shared = None
     if first_tasks is not None and settings.shares_first_task:
         shared = shared_first_task(first_tasks, description)

@@ -18,9 +18,10 @@ from .backbones.weights import digest_of_file
 from .load_options import LoadOptions
 from .settings import Settings
 from .tasks import LearnedTask, Split, TaskStream, builtin_names, load_tasks
-from .tasks.files import read_images
+from .tasks.files import UNREADABLE, read_images
 from .tasks.images import ImageSize
 from .tasks.stream import standard_inputs
+from .wording import one_of
 
 # Methods whose importance is computed from inputs alone, without the path of a training.
 METHODS = ("mas", "local_mas", "l2")
@@ -133,7 +134,7 @@ def _read_arrays(source):
             names = list(arrays)
             [name] = [n for n in ("x", "x_train") if n in names][:1] or names
             inputs = arrays[name]
-    except (OSError, ValueError) as error:
+    except (*UNREADABLE, KeyError) as error:
         raise UsageError(
             "Expected an .npz file with inputs as an array `x`. Received: "
             f"'{source}' ({str(error).splitlines()[0].rstrip('.')}). Save them by "
@@ -165,6 +166,11 @@ def own_task(start: Start, name: str, classes: tuple[str, ...]) -> TaskStream:
         raise UsageError(
             f"Expected names of the {len(bias)} classes of the network in '{start.path}'. "
             f"Received: {len(named)}. Name each, in the order of its logits."
+        )
+    if len(set(named)) != len(named) or "" in named:
+        raise UsageError(
+            f"Expected a name of its own for each class of the network in '{start.path}'. "
+            f"Received: {one_of(named)}. Rename those that are alike or empty."
         )
     inputs = start.unlabelled
     task = LearnedTask.without_examples(name, named, inputs.input_shape, inputs.dtype)

@@ -1,4 +1,6 @@
+import io
 import shutil
+import zipfile
 
 import keras
 import numpy as np
@@ -138,9 +140,19 @@ def test_what_is_no_such_network_is_refused(folder, tmp_path):
             saved.read_network(tmp_path / name)
 
 
+def write_huge(path):
+    """An archive of 100 bytes that say that they are 36 TiB."""
+    header = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": (10**13,)}
+    np.lib.format.write_array_header_1_0(header, about)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(100))
+
+
 def test_wrong_usage_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own, new, data = folder / "own.keras", folder / "new.toml", folder / "unlabelled.npz"
+    write_huge(tmp_path / "huge.npz")
     start = ["--start-from", own]
     for words, sentence in [
         (start, "Expected `--unlabelled DATA`"),
@@ -148,9 +160,11 @@ def test_wrong_usage_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
         ([*start, "--unlabelled", data, "--method", "ewc"], "out of mas, local_mas, l2"),
         ([*start, "--unlabelled", data, "--strength", "auto"], "Expected a number as strength"),
         ([*start, "--unlabelled", data, "--head", "a=x,y,z"], "names of the 2 classes"),
+        ([*start, "--unlabelled", data, "--head", "a=x,x"], "Received: 'x', 'x'. Rename those"),
         ([*start, "--unlabelled", data, "--backbone", "mlp-4"], "Received: --backbone"),
         ([*start, "--unlabelled", data, "--continue", "run", "--add", "x"], "Received: both"),
         ([*start, "--unlabelled", "no.npz"], "Expected an .npz file with inputs"),
+        ([*start, "--unlabelled", "huge.npz"], "file with inputs as an array `x`. Received: 'huge"),
     ]:
         given = words if "--continue" in words else [new, *words]
         assert main(["train", *map(str, given)]) == 2, words

@@ -164,6 +164,7 @@ def _check_resize(form):
 def _read_data(path, collector):
     import numpy as np
 
+    from ..tasks.files import UNREADABLE
     from ..tasks.images import IMAGE_SUFFIXES
 
     if path.is_dir():
@@ -177,7 +178,7 @@ def _read_data(path, collector):
         with open(path, "rb") as file:
             content = np.load(file, allow_pickle=False)
             values = content if isinstance(content, np.ndarray) else _only_array(content, path)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
@@ -199,6 +200,7 @@ def _only_array(content: Any, path: Path) -> Any:
 
 def _drift(args, result, network, inputs):
     """Return how far the inputs are from those of the training; None if that cannot be known."""
+    from ..continuing import known_encoding
     from ..later_inputs import measure_drift
 
     tasks = args.trained_on or result.get("arguments", {}).get("tasks")
@@ -206,7 +208,7 @@ def _drift(args, result, network, inputs):
         return None
     args.tasks = tasks
     try:
-        stream = shared.load_stream(args, result["seed"])
+        stream = shared.load_stream(args, result["seed"], known_encoding(args.directory, result))
     except Exception as error:
         if args.trained_on:
             raise

@@ -14,6 +14,7 @@ from ..search.space import SearchSpace
 from ..search.workers import Workers
 from ..settings import Following, Recipe, Settings, recipe_for
 from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
+from ..tasks.tables import Encoding
 from .basics import add_data as add_data
 from .basics import add_json as add_json
 from .basics import add_server as add_server
@@ -63,13 +64,23 @@ def add_importance(group: argparse._ActionsContainer) -> None:
     )
 
 
-def load_stream(args: argparse.Namespace, seed: int) -> TaskStream:
-    """Load the tasks that were asked for, with the examples that a seed holds out."""
+def load_stream(
+    args: argparse.Namespace, seed: int, encoding: Encoding | None = None
+) -> TaskStream:
+    """Load the tasks that were asked for, with the examples that a seed holds out.
+
+    Args:
+        args: The options of `LoadOptions`, and `tasks`.
+        seed: As for `load_tasks`.
+        encoding: As for `load_tasks`.
+    """
     from ..progress import DecodingLines
 
     options = given_options(LoadOptions, args)
     with DecodingLines() as lines:
-        return load_tasks(args.tasks, seed=seed, on_decoded=lines.decoded, **options)
+        return load_tasks(
+            args.tasks, seed=seed, on_decoded=lines.decoded, encoding=encoding, **options
+        )
 
 
 def recipe_of(args: argparse.Namespace, stream: TaskStream) -> Recipe:

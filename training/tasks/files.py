@@ -16,6 +16,19 @@ from .store import Store
 from .stream import Split, checked_split
 
 
+# What `np.load` raises. ValueError: a pickle; TypeError: an .npy file; MemoryError: an array that says
+# it is larger than any; the others: a damaged archive.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def read_npz(path: Path) -> Source:
     """Read the arrays `x_train y_train x_test y_test` and, if there, `x_val y_val`.
 
@@ -35,8 +48,7 @@ def read_npz(path: Path) -> Source:
         # Opened here, for `np.load` does not close a file in which it finds no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    # ValueError: a pickle; TypeError: an .npy file; the others: a damaged archive.
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"Expected an .npz archive of plain numeric arrays. Received: '{path}' ({error}). "
             "Write it with np.savez; object arrays and pickles are not read, for safety."
