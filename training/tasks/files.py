@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_mas.arrays import read_whole
+
 from ..wording import one_of
 from .encoded import Encoded, Example
 from .errors import DataError
@@ -15,15 +17,16 @@ from .source import VALIDATION_NAMES, Source, numbered_classes
 from .store import Store
 from .stream import Split, checked_split
 
-
-# What `np.load` raises. ValueError: a pickle; TypeError: an .npy file; MemoryError: an array that says
-# it is larger than any; the others: a damaged archive.
+# What `np.load` raises. ValueError: a pickle; TypeError: an .npy file; MemoryError: an array that
+# says it is larger than the memory; RuntimeError: a compression or a version of zip that Python
+# does not know, or a password; the others: a damaged archive.
 UNREADABLE = (
     ValueError,
     TypeError,
     OSError,
     EOFError,
     MemoryError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -47,7 +50,7 @@ def read_npz(path: Path) -> Source:
     try:
         # Opened here, for `np.load` does not close a file in which it finds no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = read_whole(archive)
     except UNREADABLE as error:
         raise DataError(
             f"Expected an .npz archive of plain numeric arrays. Received: '{path}' ({error}). "
