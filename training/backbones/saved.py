@@ -167,7 +167,7 @@ def head_weights(path: Path) -> list[np.ndarray]:
 
 
 def _features(name, x) -> Any:
-    path, layer = parts(name)
+    path, layer = parts(name) or (Path(name), None)
     network = read_network(path, layer)
     if (
         tuple(network.inputs[0].shape[1:]) != tuple(x.shape[1:])
