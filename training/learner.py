@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from keras_mas.arrays import load_arrays, save_arrays
 from keras_mas.errors import UsageError
 from keras_mas.heads import AllHeads
 from keras_mas.methods import load_method
+from keras_mas.methods.quadratic import QuadraticMethod
 from keras_mas.penalty import UnstablePenaltyWarning
 
 from .heads import heads_of
@@ -205,6 +207,17 @@ class Learner:
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
+
+    def hold_trunk(self, split: Split, on_progress: Callable | None = None) -> None:
+        """Have a method that needs inputs alone hold what the trunk computes of some of them."""
+        recipe = self.settings.recipe
+        total = min(recipe.max_examples, len(split))
+        cast(QuadraticMethod, self.method).hold(
+            self.network.trunk,
+            _Batches(split, recipe.batch_size),
+            max_examples=recipe.max_examples,
+            on_progress=on_progress and (lambda examples, _: on_progress(examples, total)),
+        )
 
     def after_task(self, number: int, split: Split, on_progress: Callable | None = None) -> None:
         """Have the method take note of the task that was just learned."""

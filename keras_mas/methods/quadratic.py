@@ -110,6 +110,19 @@ class QuadraticMethod(base.RememberingMethod):
         now = self.importance(model, x, y, max_examples=max_examples, on_progress=on_progress)
         self.memory.remember(model, now, self.merged)
 
+    def hold(self, model: keras.Model, x: Any, **options: Any) -> None:
+        """Merge the importance of weights for what they have learned elsewhere; it is no task.
+
+        Args:
+            model: A model of weights that are protected.
+            x: As for `after_task`.
+            **options: As for `importance`.
+        """
+        self.memory.check(model)
+        self.memory.remember(
+            model, self.importance(model, x, **options), self.merged, new_task=False
+        )
+
     def _check_penalty_of(self, model):
         if self.penalty == "decoupled" and getattr(model, "penalty", None) != "decoupled":
             raise ValueError(

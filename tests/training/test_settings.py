@@ -77,6 +77,10 @@ def test_a_run_is_named_after_a_scenario_that_is_not_the_streams_own(stream, usu
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: Settings(seed="1"), "`seed` to be a whole number. Received: '1'"),
+        (lambda: Settings(strength=[1.0]), "`strength` to be a number or a text"),
+        (lambda: Recipe(epochs=True), "`epochs` to be a whole number. Received: True"),
+        (lambda: Recipe(freeze=None), "`freeze` to be a text. Received: None"),
         (
             lambda: Settings(strength=-1.0),
             "a number ≥ 0, auto or decay. Received: -1.0",

@@ -300,6 +300,7 @@ def _images_in(folder):
 
 def _drift(args, result, network, inputs):
     """Return how far the inputs are from those of the training; None if that cannot be known."""
+    from ..continuing import known_encoding
     from ..later_inputs import measure_drift
 
     tasks = args.trained_on or result.get("arguments", {}).get("tasks")
@@ -307,7 +308,7 @@ def _drift(args, result, network, inputs):
         return None
     args.tasks = tasks
     try:
-        stream = shared.load_stream(args, result["seed"])
+        stream = shared.load_stream(args, result["seed"], known_encoding(args.directory, result))
     except Exception as error:
         if args.trained_on:
             raise
