@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keras_mas.errors import UsageError
 
-from ..options import add_options, flag, given_options, option_fields
+from ..options import add_options, count_or_all, flag, given_options, option_fields
 from ..settings import Following, Recipe, Settings, run_name
 from ..tasks import LoadOptions
 from . import shared
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("method"), Settings, with_defaults=False, told=True)
     shared.add_recipe(parser)
     shared.add_following(parser)
+    _add_devices(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output",
@@ -44,6 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(0, 1, 2),
         default=0,
         help="Keras's own output for every fit, as in `model.fit` (default: 0)",
+    )
+
+
+def _add_devices(parser):
+    group = parser.add_argument_group("several devices (docs/several-devices.md)")
+    group.add_argument(
+        "--devices",
+        type=count_or_all,
+        default=1,
+        metavar="N",
+        help="divide every batch among N GPUs of this machine, or all; where the environment "
+        "variable TF_CONFIG names several hosts, among N of each (default: 1)",
     )
 
 
@@ -103,7 +116,8 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.methods import load_method
 
     from ..accuracy_picture import draw
-    from ..console import result_console
+    from ..console import result_console, stderr_console
+    from ..devices import describe_role, devices_of
     from ..exporting import Exporter, check_export
     from ..progress import TaskLines
     from ..report import print_result
@@ -116,6 +130,12 @@ def run(args: argparse.Namespace) -> None:
     load_method(args.method or Settings.method)
     following = Following(**given_options(Following, args))
     shared.check_network(args)
+    devices = devices_of(args.devices)
+    if devices.workers > 1 and args.start_from:
+        raise UsageError(
+            "Expected `--start-from` in one process. Received: TF_CONFIG with several hosts. Start "
+            "it on one of them with TF_CONFIG unset, and go on from that run with `--continue`."
+        )
     stream, settings, continued, default = (
         _continued(args, vars(args)["continue"], args.add)
         if vars(args)["continue"]
@@ -124,6 +144,17 @@ def run(args: argparse.Namespace) -> None:
         else _new(args)
     )
     directory = args.output or default
+    if not devices.is_chief:
+        stderr_console().print(describe_role(devices), soft_wrap=True)
+        train(
+            stream,
+            settings,
+            directory,
+            overwrite=args.overwrite,
+            devices=devices,
+            continued=continued,
+        )
+        return
     lines = TaskLines(
         stream,
         title(settings.of_method),
@@ -147,6 +178,7 @@ def run(args: argparse.Namespace) -> None:
             listeners=listeners,
             verbose=args.verbose,
             overwrite=args.overwrite,
+            devices=devices,
             continued=continued,
         )
     draw([result], directory / "accuracy.png")
