@@ -2,8 +2,7 @@
 
 Keras adds up what the replicas return as loss and as gradients. A mean over the examples of one
 replica therefore counts by the share that the replica has of the batch: 1/R with R replicas, or
-n_r / n if who divides the batch says how many examples it has, for the last batch of an epoch need
-not be divisible.
+n_r / n if who divides the batch says how many examples it has, for they need not be divisible by R.
 """
 
 import contextlib
@@ -31,25 +30,47 @@ def dividing(examples: tf.Tensor) -> contextlib.AbstractContextManager[None]:
     return holding(_BATCH, examples)
 
 
+def copies(examples: tf.Tensor, parts: int) -> tf.Tensor:
+    """Return how often each example of a batch is there when the batch has been divided.
+
+    Once; or, if it has fewer examples than there are parts, in each part, for layers fail on none.
+
+    Args:
+        examples: n.
+        parts: Into how many it is divided.
+    """
+    return tf.where(examples < parts, parts, 1)
+
+
+def own_rows(examples: tf.Tensor) -> slice:
+    """Return which rows of a batch are those of the replica that is asking.
+
+    Args:
+        examples: n.
+    """
+    number = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
+    are_copies = copies(examples, count()) > 1
+    first, end = (each * examples // count() for each in (number, number + 1))
+    return slice(tf.where(are_copies, 0, first), tf.where(are_copies, examples, end))
+
+
+def share(own: tf.Tensor) -> tf.Tensor:
+    """Return the share of the batch that a replica's examples `own`, `[n_r, ...]`, are."""
+    if _BATCH.get() is None:
+        return tf.constant(1 / count())
+    whole = _BATCH.get() * copies(_BATCH.get(), count())
+    return tf.cast(tf.shape(own)[0], tf.float32) / tf.cast(whole, tf.float32)
+
+
+def weight_of_copy() -> tf.Tensor:
+    """Return 1, or less for a batch whose examples all replicas have, so that each counts once."""
+    batch = _BATCH.get()
+    return tf.constant(1.0) if batch is None else 1 / tf.cast(copies(batch, count()), tf.float32)
+
+
 def mean_batch() -> tf.Tensor:
     """Return n / R, the examples of a batch for each replica, inside a block of `dividing`."""
     return tf.cast(_BATCH.get(), tf.float32) / count()
-
-
-def of_batch(mean: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
-    """Return what a replica adds to the mean over the batch.
-
-    Args:
-        mean: Mean over the examples of the replica, a float scalar; of any value if it has none.
-        own: `[n_r, ...]`, something of these examples.
-
-    Returns:
-        Scalar that the replicas add up: mean · n_r / n.
-    """
-    if _BATCH.get() is None:
-        return mean / count()
-    share = tf.cast(tf.shape(own)[0], mean.dtype) / tf.cast(_BATCH.get(), mean.dtype)
-    return tf.math.multiply_no_nan(mean, share)  # the mean over no example is NaN
 
 
 def total(value: tf.Tensor) -> tf.Tensor:

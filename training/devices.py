@@ -6,6 +6,7 @@ whole batch; so the weights are those of one device, but for rounding.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,10 @@ class Devices:
             for layer in layers:
                 layer.synchronized = False
 
+    def accuracy(self) -> str | keras.metrics.Metric:
+        """Return the metric of training accuracy, for `compile`, within `scope`."""
+        return "accuracy" if self.strategy is None else _Accuracy(name="accuracy")
+
     def follow_loss(self, model: keras.Model) -> None:
         """Have the loss in the logs of a compiled model be the mean over examples.
 
@@ -124,12 +129,12 @@ class Devices:
         examples = tf.shape(labels)[0]
 
         def step():
-            own = self._own(examples)
             with replicas.dividing(examples):
-                # Keras divides the mean over the examples of a replica by R, and not by n / n_r.
-                size = tf.shape(labels[own])
-                weight = tf.cast(size[0], tf.float32) / replicas.mean_batch()
-                model.train_step((inputs[own], labels[own], tf.fill(size, weight)))
+                own = replicas.own_rows(examples)
+                # Keras divides the mean over the examples of a replica by R.
+                weight = replicas.share(labels[own]) * replicas.count()
+                weights = tf.fill(tf.shape(labels[own]), weight)
+                model.train_step((inputs[own], labels[own], weights))
 
         self.strategy.run(step)
 
@@ -137,17 +142,20 @@ class Devices:
         """Return a sum over examples, each device's part of them added up.
 
         Args:
-            function: Returns the sum over some rows of the tensors.
+            function: Returns the sum over some rows of the tensors, a whole number.
             *rows: Tensors `[n, ...]`.
         """
         if self.strategy is None:
             return function(*rows)
+        examples = tf.shape(rows[0])[0]
 
         def part():
-            own = self._own(tf.shape(rows[0])[0])
+            own = replicas.own_rows(examples)
             return function(*(each[own] for each in rows))
 
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, self.strategy.run(part), axis=None)
+        parts = self.strategy.run(part)
+        total = self.strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
+        return total // tf.cast(replicas.copies(examples, self.replicas), total.dtype)
 
     def sharing_importance(self) -> contextlib.AbstractContextManager[None]:
         """Have the processes that learn together share the measurement of importance.
@@ -172,12 +180,13 @@ class Devices:
             UsageError: If the processes were to learn something else each.
         """
 
-    @staticmethod
-    def _own(examples):
-        """Return which rows of a batch are those of the replica that is asking."""
-        number = tf.distribute.get_replica_context().replica_id_in_sync_group
-        first, end = (tf.cast(number, tf.int32) + k for k in (0, 1))
-        return slice(first * examples // replicas.count(), end * examples // replicas.count())
+
+class _Accuracy(keras.metrics.SparseCategoricalAccuracy):
+    """Training accuracy in which an example counts once, whatever replicas have it."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        weights = tf.fill(tf.shape(y_true), replicas.weight_of_copy())
+        return super().update_state(y_true, y_pred, weights)
 
 
 def describe_role(devices: Devices) -> str:
@@ -208,7 +217,14 @@ def devices_of(count: int | str) -> Devices:
     if count == 1:
         return Devices()
     names = _names_of(count)
-    return Devices(tf.distribute.MirroredStrategy(names)) if len(names) > 1 else Devices()
+    return Devices(_mirrored(names)) if len(names) > 1 else Devices()
+
+
+@functools.cache
+def _mirrored(names):
+    # A process has one for the same devices: a second one would number its exchanges anew, and
+    # TensorFlow would take them for those of the first.
+    return tf.distribute.MirroredStrategy(names)
 
 
 def refuse_scope() -> None:
@@ -241,4 +257,4 @@ def _names_of(count):
             f"Expected `--devices` to be at most {number} on this machine, which has {there}. "
             f"Received: {count}. Leave it out, or give `--devices all`."
         )
-    return [f"{kind}:{number}" for number in range(count)]
+    return tuple(f"{kind}:{number}" for number in range(count))

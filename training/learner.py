@@ -288,7 +288,7 @@ class Learner:
             model.compile(
                 optimizer=self.optimizer,
                 loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
+                metrics=[self.devices.accuracy()],
             )
             self.loops[logits] = CompiledLoop(model, self.stream.tasks[0].train.dtype, self.devices)
         models = self.network.models.values()

@@ -117,7 +117,7 @@ class DistillingModel(AllHeadsModel):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
             return loss
-        held = self._strength * replicas.of_batch(self.held_loss(x, y_pred), y_pred)
+        held = self._strength * self.held_loss(x, y_pred) * replicas.share(y_pred)
         return loss + tf.cast(held, loss.dtype)
 
     def held_loss(self, x: Any, logits: tf.Tensor) -> tf.Tensor:

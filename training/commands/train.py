@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> None:
     from ..console import result_console, stderr_console
     from ..devices import describe_role, devices_of
     from ..exporting import Exporter, check_export
+    from ..hosts import cluster_of_environment
     from ..progress import TaskLines
     from ..report import print_result
     from ..run import Listener, train
@@ -130,12 +131,12 @@ def run(args: argparse.Namespace) -> None:
     load_method(args.method or Settings.method)
     following = Following(**given_options(Following, args))
     shared.check_network(args)
-    devices = devices_of(args.devices)
-    if devices.workers > 1 and args.start_from:
+    if args.start_from and cluster_of_environment() is not None:
         raise UsageError(
             "Expected `--start-from` in one process. Received: TF_CONFIG with several hosts. Start "
             "it on one of them with TF_CONFIG unset, and go on from that run with `--continue`."
         )
+    devices = devices_of(args.devices)
     stream, settings, continued, default = (
         _continued(args, vars(args)["continue"], args.add)
         if vars(args)["continue"]
