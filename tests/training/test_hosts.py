@@ -80,10 +80,7 @@ def follow(settings, folder):
     return Pausing()
 """
 
-EPOCHS = 12
-SETTINGS = (
-    f"--epochs {EPOCHS} --batch-size 9 --backbone mlp-16 --optimizer sgd --learning-rate 0.02"
-)
+SETTINGS = "--epochs 12 --batch-size 9 --backbone mlp-16 --optimizer sgd --learning-rate 0.02"
 
 
 @pytest.fixture(scope="module")
