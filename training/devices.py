@@ -77,7 +77,8 @@ class Devices:
         if self.strategy is None:
             function()
         else:
-            tf.function(lambda: self.strategy.run(function), autograph=False)()
+            run = tf.function(lambda: self.strategy.run(function), autograph=False)
+            run.get_concrete_function()()
 
     @contextlib.contextmanager
     def training(self, model: keras.Model) -> Iterator[None]:

@@ -114,9 +114,10 @@ class Learner:
         if recipe.optimizer_state == "fresh" or self.method.learns_all_tasks:
             _reset(self.optimizer)
         self.optimizer.learning_rate = learning_rate
-        self.method.before_task(model, _Batches(examples, recipe.batch_size))
+        with self.devices.scope():  # for variables that a method makes
+            self.method.before_task(model, _Batches(examples, recipe.batch_size))
         if begun is not None:
-            with begun.naming_damage():
+            with begun.naming_damage(), self.devices.scope():
                 self._go_on(model, begun.arrays)
         logs = self._loop(head).fit(
             examples,

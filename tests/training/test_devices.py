@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 def two_devices(*names):
     # The devices of a process are fixed when TensorFlow starts.
-    paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, HERE / "two_devices.py", *names],
         capture_output=True,

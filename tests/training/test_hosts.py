@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import task
+from insects import task
 
 from keras_mas.errors import UsageError
 from keras_mas.training.cli import main

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from conftest import RECIPE, task
+from insects import RECIPE, task
 from interrupting import Follower
 
 from keras_mas.training import under_way
