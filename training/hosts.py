@@ -42,7 +42,6 @@ _LOST = (
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
     tf.errors.FailedPreconditionError,
-    tf.errors.InternalError,
 )
 
 

@@ -33,7 +33,7 @@ def two_devices(*names):
 
 
 def test_two_devices_learn_what_one_does():
-    two_devices("mas", "decoupled", "si", "ewc", "convolution")
+    two_devices("divided", "mas", "decoupled", "si", "ewc", "convolution")
 
 
 @pytest.mark.slow

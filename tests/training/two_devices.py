@@ -15,6 +15,7 @@ import tensorflow as tf
 from insects import RECIPE, task
 from interrupting import Follower
 
+from keras_mas import replicas
 from keras_mas.training import under_way
 from keras_mas.training.cli import main as keras_mas
 from keras_mas.training.devices import devices_of
@@ -126,6 +127,23 @@ def exported(folder):
     assert serving.signatures
 
 
+def divided(folder):
+    """Each replica has its rows of a batch, or all of them if these are too few."""
+    strategy = devices_of(2).strategy
+    for examples, expected in {1: [[0], [0]], 2: [[0], [1]], 5: [[0, 1], [2, 3, 4]]}.items():
+
+        def step(examples=tf.constant(examples)):
+            with replicas.dividing(examples):
+                own = tf.range(examples)[replicas.own_rows(examples)]
+                is_third = replicas.any_of(tf.reduce_any(own == 2))
+                return own, replicas.share(own), is_third
+
+        own, shares, third = map(strategy.experimental_local_results, strategy.run(step))
+        assert [each.numpy().tolist() for each in own] == expected
+        np.testing.assert_allclose(sum(shares), 1.0)
+        assert [bool(each) for each in third] == [examples == 5] * 2
+
+
 def main(names):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -135,7 +153,7 @@ def main(names):
         numbered = (Path(directory, str(number)) for number in itertools.count())
         for name, folder in zip(names, numbered, strict=False):
             folder.mkdir()
-            others = {"resumed": resumed, "exported": exported}
+            others = {"resumed": resumed, "exported": exported, "divided": divided}
             others[name](folder) if name in others else like_one(name, folder)
 
 
