@@ -113,12 +113,12 @@ def join(cluster: Cluster, count: int | str) -> "Hosts":
         LostHostError: If another process has gone meanwhile.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    if count != "all" and count > max(1, len(gpus)):
+    if isinstance(count, int) and count > max(1, len(gpus)):
         raise UsageError(
             f"Expected `--devices` to be at most {max(1, len(gpus))} on this host. Received: "
             f"{count}. Give the number of GPUs to use of each host."
         )
-    if count != "all":
+    if isinstance(count, int):
         tf.config.set_visible_devices(gpus[:count], "GPU")
     with _giving_up(cluster), reporting_losses():
         return Hosts(tf.distribute.MultiWorkerMirroredStrategy(), cluster)

@@ -130,18 +130,18 @@ def exported(folder):
 def divided(folder):
     """Each replica has its rows of a batch, or all of them if these are too few."""
     strategy = devices_of(2).strategy
-    for examples, expected in {1: [[0], [0]], 2: [[0], [1]], 5: [[0, 1], [2, 3, 4]]}.items():
+    for count, expected in {1: [[0], [0]], 2: [[0], [1]], 5: [[0, 1], [2, 3, 4]]}.items():
 
-        def step(examples=tf.constant(examples)):
+        def step(examples):
             with replicas.dividing(examples):
                 own = tf.range(examples)[replicas.own_rows(examples)]
                 is_third = replicas.any_of(tf.reduce_any(own == 2))
                 return own, replicas.share(own), is_third
 
-        own, shares, third = map(strategy.experimental_local_results, strategy.run(step))
+        own, shares, third = map(strategy.experimental_local_results, strategy.run(step, (count,)))
         assert [each.numpy().tolist() for each in own] == expected
         np.testing.assert_allclose(sum(shares), 1.0)
-        assert [bool(each) for each in third] == [examples == 5] * 2
+        assert [bool(each) for each in third] == [count == 5] * 2
 
 
 def main(names):
