@@ -120,12 +120,12 @@ def join(cluster: Cluster, count: int | str) -> "Hosts":
         )
     if isinstance(count, int):
         tf.config.set_visible_devices(gpus[:count], "GPU")
-    with _giving_up(cluster), reporting_losses():
+    with giving_up(cluster), reporting_losses():
         return Hosts(tf.distribute.MultiWorkerMirroredStrategy(), cluster)
 
 
 @contextlib.contextmanager
-def _giving_up(cluster):
+def giving_up(cluster: Cluster) -> Iterator[None]:
     """End the process if a block takes too long, which TensorFlow spends in waiting for others."""
 
     def give_up():

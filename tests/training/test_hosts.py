@@ -10,9 +10,11 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from insects import task
 
 from keras_mas.errors import UsageError
+from keras_mas.training import hosts
 from keras_mas.training.cli import main
 from keras_mas.training.hosts import Cluster, cluster_of_environment
 from keras_mas.training.run import saved_heads
@@ -68,6 +70,31 @@ def test_a_trained_network_starts_in_one_process(monkeypatch, capsys):
     assert "Received: TF_CONFIG with several hosts" in capsys.readouterr().err
 
 
+def test_hosts_that_do_not_come_are_waited_for_so_long_and_no_longer(monkeypatch, capsys):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(hosts, "START_TIMEOUT", 0.01)
+    with hosts.giving_up(Cluster(("a:1", "b:1"), 0)):
+        until(lambda: codes, 10)
+    assert codes == [1]
+    assert "not all of a:1, b:1 have started within 0.01 seconds" in capsys.readouterr().err
+
+
+def test_hosts_that_come_end_the_wait(monkeypatch):
+    monkeypatch.setattr(hosts, "START_TIMEOUT", 0.01)
+    monkeypatch.setattr(os, "_exit", None)  # which no thread calls
+    with hosts.giving_up(Cluster(("a:1", "b:1"), 0)):
+        pass
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize("error", [tf.errors.UnavailableError, tf.errors.AbortedError])
+def test_a_lost_host_is_told_in_a_sentence(error):
+    said = "cannot be reached: reset by peer. See"
+    with pytest.raises(hosts.LostHostError, match=said), hosts.reporting_losses():
+        raise error(None, None, "reset by peer\nmore")
+
+
 PAUSING = """
 import time
 import keras
@@ -117,13 +144,13 @@ def start(folder):
     started = []
 
     def start_two(output, more=()):
-        hosts = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+        workers = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
         words = f"train {folder}/insects.toml {SETTINGS} --output {output}".split()
         for index in range(2):
             extra = more[index] if more else []
             process = subprocess.Popen(
                 [sys.executable, "-m", "keras_mas.training.cli", *words, *extra],
-                env=os.environ | {"TF_CONFIG": config(hosts, "worker", index)},
+                env=os.environ | {"TF_CONFIG": config(workers, "worker", index)},
                 cwd=folder,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
