@@ -248,6 +248,18 @@ def number(kind: Callable[[str], float], bounds: Bounds) -> Callable[[str], floa
     return parse
 
 
+def count_or_all(text: str) -> int | str:
+    """Return a number of at least 1, or "all", for argparse."""
+    if text == "all":
+        return text
+    try:
+        return int(number(int, AT_LEAST_ONE)(text))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number {AT_LEAST_ONE}, or all, received {text!r}"
+        ) from None
+
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]i?|)b?", re.IGNORECASE)

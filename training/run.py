@@ -24,6 +24,7 @@ from keras_mas.versions import library_versions
 from .backbones import saved, weights_digest
 from .backbones.weights import digest_of_file
 from .continuing import Continued
+from .devices import Devices, refuse_scope
 from .first_task import learned_once, link_files, share, shared_first_task
 from .heads import unique_heads
 from .learner import Learner
@@ -170,6 +171,7 @@ def train(
     verbose: int = 0,
     overwrite: bool = False,
     learner: Learner | None = None,
+    devices: Devices | None = None,
     first_tasks: Path | None = None,
     continued: Continued | None = None,
     start: Start | None = None,
@@ -192,6 +194,10 @@ def train(
         overwrite: Whether to remove an earlier run from the folder first.
         learner: A `Learner` of this stream, or of one that differs in its examples only, that
             earlier runs have used, so that nothing is built and traced again; None for a new one.
+        devices: What every batch is divided among, as `devices_of` returns it; None for one device,
+            or for those of the learner. With several hosts each of them calls this function, and
+            the chief alone writes the folder. The result is that of one device but for rounding,
+            so that a run may go on with another number of them.
         first_tasks: Folder in which runs that differ only in what makes no difference to the first
             task, such as λ, keep what they learned of it: the first run learns it, and the others
             go on from there. Of several processes one learns it, and the others wait. None for a
@@ -211,6 +217,9 @@ def train(
         DivergedError: If the training diverged.
         VanishedError: If somebody removes or moves the folder meanwhile.
     """
+    refuse_scope()
+    learner = learner or Learner(stream, devices)
+    devices = learner.devices
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     description = describe(stream, settings, evaluate_on, continued)
@@ -228,20 +237,22 @@ def train(
     if first_tasks is not None and settings.shares_first_task:
         shared = shared_first_task(first_tasks, description)
     elsewhere = _Elsewhere(shared, continued, start)
-    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner, elsewhere)
-    with claimed(directory, description, overwrite=overwrite), original_errors():
-        _take_network(directory, start, continued)
-        finished = is_finished(directory)
-        if finished:
-            read_result(directory)
-        for number, task in enumerate(stream.tasks):
-            run.task(number, task)
-        if not finished:
-            check_there(directory)
-            run.save_network()
-            write_json(directory / RESULT, run.result() | {"arguments": arguments or {}})
-        (directory / UNDER_WAY).unlink(missing_ok=True)
-        return read_result(directory)
+    with devices.own_folder(directory) as folder:
+        run = _Run(stream, settings, folder, evaluate_on, listeners, verbose, learner, elsewhere)
+        with claimed(folder, description, overwrite=overwrite), original_errors():
+            devices.take_run(folder, description)
+            _take_network(folder, start, continued)
+            finished = is_finished(folder)
+            if finished:
+                read_result(folder)
+            for number, task in enumerate(stream.tasks):
+                run.task(number, task)
+            if not finished:
+                check_there(folder)
+                run.save_network()
+                write_json(folder / RESULT, run.result() | {"arguments": arguments or {}})
+            (folder / UNDER_WAY).unlink(missing_ok=True)
+            return read_result(folder)
 
 
 def _take_network(directory, start, continued):
@@ -453,7 +464,7 @@ class _Run:
         self.found: dict[str, list] = {}  # of every task, where λ is found
         self.decayed: Decayed | None = None
         self.memory = {"kept_by_method": 0}
-        self.learner = learner or Learner(stream)
+        self.learner = learner
         with self._timed("training"):
             self.learner.begin(settings, stream)
 
@@ -530,6 +541,8 @@ class _Run:
             "columns": list(self.stream.columns),
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
             "memory": self.memory,
+            "devices": self.learner.devices.replicas,
+            "hosts": self.learner.devices.workers,
             "versions": library_versions(),
             **(self._stability() if settings.evaluate_every else {}),
             **self.found,

@@ -25,6 +25,7 @@ class QuadraticMethod(base.RememberingMethod):
     has_strength: ClassVar[bool] = True
     takes_auto: ClassVar[bool] = True
     has_penalty: ClassVar[bool] = True
+    needs_one_device: ClassVar[str | None] = None
     first_task_depends_on_strength: ClassVar[bool] = False  # Ω = 0 in it
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from keras_mas.errors import UsageError
 
-from ..options import add_options, flag, given_options, option_fields
+from ..options import add_options, count_or_all, flag, given_options, option_fields
 from ..settings import Following, Recipe, Settings, run_name
 from ..tasks import LoadOptions, TaskStream
 from . import shared
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("method"), Settings, with_defaults=False, told=True)
     shared.add_recipe(parser)
     shared.add_following(parser)
+    _add_devices(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output",
@@ -50,6 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(0, 1, 2),
         default=0,
         help="Keras's own output for every fit, as in `model.fit` (default: 0)",
+    )
+
+
+def _add_devices(parser):
+    group = parser.add_argument_group("several devices (docs/several-devices.md)")
+    group.add_argument(
+        "--devices",
+        type=count_or_all,
+        default=1,
+        metavar="N",
+        help="divide every batch among N GPUs of this machine, or all; where the environment "
+        "variable TF_CONFIG names several hosts, among N of each (default: 1)",
     )
 
 
@@ -115,8 +128,10 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.methods import load_method
 
     from ..accuracy_picture import draw
-    from ..console import result_console
+    from ..console import result_console, stderr_console
+    from ..devices import describe_role, devices_of
     from ..exporting import Exporter, check_export
+    from ..hosts import cluster_of_environment
     from ..progress import TaskLines
     from ..report import print_result
     from ..run import Listener, train
@@ -128,8 +143,25 @@ def run(args: argparse.Namespace) -> None:
     load_method(args.method or Settings.method)
     following = Following(**given_options(Following, args))
     shared.check_network(args)
+    if args.start_from and cluster_of_environment() is not None:
+        raise UsageError(
+            "Expected `--start-from` in one process. Received: TF_CONFIG with several hosts. Start "
+            "it on one of them with TF_CONFIG unset, and go on from that run with `--continue`."
+        )
+    devices = devices_of(args.devices)
     stream, settings, default, continued, start = _asked(args)
     directory = args.output or default
+    if not devices.is_chief:
+        stderr_console().print(describe_role(devices), soft_wrap=True)
+        train(
+            stream,
+            settings,
+            directory,
+            overwrite=args.overwrite,
+            devices=devices,
+            continued=continued,
+        )
+        return
     lines = TaskLines(
         stream,
         title(settings.of_method),
@@ -153,6 +185,7 @@ def run(args: argparse.Namespace) -> None:
             listeners=listeners,
             verbose=args.verbose,
             overwrite=args.overwrite,
+            devices=devices,
             continued=continued,
             start=start,
         )
