@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -120,8 +121,19 @@ def join(cluster: Cluster, count: int | str) -> "Hosts":
         )
     if isinstance(count, int):
         tf.config.set_visible_devices(gpus[:count], "GPU")
-    with giving_up(cluster), reporting_losses():
+    with giving_up(cluster), reporting_losses(), _keeping_sigterm():
         return Hosts(tf.distribute.MultiWorkerMirroredStrategy(), cluster)
+
+
+@contextlib.contextmanager
+def _keeping_sigterm():
+    """Have SIGTERM do what it did before a block in which TensorFlow takes it for itself."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
