@@ -1,7 +1,8 @@
 """Packaging: three top-level folders that install as one package.
 
 `keras_mas/` installs as `keras_mas`, `training/` as `keras_mas.training` and `serving/` as
-`keras_mas.serving`. The extras follow this division; `test` and `mutation` are for development.
+`keras_mas.serving`. The extras follow this division; `distributed` is `training` on many machines,
+and `test` and `mutation` are for development.
 """
 
 from pathlib import Path
@@ -46,6 +47,10 @@ TRAINING = [
     "jinja2>=3.1",  # the report in HTML
     "shtab>=1.9",
 ]
+DISTRIBUTED = [
+    *TRAINING,
+    "ray>=2.60",  # Ω over data that one machine cannot read
+]
 TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
@@ -59,6 +64,7 @@ TEST = [
     "mypy>=1.15",
     "kubernetes-validate>=1.30",  # manifests, by Kubernetes's own schemas
     "pyyaml>=6.0",
+    "ray>=2.60",  # as in `distributed`; 79 MB to download, 240 MB installed
 ]
 MUTATION = [*TEST, "mutmut>=3.8"]
 
@@ -77,6 +83,12 @@ setup(
         "keras_mas.serving.deploy": ["*.yml", "*.yaml", "*.config", "README.md"],
     },
     install_requires=["tensorflow>=2.20", "keras>=3.12", "numpy>=1.26", "wrapt>=1.15"],
-    extras_require={"training": TRAINING, "serving": SERVING, "test": TEST, "mutation": MUTATION},
+    extras_require={
+        "training": TRAINING,
+        "serving": SERVING,
+        "distributed": DISTRIBUTED,
+        "test": TEST,
+        "mutation": MUTATION,
+    },
     entry_points={"console_scripts": ["keras-mas = keras_mas.training.cli:main"]},
 )

@@ -260,28 +260,35 @@ def _gradients(weights, x, y):
 
 
 def print_table(rows):
-    """Print for every rule what it loses against the best fixed λ of a case: mean, worst, all."""
+    """Print for every rule what it loses against the best fixed λ of a case.
+
+    The mean over the cases, and the worst of them with its standard deviation over the seeds.
+    """
     accuracy = collections.defaultdict(dict)
     for row in rows:
         rule = row["penalty"], row["rule"], row["growth"], row["value"]
         accuracy[row["case"], row["optimizer"]].setdefault(rule, {})[row["seed"]] = row["accuracy"]
     lost = collections.defaultdict(dict)
     for case, by_rule in accuracy.items():
-        means = {rule: statistics.mean(each.values()) for rule, each in by_rule.items()}
-        best = max(mean for rule, mean in means.items() if rule[1] == "fixed")
-        for rule, mean in means.items():
-            lost[rule][case] = best - mean
+        fixed = [rule for rule in by_rule if rule[1] == "fixed"]
+        best = by_rule[max(fixed, key=lambda rule: statistics.mean(by_rule[rule].values()))]
+        for rule, by_seed in by_rule.items():
+            lost[rule][case] = [best[seed] - found for seed, found in by_seed.items()]
     for rule in sorted(lost):
-        worst = max(lost[rule], key=lambda case: lost[rule][case])
-        mean = statistics.mean(lost[rule].values())
-        print(f"{rule}  mean {mean:.4f}  worst {lost[rule][worst]:.4f} in {worst}")
+        means = {case: statistics.mean(each) for case, each in lost[rule].items()}
+        worst = max(means, key=lambda case: means[case])
+        spread = statistics.stdev(lost[rule][worst]) if len(lost[rule][worst]) > 1 else 0.0
+        print(
+            f"{rule}  mean {statistics.mean(means.values()):.4f}  "
+            f"worst {means[worst]:.4f} ± {spread:.4f} in {worst}; {len(means)} cases"
+        )
 
 
 def main():
     """Train what is missing, record and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--seeds", default="0,1,2")
     args = parser.parse_args()
     rows = read_json(TABLE)["rows"] if TABLE.exists() else []
     np.seterr(all="ignore")  # what diverges is recorded as accuracy 0

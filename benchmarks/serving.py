@@ -5,7 +5,8 @@
 The clients run in a process of their own, as the server does. Two versions of an MLP
 784-400-400-10 are published and rolled back without a pause. Then each network is exported as
 keras_mas does it and bare, its logits alone, and both are run in turns in one process; the ratio is
-one of medians. Writes results/serving.json. Two minutes.
+the median one of neighbours. `--clients 0` measures that alone. Writes results/serving.json. Three
+minutes.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from keras_mas.serving.standin import BatchingParameters, ServerOptions, StandIn
 
 RESULTS = Path("results/serving.json")
 MODEL, TASK = "digits", "digits"
-PAIRS = 300
+WARM_UP, MOST_PAIRS, SECONDS = 20, 4000, 30.0
 
 
 def main() -> None:
@@ -47,10 +48,11 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     busy = psutil.cpu_percent(interval=2.0)  # of other processes, before anything runs
     with tempfile.TemporaryDirectory() as folder:
-        load = measure_load(Path(folder), args.clients, args.seconds, args.batching)
-        key = f"{args.clients} clients{', batching' if args.batching else ''}"
-        results[key] = load | {"processors_busy_before_percent": busy}
-        print(json.dumps({key: results[key]}, indent=1))
+        if args.clients:
+            load = measure_load(Path(folder), args.clients, args.seconds, args.batching)
+            key = f"{args.clients} clients{', batching' if args.batching else ''}"
+            results[key] = load | {"processors_busy_before_percent": busy}
+            print(json.dumps({key: results[key]}, indent=1))
         results["signature / bare"] = measure_signatures(Path(folder))
     print(json.dumps(results["signature / bare"], indent=1))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -100,7 +102,7 @@ def measure_load(folder: Path, clients: int, seconds: float, batching: bool) -> 
 
 
 def measure_signatures(folder: Path) -> dict[str, dict[str, float]]:
-    """Return the time of a task's signature, of the bare network, and the ratio, of medians."""
+    """Return what `compare` does of a task's signature and the bare network."""
     networks = {"MLP 784-400-400-10": (mlp, (784,)), "VGG 32×32": (vgg, (32, 32, 3))}
     ratios: dict[str, dict[str, float]] = {}
     for number, (name, (build, shape)) in enumerate(networks.items(), 1):
@@ -109,12 +111,7 @@ def measure_signatures(folder: Path) -> dict[str, dict[str, float]]:
         bare = LoadedVersion(export_bare(model, shape, folder / f"bare-{number}"))
         for size in (1, 32):
             batch = {"inputs": np.zeros((size, *shape), np.float32)}
-            with_ours, with_bare = medians(ours, bare, batch)
-            ratios[f"{name}, batch {size}"] = {
-                "ratio": round(with_ours / with_bare, 3),
-                "signature (ms)": round(with_ours * 1e3, 3),
-                "bare (ms)": round(with_bare * 1e3, 3),
-            }
+            ratios[f"{name}, batch {size}"] = compare(ours, bare, batch)
     return ratios
 
 
@@ -127,17 +124,31 @@ def export_bare(model: keras.Model, shape: tuple[int, ...], folder: Path) -> Pat
     return folder
 
 
-def medians(
+def compare(
     ours: LoadedVersion, bare: LoadedVersion, batch: dict[str, np.ndarray]
-) -> tuple[float, float]:
-    """Run both in turns; return the median of each in seconds."""
+) -> dict[str, float]:
+    """Run both in turns; return the median ratio of neighbours, and the medians, of processor time.
+
+    Processor time, for what else the machine does takes none of it; pairs, for it slows both.
+    """
     times: dict[LoadedVersion, list[float]] = {ours: [], bare: []}
-    for _ in range(PAIRS):
-        for version, seconds in times.items():
-            began = time.perf_counter()
+    for version in times:
+        for _ in range(WARM_UP):
             version.run(TASK, batch)
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(times[ours]), statistics.median(times[bare])
+    beginning = time.monotonic()
+    while len(times[ours]) < MOST_PAIRS and time.monotonic() - beginning < SECONDS:
+        in_turns = (ours, bare) if len(times[ours]) % 2 else (bare, ours)
+        for version in in_turns:
+            began = time.process_time()
+            version.run(TASK, batch)
+            times[version].append(time.process_time() - began)
+    ratios = [one / other for one, other in zip(times[ours], times[bare], strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "signature (ms)": round(statistics.median(times[ours]) * 1e3, 3),
+        "bare (ms)": round(statistics.median(times[bare]) * 1e3, 3),
+        "pairs": len(ratios),
+    }
 
 
 def mlp() -> keras.Model:

@@ -1,6 +1,7 @@
 """Named arrays in one file, never seen half-written."""
 
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -52,8 +53,11 @@ def load_arrays(
     """
     with open(path, "rb") as file:  # `np.load` leaves a damaged file open
         try:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is no archive of arrays, or is cut off")
+            file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                arrays = dict(archive)
+                arrays = read_whole(archive)
             for name, array in arrays.items():
                 if not isinstance(array, np.ndarray):  # NumPy returns another file's bytes
                     raise ValueError(f"its '{name}' is no array")
@@ -63,6 +67,24 @@ def load_arrays(
             raise ValueError(
                 f"Expected {what}. Received: '{path}', which cannot be read as one ({error})."
             ) from error
+
+
+def read_whole(archive: Any) -> dict[str, np.ndarray]:
+    """Return the arrays that `np.load` has found in a file, each compared with its checksum.
+
+    NumPy reads as many bytes of an array as its header says, and its checksum is looked at when all
+    are read: a damaged header that says less, such as float16 for float32, would pass.
+
+    Args:
+        archive: What `np.load` returned, an `NpzFile`.
+
+    Raises:
+        BadZipFile: If one is not as it was written.
+    """
+    damaged = archive.zip.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file '{damaged}'")
+    return dict(archive)
 
 
 def _check_format(found):

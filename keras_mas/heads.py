@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from . import replicas
 from .binding import moving_batch_norms
 from .distillation import within_head
 
@@ -198,7 +199,8 @@ class AllHeads(_Base):
     ) -> tf.Tensor:
         """Return the loss within the heads of the labels."""
         if training:
-            self.labels_met.assign(self.labels_met | _occurring(y, len(self.head_of_logit)))
+            occurring = replicas.any_of(_occurring(y, len(self.head_of_logit)))
+            self.labels_met.assign(self.labels_met | occurring)
         own = self.own_logits(y_pred, y)
         return super().compute_loss(x, y, own, sample_weight, training)
 

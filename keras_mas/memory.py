@@ -23,6 +23,7 @@ from .auto import (
 )
 from .binding import Binding, listed, moving_batch_norms, refuse_missing
 from .choices import AUTO, BATCH_NORM, auto_text, kappa_of
+from .errors import NotFiniteError
 from .importance import ImportanceSums, compute_importance
 from .penalty import drift_penalty, penalty_gradient, proximal_step, warn_if_unstable
 from .states import SAVED_BY, Auto, WeightState, checked_strength, from_arrays, to_arrays
@@ -667,7 +668,7 @@ def _checked_anchor(state, anchor):
             f"Received: shape {anchor.shape}. Have `merge` return Ω and θ*, in this order."
         )
     if np.iscomplexobj(anchor) or not np.all(np.isfinite(_held(state, anchor))):
-        raise ValueError(
+        raise NotFiniteError(
             f"Expected finite real numbers as θ* of '{state.name}'. Received: others. Look whether "
             "the training of the model diverged, for then its weights are NaN."
         )
@@ -680,12 +681,12 @@ def _checked_importance(state, importance):
     _check_array(state, importance)
     importance = _held(state, importance)
     if np.any(np.isnan(importance)):
-        raise ValueError(
+        raise NotFiniteError(
             f"Expected finite numbers as importance of '{state.name}'. Received: NaN. Look for NaN "
             "in the inputs, or for a root or a division in what computes it."
         )
     if not np.all(np.isfinite(importance)):
-        raise ValueError(
+        raise NotFiniteError(
             f"The importance of '{state.name}' is too large for {state.importance.dtype}: "
             "it is infinite. Scale the outputs or the loss of the model."
         )

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from . import replicas
 from .binding import freeze_statistics, has_frozen_statistics, trace_again
 from .choices import checked_penalty
 from .memory import SynapticMemory
@@ -145,7 +146,7 @@ class MASModel(keras.Model):
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
         gradients = tape.gradient(scaled_loss, weights)
-        self._track_loss(loss * _replicas(), x)
+        self._track_loss(loss * replicas.count(), x)  # Keras adds up the losses of replicas
         self.update_weights(weights, gradients)
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
@@ -254,8 +255,3 @@ class MASModel(keras.Model):
         for metric in self.metrics:
             if metric.name == "loss":
                 metric.update_state(loss, sample_weight=examples)
-
-
-def _replicas():
-    """Return among how many replicas a batch is split: Keras adds their losses and gradients up."""
-    return tf.distribute.get_strategy().num_replicas_in_sync

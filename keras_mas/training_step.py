@@ -48,7 +48,8 @@ class PenaltyMetric(keras.metrics.Metric):
     def add_term(self) -> keras.Variable:
         """Return a new scalar variable, one of those that the metric is the sum of."""
         start = keras.initializers.Constant(_NOT_EVALUATED)
-        return self.add_variable((), start, aggregation="mean", name="term")
+        # Replicas have the same weights, and so the same penalty.
+        return self.add_variable((), start, aggregation="only_first_replica", name="term")
 
     def weight_updated(self, penalty: float = 0.0) -> None:
         """Be told that a training step has updated a bound weight.

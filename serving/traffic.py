@@ -5,11 +5,12 @@ be collected from many machines, so a part that cannot be read is counted and le
 """
 
 import gzip
+import heapq
 import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -76,36 +77,57 @@ class Asked:
         return Asked(self.inputs[kept], heads)
 
 
+@dataclass(kw_only=True)
+class Counts:
+    """How much has been read.
+
+    Attributes:
+        examples: Inputs that could be read, equal ones included.
+        duplicates: Those that equal an earlier one.
+        records: Records of logs, of any kind.
+        files: Files that were read.
+        left_out: How many of everything that could not be used, by what it is, in the plural.
+        models: How many requests were to each model, by name.
+    """
+
+    examples: int = 0
+    duplicates: int = 0
+    records: int = 0
+    files: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+
+    def count(self, other: "Counts") -> None:
+        """Add what was read elsewhere."""
+        for each in fields(Counts):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    def counted(self) -> "Counts":
+        """Return the numbers alone."""
+        return Counts(**{each.name: getattr(self, each.name) for each in fields(Counts)})
+
+
 @dataclass
-class Collector:
+class Collector(Counts):
     """Draws distinct inputs from a stream of any length: each is as likely to be drawn.
+
+    An input has a key, a hash of its numbers that depends on the seed. Those with the smallest keys
+    are drawn (bottom-k sampling), so that the same inputs are drawn in whatever order they are
+    read, and by whichever process.
 
     Args:
         form: What inputs are.
         limit: How many are drawn at most; None for all.
         seed: Of the drawing.
-
-    Attributes:
-        examples: Inputs that could be read, equal ones included.
-        duplicates: Those that equal an earlier one.
-        left_out: How many of everything that could not be used, by what it is, in the plural.
-        models: How many requests were to each model, by name.
-        files: Files that were read.
     """
 
     form: InputForm
     limit: int | None = None
     seed: int = 0
-    examples: int = 0
-    duplicates: int = 0
-    files: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    models: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self):
-        self._random = np.random.default_rng(self.seed)
-        self._seen: set[bytes] = set()
-        self._drawn: list[tuple[np.ndarray, str | None]] = []
+        self._seen: dict[int, None] = {}  # in the order of reading
+        self._drawn: list[tuple[int, np.ndarray, str | None]] = []  # a heap, by minus the key
 
     def add(self, value: np.ndarray, head: str | None = None) -> None:
         """Take note of one input, or count it among those that cannot be used."""
@@ -120,12 +142,18 @@ class Collector:
             self.left_out["inputs with NaN or infinity"] += 1
             return
         self.examples += 1
-        key = blake2b(value.tobytes() + repr((value.shape, head)).encode(), digest_size=16).digest()
+        key = self._key(value, head)
         if key in self._seen:
             self.duplicates += 1
             return
-        self._seen.add(key)
-        self._draw(value, head)
+        self._seen[key] = None
+        self.take(key, value, head)
+
+    def take(self, key: int, value: np.ndarray, head: str | None) -> None:
+        """Draw an input that is new, or not."""
+        heapq.heappush(self._drawn, (-key, value, head))
+        if self.limit is not None and len(self._drawn) > self.limit:
+            heapq.heappop(self._drawn)
 
     def add_file(self, content: bytes, head: str | None = None) -> None:
         """Decode a file of an image as the graph of a served model does, and add it."""
@@ -156,21 +184,22 @@ class Collector:
 
     @property
     def asked(self) -> Asked:
-        """What was drawn."""
-        inputs = [value for value, _ in self._drawn]
-        return Asked(np.stack(inputs), [head for _, head in self._drawn])
+        """What was drawn, in random order, which is that of the keys."""
+        drawn = sorted(self._drawn, key=lambda each: -each[0])
+        return Asked(np.stack([value for _, value, _ in drawn]), [head for *_, head in drawn])
+
+    @property
+    def keys(self) -> np.ndarray:
+        """The keys of all distinct inputs, uint64 `[N]`, in the order in which they were read."""
+        return np.fromiter(self._seen, np.uint64, len(self._seen))
 
     def __len__(self) -> int:
         return len(self._drawn)
 
-    def _draw(self, value: np.ndarray, head: str | None) -> None:
-        """Keep the n-th input with probability limit/n, in a random place (Algorithm R)."""
-        if self.limit is None or len(self._drawn) < self.limit:
-            self._drawn.append((value, head))
-            return
-        place = self._random.integers(len(self._seen))
-        if place < self.limit:
-            self._drawn[place] = value, head
+    def _key(self, value, head):
+        content = value.tobytes() + repr((value.shape, head)).encode()
+        digest = blake2b(content, digest_size=8, key=repr(self.seed).encode()).digest()
+        return int.from_bytes(digest, "big")
 
     def _decode(self, contents: tf.Tensor) -> tf.Tensor:
         # With a `resize`, sizes are known.
@@ -197,34 +226,59 @@ def read_requests(
         UsageError: If a file cannot be opened, or none holds a record; if several models have been
             asked and none is named, or nobody asked the one that is.
     """
-    records = 0
     for path in map(Path, paths):
-        collector.files += 1
-        for record in _records(path, collector):
-            records += 1
-            _add_record(record, collector, model)
-    if not records:
+        read_log(path, collector, model=model)
+    check_requests(collector, model=model)
+
+
+def read_log(path: Path, collector: Collector, *, model: str | None = None) -> None:
+    """Collect the inputs of one file, as `read_requests`; what it asks of all files is left."""
+    collector.files += 1
+    for record in _records(path, collector, "a log of requests"):
+        collector.records += 1
+        _add_record(record, collector, model)
+
+
+def check_requests(read: Counts, *, model: str | None = None) -> None:
+    """Raise the errors of `read_requests` that are about all files together."""
+    if not read.records:
         raise UsageError(
             "Expected logs of requests: TFRecord files of `PredictionLog`, as TensorFlow Serving "
             "and `keras-mas serve` write them. Received: "
-            f"{', '.join(collector.left_out) or 'empty files'}. Name other files."
+            f"{', '.join(read.left_out) or 'empty files'}. Name other files."
         )
-    if model is None and len(collector.models) > 1:
+    if model is None and len(read.models) > 1:
         raise UsageError(
             "Expected requests to one model. Received: requests to "
-            f"{', '.join(f'{name} ({count})' for name, count in collector.models.most_common())}. "
+            f"{', '.join(f'{name} ({count})' for name, count in read.models.most_common())}. "
             "Name the model that is meant with `--model`."
         )
 
 
-def _records(path: Path, collector: Collector) -> Iterator[bytes]:
+def read_examples(path: Path, collector: Collector) -> None:
+    """Collect the inputs of a TFRecord file of `tf.Example`s, perhaps compressed by gzip.
+
+    Args:
+        path: The file.
+        collector: Takes the inputs, which have the names that the signature `examples` of a served
+            model has for them: `inputs`, or `image_bytes` for files of images.
+
+    Raises:
+        UsageError: If the file cannot be opened.
+    """
+    collector.files += 1
+    for record in _records(path, collector, "a TFRecord file of `tf.Example`s"):
+        collector.add_example(record)
+
+
+def _records(path: Path, collector: Collector, what: str) -> Iterator[bytes]:
     """Yield the records of a file up to its end, or to where it is damaged."""
     try:
         with open(path, "rb") as file:
             compressed = file.read(2) == _GZIP
     except OSError as error:
         raise UsageError(
-            f"Expected a log of requests in '{path}'. Received: "
+            f"Expected {what} in '{path}'. Received: "
             f"{(error.strerror or str(error)).lower()}. Correct the path."
         ) from error
     count = 0

@@ -42,6 +42,7 @@ from keras_mas.serving.standin import StandIn
 from keras_mas.serving.traffic import Collector, InputForm, read_requests
 from keras_mas.training import under_way
 from keras_mas.training.cli import main as command_line
+from keras_mas.training.continuing import FinishedRun
 from keras_mas.training.learner import Learner
 from keras_mas.training.run import saved_heads, train
 from keras_mas.training.run_directory import DamagedError
@@ -216,6 +217,16 @@ def make_readers(folder: Path, running: contextlib.ExitStack) -> dict[str, Reade
         "result": Reader(run / "result.json", lambda: report(run)),
         "result-values": Reader(
             run / "result.json", lambda: report(run), change=changed_json, means_it=True
+        ),
+        "continued-values": Reader(
+            run / "result.json",
+            lambda: as_finished(run),
+            refuses=(*WORDED, OSError),  # of weights in a file that no path can be of
+            change=changed_json,
+            means_it=True,
+        ),
+        "continued-arguments": Reader(
+            run / "arguments.json", lambda: as_finished(run), change=changed_json, means_it=True
         ),
         "arguments": Reader(run / "arguments.json", lambda: again(run)),
         "progress": Reader(run / "2" / "progress.json", heads),
@@ -410,6 +421,13 @@ def report(run: Path) -> str:
     if "--debug" in err.getvalue() or "Traceback" in err.getvalue():
         raise RuntimeError(f"an error without a sentence: {err.getvalue()}")
     raise UsageError(err.getvalue())
+
+
+def as_finished(run: Path) -> Any:
+    """Return what a run that goes on from another one takes from its files, weights apart."""
+    finished = FinishedRun.read(run)
+    settings = finished.settings({}, {})
+    return settings, finished.classes, finished.sources, finished.load_options({}), finished.digest
 
 
 def fuzz(reader: Reader, cases: int, seed: int = 0) -> list[str]:

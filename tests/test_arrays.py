@@ -1,4 +1,5 @@
 import io
+import pickle
 import zipfile
 
 import numpy as np
@@ -44,6 +45,18 @@ def test_any_changed_bit_of_a_value_is_noticed(tmp_path):
             load(path)
 
 
+def test_a_header_that_says_less_than_was_written_is_noticed(tmp_path):
+    path = tmp_path / "a.npz"
+    save_arrays(path, {"omega": np.arange(9999, dtype="float32")})
+    content = path.read_bytes()
+    assert content.count(b"'<f4'") == 1
+    path.write_bytes(content.replace(b"'<f4'", b"'<f2'"))  # half of the bytes, so not to the end
+    with np.load(path) as archive:
+        assert archive["omega"].shape == (9999,)  # other numbers, without a word
+    with pytest.raises(ValueError, match="Bad CRC-32 for file 'omega.npy'"):
+        load(path)
+
+
 def test_a_pickle_is_not_executed(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -52,6 +65,10 @@ def test_a_pickle_is_not_executed(tmp_path):
     np.savez(tmp_path / "a.npz", omega=np.array([Bomb()], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         load(tmp_path / "a.npz")
+    (tmp_path / "c.npz").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="no archive of arrays"):
+        load(tmp_path / "c.npz")
+    assert not (tmp_path / "exploded").exists()
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("omega.npy", b"cos\nsystem\n(S'true'\ntR.")

@@ -6,12 +6,15 @@ import resource
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_mas import MASModel, SynapticMemory
 from keras_mas.arrays import load_arrays, save_arrays
 from keras_mas.files import UNFINISHED
 from keras_mas.serving.export import ExportError, export_version
 from keras_mas.serving.paths import list_versions
+from keras_mas.serving.standin import LogSettings
+from keras_mas.serving.standin.request_log import PredictionLog, PredictLog, RequestLog
 from keras_mas.training.cli import main
 from keras_mas.training.run_directory import read_json, write_json
 
@@ -81,6 +84,31 @@ def test_no_version_appears(tmp_path):
         assert list(list_versions(tmp_path / "shop")) == [1]
         assert unfinished(tmp_path) == []
     export_version(heads, tmp_path / "shop" / "2")
+
+
+def test_requests_are_logged_again_when_there_is_room(tmp_path, caplog):
+    log = RequestLog(LogSettings(f"{tmp_path}/log"))
+
+    def offer(number):
+        record = PredictLog()
+        record.request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.full(100, number)))
+        log.offer(lambda: record)
+
+    offer(0)
+    size = next(tmp_path.iterdir()).stat().st_size
+    with no_room_for_files_above(2 * size + 100):  # the third record is cut off
+        for number in range(1, 4):
+            offer(number)
+    offer(4)
+    log.close()
+    read = []
+    for file in sorted(map(str, tmp_path.iterdir())):
+        with contextlib.suppress(tf.errors.DataLossError):
+            for record in tf.data.TFRecordDataset(file).as_numpy_iterator():
+                request = PredictionLog.FromString(record).predict_log.request
+                read.append(tf.make_ndarray(request.inputs["x"])[0])
+    assert read[0] == 0 and read[-1] == 4 and log.failed == 5 - len(read) > 0
+    assert [each.getMessage()[:23] for each in caplog.records] == ["Requests are not logged"]
 
 
 def test_a_run_goes_on_when_there_is_room(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,8 @@ NAMES = [
     "memory-values",
     "result",
     "result-values",
+    "continued-values",
+    "continued-arguments",
     "arguments",
     "progress",
     "progress-values",

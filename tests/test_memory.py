@@ -2,6 +2,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_mas import Consolidate, MASModel, SynapticMemory, compute_importance
+from keras_mas.errors import NotFiniteError
 from keras_mas.importance import ImportanceSums, measure_sums
 from keras_mas.methods.si import PathModel
 from keras_mas.penalty import UnstablePenaltyWarning, proximal_step, stable_curvature
@@ -823,3 +825,25 @@ def test_a_consolidation_that_is_interrupted_is_undone(monkeypatch):
         memory.consolidate(model, A)
     after = memory.state()
     assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("penalty", ["in_loss", "decoupled"])
+def test_a_fit_that_diverged_leaves_what_is_remembered(penalty):
+    inputs = keras.Input([1])
+    model = MASModel(inputs, keras.layers.Dense(1)(inputs), strength=0.1, penalty=penalty)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    x = np.ones([8, 1], "float32")
+    model.consolidate(x)
+    before = model.memory.state()
+    anchors = [weight.numpy() for weight in model.weights[:2]]
+    model.optimizer.learning_rate = 1e30
+    stop = keras.callbacks.TerminateOnNaN()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnstablePenaltyWarning)  # of what is wanted here
+        history = model.fit(x, -x, batch_size=2, epochs=9, verbose=0, callbacks=[stop])
+    assert len(history.epoch) < 9
+    with pytest.raises(NotFiniteError, match="finite outputs and gradients .* may have diverged"):
+        model.consolidate(x)
+    for key, array in model.memory.state().items():
+        np.testing.assert_array_equal(array, before[key])
+    assert [list(a) for a in model.memory.anchor.values()] == [list(a) for a in anchors]

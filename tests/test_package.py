@@ -43,6 +43,7 @@ LAYERS = (
         "penalty",
         "plateau",
         "plugins",
+        "replicas",
         "versions",
         "weights",
     },

@@ -16,6 +16,7 @@ from keras_mas.methods import load_method
 from keras_mas.methods.base import Method
 from keras_mas.states import SAVED_BY, from_arrays, to_arrays
 
+from .backbones import saved
 from .backbones.weights import IMAGENET, digest_of_file
 from .first_task import digest
 from .heads import SHARED_HEADS
@@ -29,6 +30,7 @@ from .run_directory import (
     are,
     is_text,
     maps_to,
+    naming_damage,
     read_json,
     read_result,
     task_folder,
@@ -38,6 +40,7 @@ from .tasks import DataError, LearnedTask, Split, Task, TaskStream, load_tasks
 from .tasks.changes import Rgb
 from .tasks.inputs import ChangedArray
 from .tasks.store import OnDecoded
+from .tasks.tables import Encoding
 from .wording import one_of
 
 # The recipe's options that the network is made by, which stays as it is.
@@ -182,9 +185,12 @@ class FinishedRun:
         """The recipe as the result records it; of an older one, with what are defaults now."""
         fields = {field.name for field in dataclasses.fields(Recipe)}
         recorded = {k: v for k, v in self.result["recipe"].items() if k in fields}
-        found = dataclasses.asdict(Recipe()) | recorded
+        found = dataclasses.asdict(Recipe(**recorded))
         own = self.directory / START  # its copy, wherever the network lay
-        return found | ({"backbone": str(own), "weights": str(own)} if own.exists() else {})
+        if not own.exists():
+            return found
+        _, layer = saved.parts(found["backbone"]) or (None, None)
+        return found | {"backbone": saved.named(own, layer), "weights": str(own)}
 
     @property
     def weights(self) -> str | None:
@@ -204,12 +210,36 @@ class FinishedRun:
         path = Path(recorded)
         return not path.is_file() or digest_of_file(path) != self.description["recipe"]["weights"]
 
+    @property
+    def encoding(self) -> Encoding | None:
+        """What its network takes of tables; None if it has learned none."""
+        return known_encoding(self.directory, self.result)
+
     def load_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return where data lie and how they are read: what is given, else as it was recorded."""
         recorded = [source.options for source in self.sources]
         known = dict(recorded[-1]) if recorded else {}
         asked = {name: value for name, value in given.items() if value is not False}
         return {**known, **asked, "scenario": self.result["scenario"]}
+
+
+def known_encoding(directory: Path, result: Mapping[str, Any]) -> Encoding | None:
+    """Return what the network of a finished run takes of tables; None if it has learned none.
+
+    Args:
+        directory: Its folder.
+        result: Its result.
+
+    Raises:
+        DamagedError: If its description is damaged.
+    """
+    columns = tuple(result.get("columns", ()))
+    if not columns:
+        return None
+    description = read_json(directory / ARGUMENTS, cure=_CURE)
+    with naming_damage(directory / ARGUMENTS, _CURE):
+        scale, offset = description["rescale"]
+        return Encoding(columns, (list(map(float, scale)), list(map(float, offset))))
 
 
 _DESCRIPTION = {"data": is_text, "recipe": lambda value: isinstance(value, dict)}
@@ -342,7 +372,7 @@ def continued(
     """
     if memory is not None:
         _check_memory(settings.method, memory)
-    load = functools.partial(load_tasks, on_decoded=on_decoded)
+    load = functools.partial(load_tasks, on_decoded=on_decoded, encoding=run.encoding)
     added = load(add, seed=settings.seed, **options)
     _check_added(run, added)
     fitting = _with_channels_of(run, added)
@@ -394,6 +424,7 @@ def _check_added(run, added):
             f"Expected names of new tasks. Received: {one_of(known)}, which '{run.directory}' has "
             "learned already. Rename the task."
         )
+    _check_columns(run, added)
     expected, found = _kind(run), (added.tasks[0].train.dtype, added.input_shape)
     shapes = [expected[1], (*expected[1][:-1], 1)] if _is_rgb(expected[1]) else [expected[1]]
     if found[1] not in shapes or found[0] != (expected[0] or found[0]):
@@ -402,21 +433,24 @@ def _check_added(run, added):
             f"{_words(*found)} in '{added.name}'. Bring them to that shape and dtype (for images "
             "in a folder or from TFDS, set `image_size`)."
         )
+    resize = run.result.get("resize")
+    # "none" are inputs that had the size already, which contradicts no way to get it.
+    if added.resize and resize not in (None, "none", added.resize):
+        raise UsageError(
+            f"Expected images that are resized as those of '{run.directory}' were, "
+            f'resize = "{resize}". Received: "{added.resize}" in \'{added.name}\'. Change the key '
+            "`resize`."
+        )
+
+
+def _check_columns(run, added):
     columns = run.result.get("columns", [])
     if columns != list(added.columns):
         different = [name for name in added.columns if name not in columns]
         different += [name for name in columns if name not in added.columns]
         raise UsageError(
             f"Expected the columns of '{run.directory}'. Received: others in '{added.name}', such "
-            f"as {one_of(different[:1]) or 'another order'}. Give the table these columns, and the "
-            "same values of each category."
-        )
-    resize = run.result.get("resize")
-    if added.resize and resize not in (None, added.resize):
-        raise UsageError(
-            f"Expected images that are resized as those of '{run.directory}' were, "
-            f'resize = "{resize}". Received: "{added.resize}" in \'{added.name}\'. Change the key '
-            "`resize`."
+            f"as {one_of(different[:1])}. Add tables to what has learned tables, and nothing else."
         )
 
 

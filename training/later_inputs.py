@@ -14,6 +14,7 @@ import numpy as np
 from keras_mas import SynapticMemory
 from keras_mas.arrays import load_arrays, save_arrays
 from keras_mas.errors import UsageError
+from keras_mas.importance import ImportanceSums
 from keras_mas.methods import METHODS, load_method
 from keras_mas.serving.signatures import trunk_of
 from keras_mas.serving.traffic import Asked
@@ -25,12 +26,16 @@ from .run_directory import MEMORY, naming_damage, task_folder
 _SIGNIFICANCE = 0.01
 
 # Both samples of a test; a difference that thousands of examples hardly show changes no answer.
-_MOST_TESTED = 1000
+MOST_TESTED = 1000
 
 _FEATURES_BATCH = 256
 
 # Below this, squares and gradients are finite in float32, which ends at 3.4e38.
 _SURELY_FINITE = 1e12
+
+
+# Sums over the inputs that were sent to each head; None stands for all heads.
+HeadSums = dict[str | None, ImportanceSums]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +67,87 @@ def check_method(name: str) -> None:
         )
 
 
+class Measuring:
+    """Measures what the method of a run takes the importance of inputs to be.
+
+    An input that was sent to one head is measured on its logits, and one that all heads answer on
+    those of all of them: F is what the server answered.
+
+    Args:
+        method: Name of the method.
+        network: From inputs to the logits of every head.
+
+    Raises:
+        UsageError: As `check_method`.
+    """
+
+    def __init__(self, method: str, network: keras.Model):
+        check_method(method)
+        self._method = load_method(method)()
+        self._network = network
+        self._models: dict[str | None, keras.Model] = {}
+
+    def measurable(self, asked: Asked) -> np.ndarray:
+        """Return for each input whether the network and its gradients are finite on it.
+
+        Numbers that a user may send, up to 3e38, are squared in ‖F‖², and one of them would keep
+        all others from being measured. Those that are large are measured alone, to see.
+
+        Args:
+            asked: N inputs.
+
+        Returns:
+            bool `[N]`.
+        """
+        kept = np.zeros(len(asked.heads), bool)
+        for head, rows in asked.rows_by_head():
+            largest = _largest_products(self.answering(head), asked.inputs[rows])
+            for row, product in zip(rows, largest, strict=True):
+                kept[row] = product < _SURELY_FINITE or (
+                    np.isfinite(product) and self._is_measurable(head, asked.inputs[row : row + 1])
+                )
+        return kept
+
+    def sums(self, asked: Asked) -> HeadSums:
+        """Return Σ_k |∂‖F(x_k)‖² / ∂θ| over the inputs that were sent to each head, in float64.
+
+        Args:
+            asked: Inputs that are measurable.
+        """
+        return {head: self._sums(head, inputs) for head, inputs in asked.by_head()}
+
+    def answering(self, head: str | None) -> keras.Model:
+        """Return the part of the network that answers for a head; all of it if none is named."""
+        if head not in self._models:
+            self._models[head] = _answering(self._network, head)
+        return self._models[head]
+
+    def _sums(self, head, inputs):
+        mean = self._method.importance(self.answering(head), inputs)
+        examples = len(inputs)
+        sums = {name: examples * values.astype(np.float64) for name, values in mean.items()}
+        return ImportanceSums(sums, examples)
+
+    def _is_measurable(self, head, inputs):
+        try:
+            importance = self._method.importance(self.answering(head), inputs)
+        except ValueError:  # not finite
+            return False
+        return all(np.isfinite(values).all() for values in importance.values())
+
+
+def add_sums(sums: HeadSums, more: HeadSums) -> None:
+    """Add the sums over other inputs to those of each head."""
+    for head, part in more.items():
+        sums[head] = sums[head] + part if head in sums else part
+
+
 def add_importance(
-    directory: Path, result: dict[str, Any], network: keras.Model, asked: Asked
+    directory: Path, result: dict[str, Any], network: keras.Model, sums: HeadSums
 ) -> Added:
     """Add Ω of inputs to what a run remembers after its last task, which stays as it is on disk.
 
-    An input that was sent to one head is measured on its logits, and one that all heads answer on
-    those of all of them: F is what the server answered. Over all N inputs
+    Over all N inputs, of all heads together,
 
         Ω ← Ω + 1/N Σ_k |∂‖F(x_k)‖² / ∂θ|
 
@@ -78,52 +157,21 @@ def add_importance(
         directory: Folder of the run.
         result: Its result.
         network: Its network.
-        asked: The inputs.
+        sums: The sums over the inputs, as of `Measuring`.
 
     Raises:
-        UsageError: As `check_method`.
         DamagedError: If the run's memory is damaged.
     """
-    check_method(result["method"])
-    method = load_method(result["method"])()
     path = _memory_path(directory, result)
     with naming_damage(path, "Run the `keras-mas train` command of this run in a new folder."):
         memory = SynapticMemory.load(path)
         memory.recognize(network)
     before = _mean(memory.importance)
-    for head, inputs in asked.by_head():
-        model = _answering(network, head)
-        importance = method.importance(model, inputs)
-        share = len(inputs) / len(asked.heads)
-        weighted = {name: share * values for name, values in importance.items()}
-        memory.remember(model, weighted, _add, new_task=False)
+    examples = sum(part.examples for part in sums.values())
+    for head in sorted(sums, key=str):  # the same order, whichever was asked first
+        weighted = {name: values / examples for name, values in sums[head].sums.items()}
+        memory.remember(_answering(network, head), weighted, _add, new_task=False)
     return Added(memory, before, _mean(memory.importance) - before)
-
-
-def measurable(result: dict[str, Any], network: keras.Model, asked: Asked) -> Asked:
-    """Leave out inputs on which the network or its gradients are not finite.
-
-    Numbers that a user may send, up to 3e38, are squared in ‖F‖², and one of them would keep all
-    others from being measured. Those that are large are measured alone, to see.
-
-    Args:
-        result: The result of the run.
-        network: Its network.
-        asked: The inputs.
-
-    Returns:
-        The others, in the same order; perhaps none.
-    """
-    method = load_method(result["method"])()
-    kept = np.zeros(len(asked.heads), bool)
-    for head, rows in asked.rows_by_head():
-        model = _answering(network, head)
-        largest = _largest_products(model, asked.inputs[rows])
-        for row, product in zip(rows, largest, strict=True):
-            kept[row] = product < _SURELY_FINITE or (
-                np.isfinite(product) and _is_measurable(method, model, asked.inputs[row : row + 1])
-            )
-    return asked.only(kept)
 
 
 def _largest_products(model, inputs):
@@ -136,14 +184,6 @@ def _largest_products(model, inputs):
 def _outputs(model, batch):
     logits = keras.tree.flatten(model(batch, training=False))
     return np.concatenate([keras.ops.convert_to_numpy(each) for each in logits], axis=1)
-
-
-def _is_measurable(method, model, inputs):
-    try:
-        importance = method.importance(model, inputs)
-    except ValueError:  # not finite
-        return False
-    return all(np.isfinite(values).all() for values in importance.values())
 
 
 def _answering(network, head):
@@ -222,7 +262,7 @@ def measure_drift(network: keras.Model, trained_on: np.ndarray, later: np.ndarra
     trunk = trunk_of({name: keras.Model(network.input, y) for name, y in network.output.items()})
     if trunk is None:
         return None
-    samples = [_features(trunk, inputs[:_MOST_TESTED]) for inputs in (trained_on, later)]
+    samples = [_features(trunk, inputs[:MOST_TESTED]) for inputs in (trained_on, later)]
     varies = np.ptp(np.concatenate(samples), axis=0) > 0
     first, second = (sample[:, varies] for sample in samples)
     if not first.shape[1]:

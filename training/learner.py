@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import keras
 import numpy as np
@@ -16,8 +17,10 @@ from keras_mas.arrays import load_arrays, save_arrays
 from keras_mas.errors import UsageError
 from keras_mas.heads import AllHeads
 from keras_mas.methods import load_method
+from keras_mas.methods.quadratic import QuadraticMethod
 from keras_mas.penalty import UnstablePenaltyWarning
 
+from .devices import Devices
 from .heads import heads_of
 from .loop import CompiledLoop
 from .network import Network
@@ -36,10 +39,12 @@ class Learner:
 
     Args:
         stream: The tasks.
+        devices: What every batch is divided among; None for one device.
     """
 
-    def __init__(self, stream: TaskStream):
+    def __init__(self, stream: TaskStream, devices: Devices | None = None):
         self.stream = stream
+        self.devices = Devices() if devices is None else devices
         self.head_of = heads_of(stream)
         self._structure: tuple = ()
 
@@ -54,11 +59,14 @@ class Learner:
         Raises:
             ValueError: If the heads or the inputs of the stream are others than before.
         """
+        self.devices.check_method(settings.method, load_method(settings.method).needs_one_device)
         if stream is not None:
             self._take(stream)
         structure = structure_of(settings)
         if structure != self._structure:
-            self._build(settings)
+            keras.backend.clear_session(free_memory=False)
+            with self.devices.scope():
+                self._build(settings)
             self._structure = structure
         self.settings = settings
         self.network.initialize(settings.seed)
@@ -108,9 +116,10 @@ class Learner:
         if recipe.optimizer_state == "fresh" or self.method.learns_all_tasks:
             _reset(self.optimizer)
         self.optimizer.learning_rate = learning_rate
-        self.method.before_task(model, _Batches(examples, recipe.batch_size))
+        with self.devices.scope():  # for variables that a method makes
+            self.method.before_task(model, _Batches(examples, recipe.batch_size))
         if begun is not None:
-            with begun.naming_damage():
+            with begun.naming_damage(), self.devices.scope():
                 self._go_on(model, begun.arrays)
         logs = self._loop(head).fit(
             examples,
@@ -206,12 +215,24 @@ class Learner:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
 
+    def hold_trunk(self, split: Split, on_progress: Callable | None = None) -> None:
+        """Have a method that needs inputs alone hold what the trunk computes of some of them."""
+        recipe = self.settings.recipe
+        total = min(recipe.max_examples, len(split))
+        cast(QuadraticMethod, self.method).hold(
+            self.network.trunk,
+            _Batches(split, recipe.batch_size),
+            max_examples=recipe.max_examples,
+            on_progress=on_progress and (lambda examples, _: on_progress(examples, total)),
+        )
+
     def after_task(self, number: int, split: Split, on_progress: Callable | None = None) -> None:
         """Have the method take note of the task that was just learned."""
         recipe = self.settings.recipe
         total = min(recipe.max_examples, len(split))
         is_found = margin_of(self.settings.strength) is not None
-        with _without_warning() if is_found else contextlib.nullcontext():
+        quietly = _without_warning() if is_found else contextlib.nullcontext()
+        with quietly, self.devices.sharing_importance():
             self.method.after_task(
                 self.network.load(self._head(number)),
                 _Batches(self._labelled(number, split), recipe.batch_size),
@@ -268,7 +289,6 @@ class Learner:
         self.stream = stream
 
     def _build(self, settings):
-        keras.backend.clear_session(free_memory=False)
         recipe = settings.recipe
         strength = strength_of_method(settings.strength)
         self.method = load_method(settings.method)(strength, settings.penalty)
@@ -282,9 +302,9 @@ class Learner:
             model.compile(
                 optimizer=self.optimizer,
                 loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
+                metrics=[self.devices.accuracy()],
             )
-            self.loops[logits] = CompiledLoop(model, self.stream.tasks[0].train.dtype)
+            self.loops[logits] = CompiledLoop(model, self.stream.tasks[0].train.dtype, self.devices)
         models = self.network.models.values()
         weights = {id(weight): weight for model in models for weight in model.trainable_variables}
         self.optimizer.build(list(weights.values()))

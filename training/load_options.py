@@ -11,6 +11,7 @@ from .options import POSITIVE, check_options, option, size
 
 if TYPE_CHECKING:
     from .tasks.store import OnDecoded, Store
+    from .tasks.tables import Encoding
 
 SCENARIOS = ("task", "domain", "class")
 
@@ -33,6 +34,7 @@ class LoadOptions:
         skip_broken: Whether files that cannot be decoded are left out.
         scenario: Scenario in place of the one that the stream's definition names.
         on_decoded: As for `Store`.
+        encoding: As for `tables.read_tables`.
 
     Raises:
         UsageError: If the seed is negative, the fraction not between 0 and 1, the memory not
@@ -74,6 +76,7 @@ class LoadOptions:
         choices=SCENARIOS,
     )
     on_decoded: "OnDecoded" = lambda *_: None
+    encoding: "Encoding | None" = None
 
     def __post_init__(self):
         if self.seed < 0:

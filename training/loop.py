@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_mas.binding import has_frozen_statistics
 from keras_mas.heads import AllHeads
 
+from .devices import Devices
 from .tasks import Split
 from .tasks.pipeline import epoch_order
 
@@ -36,17 +37,21 @@ class CompiledLoop:
     Args:
         model: Compiled and built model of one input and one output, logits `[N, classes]`.
         dtype: Type of the inputs that it will be given.
+        devices: What every batch is divided among; the model was made within their scope.
     """
 
-    def __init__(self, model: keras.Model, dtype: np.dtype):
+    def __init__(self, model: keras.Model, dtype: np.dtype, devices: Devices | None = None):
         self.model = model
+        self.devices = Devices() if devices is None else devices
         self.batches = (
             tf.TensorSpec((None, *model.input_shape[1:]), dtype),
             tf.TensorSpec([None], tf.int64),
         )
         # By which batch normalizations have frozen statistics, since that is part of a trace.
         self._traced: dict[tuple[bool, ...], Any] = {}
-        _make_variables_of_metrics(model)
+        self.devices.follow_loss(model)
+        self.devices.once(lambda: _make_variables_of_metrics(model))
+        model.reset_metrics()
         self._count = tf.function(self._count_right, autograph=False, input_signature=self.batches)
 
     def fit(
@@ -91,14 +96,16 @@ class CompiledLoop:
             epochs=epochs,
             steps=steps,
         )
-        self._prepare()
+        with self.devices.scope():
+            self._prepare()
         logs: dict[str, float] = {}
         model.stop_training = False
         epochs_of_data = _epochs(split, batch_size, seed, augment, pause_every, initial_epoch)
         following.on_train_begin()
         for epoch in range(initial_epoch, epochs):
             following.on_epoch_begin(epoch)
-            logs = self._epoch(next(epochs_of_data), batch_size, following)
+            with self.devices.training(model):
+                logs = self._epoch(next(epochs_of_data), batch_size, following)
             following.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
@@ -152,7 +159,7 @@ class CompiledLoop:
 
         def step(start):
             end = start + batch_size  # a slice ends where the tensor does
-            self.model.train_step((inputs[start:end], labels[start:end]))
+            self.devices.train_step(self.model, inputs[start:end], labels[start:end])
             return (end,)
 
         examples = tf.shape(inputs)[0]
@@ -160,6 +167,9 @@ class CompiledLoop:
         return self.model.get_metrics_result()
 
     def _count_right(self, inputs, labels):
+        return self.devices.total(self._right, inputs, labels)
+
+    def _right(self, inputs, labels):
         logits = self.model(inputs, training=False)
         if isinstance(self.model, AllHeads):
             logits = self.model.own_logits(logits, labels)
@@ -170,7 +180,6 @@ def _make_variables_of_metrics(model):
     """Have the metrics make their variables now: a function that makes some is traced twice."""
     logits, labels = tf.zeros([1, *model.output_shape[1:]]), tf.zeros([1], tf.int64)
     model.compute_metrics(None, labels, logits)
-    model.reset_metrics()
 
 
 def steps_per_call(split: Split, batch_size: int) -> int:

@@ -7,10 +7,12 @@ Python code to the same bounds.
 
 import argparse
 import dataclasses
+import numbers
 import re
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from keras_mas.errors import UsageError
@@ -176,7 +178,7 @@ def given_options(settings: type, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_options(settings: Any) -> None:
-    """Refuse an instance of a dataclass with a value outside its bounds or choices.
+    """Refuse an instance of a dataclass with a value of another type, or outside its bounds.
 
     Raises:
         UsageError: If there is one.
@@ -185,6 +187,7 @@ def check_options(settings: Any) -> None:
         value, about = getattr(settings, name), field.metadata["option"]
         if value is None and field.default is None:
             continue
+        _check_kind(name, field, value)
         if about.several:
             check_names(name, listed(value), about.choices)
         elif about.choices and value not in about.choices:
@@ -197,6 +200,32 @@ def check_options(settings: Any) -> None:
                 f"Expected `{name}` to be {_noun(kind_of(field))} {about.bounds}. Received: "
                 f"{value!r}."
             )
+
+
+_KINDS: dict[object, tuple[type, str]] = {
+    str: (str, "a text"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    bool: (bool, "true or false"),
+    Path: (Path, "a path"),
+}
+
+
+def _check_kind(name, field, value):
+    """Refuse a value of another type than the field's, as Python code or a file may give it."""
+    kinds = [_KINDS[kind] for kind in _types_of(field) if kind in _KINDS]
+    if isinstance(value, bool) and bool not in _types_of(field):
+        is_one = False
+    else:
+        is_one = isinstance(value, tuple(kind for kind, _ in kinds))
+    if not is_one:
+        words = " or ".join(noun for _, noun in kinds)
+        raise UsageError(f"Expected `{name}` to be {words}. Received: {value!r}.")
+
+
+def _types_of(field):
+    is_union = isinstance(field.type, types.UnionType)
+    return typing.get_args(field.type) if is_union else (field.type,)
 
 
 def number(kind: Callable[[str], float], bounds: Bounds) -> Callable[[str], float]:
@@ -217,6 +246,18 @@ def number(kind: Callable[[str], float], bounds: Bounds) -> Callable[[str], floa
         raise argparse.ArgumentTypeError(f"expected {_noun(kind)} {bounds}, received {text!r}")
 
     return parse
+
+
+def count_or_all(text: str) -> int | str:
+    """Return a number of at least 1, or "all", for argparse."""
+    if text == "all":
+        return text
+    try:
+        return int(number(int, AT_LEAST_ONE)(text))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number {AT_LEAST_ONE}, or all, received {text!r}"
+        ) from None
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -297,9 +338,7 @@ def check_names(option: str, names: tuple[str, ...], choices: tuple[str, ...]) -
 
 def kind_of(field: dataclasses.Field) -> type:
     """Return the type of a field's values, `float` for `float | None`."""
-    if isinstance(field.type, types.UnionType):
-        return typing.get_args(field.type)[0]
-    return typing.cast(type, field.type)
+    return typing.cast(type, _types_of(field)[0])
 
 
 def _noun(kind: object) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas import metrics
-from keras_mas.errors import UsageError
+from keras_mas.errors import NotFiniteError, UsageError
 from keras_mas.files import UNFINISHED, atomic_file, atomic_folder
 from keras_mas.plugins import is_own, load_named
 from keras_mas.versions import library_versions
@@ -24,6 +24,7 @@ from keras_mas.versions import library_versions
 from .backbones import saved, weights_digest
 from .backbones.weights import digest_of_file
 from .continuing import Continued
+from .devices import Devices, refuse_scope
 from .first_task import learned_once, link_files, share, shared_first_task
 from .heads import unique_heads
 from .learner import Learner
@@ -38,6 +39,7 @@ from .run_directory import (
     UNDER_WAY,
     are,
     check_content,
+    check_there,
     claimed,
     is_finished,
     is_measured_or_not,
@@ -66,7 +68,7 @@ _TRIES = {"task": is_number, "tries": are(are(is_number))}
 
 
 class DivergedError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """A loss, weights or an importance became NaN or infinite."""
 
 
 class NotLearnedWarning(UserWarning):
@@ -169,6 +171,7 @@ def train(
     verbose: int = 0,
     overwrite: bool = False,
     learner: Learner | None = None,
+    devices: Devices | None = None,
     first_tasks: Path | None = None,
     continued: Continued | None = None,
     start: Start | None = None,
@@ -191,14 +194,18 @@ def train(
         overwrite: Whether to remove an earlier run from the folder first.
         learner: A `Learner` of this stream, or of one that differs in its examples only, that
             earlier runs have used, so that nothing is built and traced again; None for a new one.
+        devices: What every batch is divided among, as `devices_of` returns it; None for one device,
+            or for those of the learner. With several hosts each of them calls this function, and
+            the chief alone writes the folder. The result is that of one device but for rounding,
+            so that a run may go on with another number of them.
         first_tasks: Folder in which runs that differ only in what makes no difference to the first
             task, such as λ, keep what they learned of it: the first run learns it, and the others
             go on from there. Of several processes one learns it, and the others wait. None for a
             run on its own.
         continued: The finished run whose tasks are the first of the stream, and which this one goes
             on from; None for a run that learns all tasks. That run's folder is only read.
-        start: A trained network, which is taken for what was learned of the one task of the stream;
-            None to learn it.
+        start: A trained network, which is taken for what was learned of the one task of the stream,
+            or, of which the trunk alone is taken, is held from the first task on; None for neither.
 
     Returns:
         The result, as `result.json` holds it.
@@ -208,34 +215,44 @@ def train(
         InUseError: If another process is at work in the folder.
         DamagedError: If a file in the folder is damaged.
         DivergedError: If the training diverged.
+        VanishedError: If somebody removes or moves the folder meanwhile.
     """
+    refuse_scope()
+    learner = learner or Learner(stream, devices)
+    devices = learner.devices
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     description = describe(stream, settings, evaluate_on, continued)
     if start is not None:
         description |= start.description
-    if continued is not None and directory.resolve() == continued.run.directory.resolve():
-        raise UsageError(
-            f"Expected a new folder for the run that goes on. Received: '{directory}', the folder "
-            "of the run that it goes on from. Choose another one with `--output`."
-        )
+    if continued is not None:
+        old = continued.run.directory.resolve()
+        if old in (directory.resolve(), *directory.resolve().parents):
+            raise UsageError(
+                "Expected a new folder for the run that goes on, outside of the one that it goes "
+                f"on from, which stays as it is. Received: '{directory}'. Choose another one with "
+                "`--output`."
+            )
     shared = None
     if first_tasks is not None and settings.shares_first_task:
         shared = shared_first_task(first_tasks, description)
     elsewhere = _Elsewhere(shared, continued, start)
-    run = _Run(stream, settings, directory, evaluate_on, listeners, verbose, learner, elsewhere)
-    with claimed(directory, description, overwrite=overwrite), original_errors():
-        _take_network(directory, start, continued)
-        finished = is_finished(directory)
-        if finished:
-            read_result(directory)
-        for number, task in enumerate(stream.tasks):
-            run.task(number, task)
-        if not finished:
-            run.save_network()
-            write_json(directory / RESULT, run.result() | {"arguments": arguments or {}})
-        (directory / UNDER_WAY).unlink(missing_ok=True)
-        return read_result(directory)
+    with devices.own_folder(directory) as folder:
+        run = _Run(stream, settings, folder, evaluate_on, listeners, verbose, learner, elsewhere)
+        with claimed(folder, description, overwrite=overwrite), original_errors():
+            devices.take_run(folder, description)
+            _take_network(folder, start, continued)
+            finished = is_finished(folder)
+            if finished:
+                read_result(folder)
+            for number, task in enumerate(stream.tasks):
+                run.task(number, task)
+            if not finished:
+                check_there(folder)
+                run.save_network()
+                write_json(folder / RESULT, run.result() | {"arguments": arguments or {}})
+            (folder / UNDER_WAY).unlink(missing_ok=True)
+            return read_result(folder)
 
 
 def _take_network(directory, start, continued):
@@ -415,7 +432,7 @@ class _Elsewhere:
     Attributes:
         shared: Folder of the first task, if other runs go on from it too.
         continued: A finished run that this one goes on from.
-        start: A trained network that is taken for what was learned of the one task.
+        start: A trained network, as for `train`.
     """
 
     shared: Path | None
@@ -447,7 +464,7 @@ class _Run:
         self.found: dict[str, list] = {}  # of every task, where λ is found
         self.decayed: Decayed | None = None
         self.memory = {"kept_by_method": 0}
-        self.learner = learner or Learner(stream)
+        self.learner = learner
         with self._timed("training"):
             self.learner.begin(settings, stream)
 
@@ -483,7 +500,7 @@ class _Run:
                 self.rows.append(self._accuracies())
                 self._save(saved, number)
             # Later tasks have other reasons, such as a λ that is too strong.
-            if number == 0 and self.start is None:
+            if number == 0 and not self._adopts:
                 self._warn_if_not_learned(task)
             if elsewhere is not None:
                 share(saved, elsewhere)
@@ -524,6 +541,8 @@ class _Run:
             "columns": list(self.stream.columns),
             "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
             "memory": self.memory,
+            "devices": self.learner.devices.replicas,
+            "hosts": self.learner.devices.workers,
             "versions": library_versions(),
             **(self._stability() if settings.evaluate_every else {}),
             **self.found,
@@ -580,6 +599,11 @@ class _Run:
             "evaluations": [dataclasses.asdict(evaluation) for evaluation in self.evaluations],
         }
 
+    @property
+    def _adopts(self):
+        """Whether a trained network is the one task, head and all."""
+        return self.start is not None and self.start.layer is None
+
     def _adopt(self, number):
         """Take a trained network for what was learned, and measure what matters to it."""
         self.history = keras.callbacks.History()
@@ -591,9 +615,12 @@ class _Run:
             )
 
     def _learn(self, number, task):
-        if self.start is not None:
+        if self._adopts:
             self._adopt(number)
             return
+        if self.start is not None and number == 0:
+            with self._timed("importance"):
+                self.learner.hold_trunk(self.start.unlabelled, self._importance_measured)
         data, earlier = self._training_data(task), []
         if self.settings.learns_all_tasks:
             earlier = [self._training_data(each) for each in self.stream.tasks[:number]]
@@ -603,6 +630,7 @@ class _Run:
             callbacks = [
                 *self._callbacks(number),
                 keras.callbacks.TerminateOnNaN(),
+                _CheckWeights(lambda epoch, name: self._refuse_weights(name, epoch, task)),
                 SaveUnderWay(lambda epochs: self._save_under_way(number, epochs, watch)),
             ]
             self.learner.learn(
@@ -615,7 +643,7 @@ class _Run:
                 begun=begun,
             )
         self._check_finite(self.history.history["loss"], task)
-        with self._timed("importance"):
+        with self._timed("importance"), self._naming_infinity(task):
             self.learner.after_task(number, data, on_progress=self._importance_measured)
         self._check_weights(number, task)
 
@@ -635,6 +663,7 @@ class _Run:
 
     def _save_under_way(self, number, epochs, watch):
         """Save the task under way after so many epochs, if the method can go on within a task."""
+        check_there(self.directory)
         watch.lap()
         with self._timed_within_training("saving"):
             arrays = self.learner.under_way(number)
@@ -685,11 +714,28 @@ class _Run:
                 "tasks before it are kept."
             )
 
-    def _check_weights(self, number, task):
-        """Refuse weights that the last step or a method has spoiled: NaN would count as an answer.
+    def _refuse_weights(self, name, epoch, task):
+        """Refuse weights that a step has spoiled, before anything of them is saved."""
+        raise DivergedError(
+            f"Expected finite weights. Received: NaN or infinity in '{name}' after epoch {epoch} "
+            f"of task '{task.name}' with {title(self.settings.of_method)}, as a gradient leaves "
+            f"them that is not finite. Lower {self._cure()}; the tasks before it are kept."
+        )
 
-        The loss that was checked is of the weights before the last step.
-        """
+    @contextlib.contextmanager
+    def _naming_infinity(self, task):
+        """Say of an importance that is not finite when that was, and what may have led to it."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise DivergedError(
+                f"{error} It was measured after epoch {len(self.history.history['loss'])}, the "
+                f"last of task '{task.name}' with {title(self.settings.of_method)}. Lower "
+                f"{self._cure()}; the tasks before it are kept."
+            ) from error
+
+    def _check_weights(self, number, task):
+        """Refuse weights that a method has spoiled after a task: NaN would count as an answer."""
         for weight in self._joint(self._heads_changed_by(number)).weights:
             if not np.all(np.isfinite(weight.numpy())):
                 raise DivergedError(
@@ -722,6 +768,7 @@ class _Run:
             return [self.learner.accuracy(task, self.evaluate_on) for task in self.stream.tasks]
 
     def _save(self, folder, number):
+        check_there(self.directory)
         with atomic_folder(folder) as unfinished:
             with self._timed("saving"):
                 self._joint(self._heads_changed_by(number)).save(unfinished / MODEL)
@@ -924,6 +971,27 @@ def _checked_row(accuracies, tasks):
 def _prints_to_stderr():
     """Send what Keras and callbacks print to standard error: results are on standard output."""
     return contextlib.redirect_stdout(sys.stderr)
+
+
+class _CheckWeights(keras.callbacks.Callback):
+    """Looks after every epoch whether all weights are finite.
+
+    The loss of the last step is that of the weights before it, and a ReLU may hide a NaN.
+
+    Args:
+        refuse: Is called with the number of the epoch, from 1, and a weight that is not finite.
+    """
+
+    def __init__(self, refuse):
+        super().__init__()
+        self.refuse = refuse
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            return  # which ends the training too, and says more
+        for weight in self.model.weights:
+            if "float" in weight.dtype and not tf.reduce_all(tf.math.is_finite(weight.value)):
+                self.refuse(epoch + 1, weight.path)
 
 
 class _EvaluateEvery(keras.callbacks.Callback):

@@ -95,6 +95,10 @@ class InUseError(RuntimeError):
     """Another process is at work in a folder; the message says which process."""
 
 
+class VanishedError(RuntimeError):
+    """A folder that a process works in has been removed or moved."""
+
+
 @contextlib.contextmanager
 def claimed(
     directory: Path,
@@ -133,6 +137,22 @@ def claimed(
         yield
 
 
+def check_there(directory: Path) -> None:
+    """Refuse to go on in a folder that was claimed, and that somebody has removed or moved since.
+
+    It would be made again, without what it held.
+
+    Raises:
+        VanishedError: If its description is not there any more.
+    """
+    if not (directory / ARGUMENTS).exists():
+        raise VanishedError(
+            f"Expected '{directory}', the folder of what is under way. Received: none with its "
+            f"{ARGUMENTS}; it was removed or moved meanwhile. Run the same command again, with "
+            "`--output` if the folder was moved: it goes on from what is there."
+        )
+
+
 def task_folder(directory: Path, number: int) -> Path:
     """Return the folder of what was saved after a number of tasks, which need not exist."""
     return directory / str(number)
@@ -161,7 +181,7 @@ def read_result(directory: Path) -> dict:
         )
     path = directory / RESULT
     cure = "Remove it, and run the `keras-mas train` command of this run again."
-    result = read_json(path, _RESULT, cure=cure)
+    result = read_json(path, _RESULT, cure=cure, later=_LATER_IN_RESULT)
     if not _is_square(result["accuracy_matrix"], len(result["tasks"])):
         raise _damaged(path, "its accuracy matrix has not a row and a column for each task", cure)
     if result["method"] == "finetune":  # whose λ was recorded once, though it has none
@@ -198,6 +218,7 @@ def read_json(
     path: Path,
     fields: Mapping[str, Check] | None = None,
     *,
+    later: Mapping[str, Check] | None = None,
     cure: str = "Remove it, and run the command that wrote it again.",
 ) -> dict:
     """Read a JSON object that `write_json` wrote.
@@ -205,6 +226,7 @@ def read_json(
     Args:
         path: The file.
         fields: The keys that it must have, with a check of each value.
+        later: The same of keys that files of earlier versions may lack.
         cure: What to do about a damaged file, for the error message.
 
     Raises:
@@ -215,10 +237,10 @@ def read_json(
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no JSON object", cure)
     _check_written(path, content, cure)
-    for name, check in (fields or {}).items():
-        if name not in content:
-            raise _damaged(path, f"it has no '{name}'", cure)
-        if not check(content[name]):
+    for name in (fields or {}).keys() - content.keys():
+        raise _damaged(path, f"it has no '{name}'", cure)
+    for name, check in ({**(fields or {}), **(later or {})}).items():
+        if name in content and not check(content[name]):
             raise _damaged(path, f"its '{name}' is not as it was written", cure)
     return content
 
@@ -321,8 +343,21 @@ def is_name(value: object) -> bool:
     return is_text(value)
 
 
+def is_size(value: object) -> bool:
+    """Return whether a JSON value is a whole number that counts something."""
+    return isinstance(value, int) and is_number(value) and value >= 0
+
+
 def _is_number_or_null(value):
     return value is None or is_number(value)
+
+
+def _is_text_or_null(value):
+    return value is None or is_text(value)
+
+
+def _is_object(value):
+    return isinstance(value, dict)
 
 
 _RESULT: dict[str, Check] = {
@@ -331,15 +366,54 @@ _RESULT: dict[str, Check] = {
     "tasks": are(is_name),
     "method": is_text,
     "strength": lambda value: value is None or is_number(value) or is_text(value),
-    "penalty": lambda value: value is None or is_text(value),
+    "penalty": _is_text_or_null,
     "seed": is_number,
     "accuracy_matrix": are(are(is_measured_or_not)),
     "average_accuracy": _is_number_or_null,
     "forgetting": _is_number_or_null,
     "backward_transfer": _is_number_or_null,
     "forward_transfer": _is_number_or_null,
-    "seconds": lambda value: isinstance(value, dict),
-    "recipe": lambda value: isinstance(value, dict),
+    "seconds": maps_to(is_number),
+    "recipe": _is_object,
+}
+
+
+def _is_source(value):
+    texts = isinstance(value, dict) and all(is_text(value.get(k)) for k in ("tasks", "fingerprint"))
+    return texts and value.keys() == _OF_SOURCE and are(is_name)(value["names"])
+
+
+_OF_SOURCE = {"tasks", "fingerprint", "names", "options"}
+
+
+def _is_evaluation(value):
+    return (
+        isinstance(value, dict)
+        and all(is_number(value.get(name)) for name in ("task", "step", "steps"))
+        and are(is_measured_or_not)(value.get("accuracies"))
+    )
+
+
+# What earlier versions did not record.
+_LATER_IN_RESULT: dict[str, Check] = {
+    "data": is_text,
+    "evaluated_on": is_text,
+    "evaluated_tasks": are(is_name),
+    "baseline": are(is_measured_or_not),
+    "input_shape": are(is_size),
+    "input_dtype": lambda value: value in ("uint8", "float32"),
+    "resize": _is_text_or_null,
+    "classes": maps_to(are(is_text)),
+    "columns": are(is_text),
+    "examples": maps_to(maps_to(is_size)),
+    "files_left_out": is_size,
+    "sources": are(_is_source),
+    "arguments": _is_object,
+    "versions": maps_to(is_text),
+    "evaluate_every": is_size,
+    "min_accuracy": _is_number_or_null,
+    "worst_case_accuracy": _is_number_or_null,
+    "evaluations": are(_is_evaluation),
 }
 
 

@@ -13,6 +13,7 @@ from .kept import kept_engine
 from .outputs import LOGITS
 from .progress import OnProgress, Progress
 from .rules.slices import SLICE_BYTES
+from .shared_pass import current
 from .sums import ImportanceSums
 
 
@@ -149,16 +150,21 @@ def run_engine(
     engine: Engine, data: Iterable[tuple[Any, Any]], progress: Progress
 ) -> ImportanceSums:
     """Return the sums of an engine over its batches: pairs of inputs and data for its targets."""
-    examples = 0
+    examples, part = 0, current()
     for number, batch in enumerate(data):
-        refuse_complex(engine.model, batch[0], number)
-        try:
-            finite = engine.add(batch)
-        except FAILURES as error:
-            raise batch_failed(engine.model, batch[0], number, error) from error
-        if not finite:
-            raise not_finite(engine.model, number)
+        if part.has(number):
+            _add(engine, batch, number)
         examples += count_examples(batch)
         progress.add(count_examples(batch))
     progress.end()
-    return ImportanceSums(engine.results(), examples)
+    return ImportanceSums(part.totals(engine.results()), examples)
+
+
+def _add(engine, batch, number):
+    refuse_complex(engine.model, batch[0], number)
+    try:
+        finite = engine.add(batch)
+    except FAILURES as error:
+        raise batch_failed(engine.model, batch[0], number, error) from error
+    if not finite:
+        raise not_finite(engine.model, number)

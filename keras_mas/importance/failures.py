@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from ..errors import NotFiniteError
+
 # What TensorFlow raises on data that a model was not made for, or on Python's `if` of a tensor.
 FAILURES = (tf.errors.OpError, tf.errors.OperatorNotAllowedInGraphError)
 
@@ -76,9 +78,9 @@ def refuse_complex(model: keras.Model, inputs: Any, number: int) -> None:
             )
 
 
-def not_finite(model: keras.Model, number: int) -> ValueError:
+def not_finite(model: keras.Model, number: int) -> NotFiniteError:
     """Return the error to raise for a batch, counted from 0, with NaN or infinite importance."""
-    return ValueError(
+    return NotFiniteError(
         f"Expected finite outputs and gradients of '{model.name}'. Received: NaN or infinity in "
         f"batch {number} (counted from 0). Look at the inputs of that batch, and at the weights: "
         "training may have diverged."

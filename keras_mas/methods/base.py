@@ -54,6 +54,9 @@ class Method:
             of these logits.
         needs_inputs_alone: Whether `importance` needs a model and inputs alone, no labels and
             nothing of the training, so that Ω of inputs that come later can be added.
+        needs_one_device: Why a training step cannot be divided among several devices, as the end of
+            a sentence "…, which"; None if it can: the losses that the model has for the parts of a
+            batch add up to that of the whole (see `keras_mas.replicas`).
         learns_all_tasks: Whether every task is learned together with the data of all earlier ones,
             from the initial weights: who calls `fit` gives it these data and these weights.
     """
@@ -66,6 +69,9 @@ class Method:
     trains_all_heads: ClassVar[bool] = False
     learns_all_tasks: ClassVar[bool] = False
     needs_inputs_alone: ClassVar[bool] = False
+    needs_one_device: ClassVar[str | None] = (
+        "does not say that it can divide a training step (`needs_one_device = None` in its class)"
+    )
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         given = self.default_strength if strength is None else strength

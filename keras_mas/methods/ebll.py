@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -244,6 +244,10 @@ class Method(lwf.Method):
         strength: λ ≥ 0, the weight of what is held beside the task's loss.
         penalty: Unused.
     """
+
+    needs_one_device: ClassVar[str | None] = (
+        "learns an autoencoder after each task, in a `fit` of Keras that is not divided"
+    )
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)

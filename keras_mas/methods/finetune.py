@@ -1,5 +1,7 @@
 """Fine-tuning: learn the next task and protect nothing. The lower bound of every comparison."""
 
+from typing import ClassVar
+
 import keras
 import numpy as np
 
@@ -8,6 +10,8 @@ from . import base
 
 class Method(base.Method):
     """Fine-tuning: a plain `keras.Model`, and nothing around its training."""
+
+    needs_one_device: ClassVar[str | None] = None
 
     def under_way(self, model: keras.Model) -> dict[str, np.ndarray]:
         """Return nothing: the model and its optimizer are all that changes."""

@@ -39,6 +39,7 @@ class Method(base.Method):
 
     trains_all_heads: ClassVar[bool] = True
     learns_all_tasks: ClassVar[bool] = True
+    needs_one_device: ClassVar[str | None] = None
 
     def model(self, inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
         """Return a model of the logits of all heads, or of one that tasks share."""

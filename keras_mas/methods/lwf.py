@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .. import replicas
 from ..distillation import distillation_loss
 from ..heads import AllHeadsModel, list_of_heads
 from . import base
@@ -116,9 +117,7 @@ class DistillingModel(AllHeadsModel):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
             return loss
-        # Keras adds up the losses of replicas, each with a part of the batch.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        held = self._strength * self.held_loss(x, y_pred) / replicas
+        held = self._strength * self.held_loss(x, y_pred) * replicas.share(y_pred)
         return loss + tf.cast(held, loss.dtype)
 
     def held_loss(self, x: Any, logits: tf.Tensor) -> tf.Tensor:
@@ -174,6 +173,7 @@ class Method(base.RememberingMethod):
     has_strength: ClassVar[bool] = True
     first_task_depends_on_strength: ClassVar[bool] = False  # there is nothing to hold in it
     trains_all_heads: ClassVar[bool] = True
+    needs_one_device: ClassVar[str | None] = None
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)

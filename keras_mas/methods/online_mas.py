@@ -188,6 +188,9 @@ class Method(QuadraticMethod):
     first_task_depends_on_strength: ClassVar[bool] = True  # a plateau may be within it
     trains_all_heads: ClassVar[bool] = True
     takes_auto: ClassVar[bool] = False  # it consolidates in the middle of a fit
+    needs_one_device: ClassVar[str | None] = (
+        "keeps the hardest examples of whole batches, and consolidates in the middle of an epoch"
+    )
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)

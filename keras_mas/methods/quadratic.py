@@ -25,6 +25,7 @@ class QuadraticMethod(base.RememberingMethod):
     has_strength: ClassVar[bool] = True
     takes_auto: ClassVar[bool] = True
     has_penalty: ClassVar[bool] = True
+    needs_one_device: ClassVar[str | None] = None
     first_task_depends_on_strength: ClassVar[bool] = False  # Ω = 0 in it
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
@@ -109,6 +110,19 @@ class QuadraticMethod(base.RememberingMethod):
         self.memory.check(model)  # before measuring takes its time
         now = self.importance(model, x, y, max_examples=max_examples, on_progress=on_progress)
         self.memory.remember(model, now, self.merged)
+
+    def hold(self, model: keras.Model, x: Any, **options: Any) -> None:
+        """Merge the importance of weights for what they have learned elsewhere; it is no task.
+
+        Args:
+            model: A model of weights that are protected.
+            x: As for `after_task`.
+            **options: As for `importance`.
+        """
+        self.memory.check(model)
+        self.memory.remember(
+            model, self.importance(model, x, **options), self.merged, new_task=False
+        )
 
     def _check_penalty_of(self, model):
         if self.penalty == "decoupled" and getattr(model, "penalty", None) != "decoupled":

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .. import replicas
 from ..model import MASModel
 from ..states import WeightState
 from ..weights import trainable_weights
@@ -87,8 +88,8 @@ class PathModel(MASModel):
             self.path_integral.add(state, gradient, before)
 
     def _of_task(self, weight, gradient):
-        """Return the gradient of the loss without the penalty."""
-        gradient = tf.convert_to_tensor(gradient)
+        """Return the gradient of the loss without the penalty, on the whole batch."""
+        gradient = replicas.total(tf.convert_to_tensor(gradient))
         if self.penalty == "decoupled":
             return gradient
         return gradient - tf.cast(self.memory.penalty_gradient(weight), gradient.dtype)
@@ -100,8 +101,6 @@ class PathModel(MASModel):
             cause = "an optimizer that scales the loss, as with the dtype policy 'mixed_float16'"
         elif optimizer.gradient_accumulation_steps:
             cause = f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}"
-        elif tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            cause = "a strategy that divides a batch among several devices"
         if cause is not None:
             raise ValueError(
                 "Expected an optimizer that takes a step with the gradient of every batch, whose "

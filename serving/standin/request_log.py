@@ -5,6 +5,7 @@ with. Which requests are kept is drawn at random. TensorFlow Serving's `LoggingC
 configuration asks for the same; the open-source server has no collector for it.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -129,7 +130,9 @@ class RequestLog:
             # A full disk must not keep requests from being answered.
             self.failed += 1
             if self.failed == 1:
-                _LOG.error("Requests are not logged any more: %s", error)
+                _LOG.error("Requests are not logged until there is room: %s", error)
+            # What follows half a record could not be read.
+            self._end_file()
 
     def _begin_file(self) -> None:
         self._end_file()
@@ -142,7 +145,8 @@ class RequestLog:
 
     def _end_file(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(tf.errors.OpError):  # the disk is full, which was said
+                self._writer.close()
         self._writer = None
 
 

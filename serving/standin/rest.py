@@ -227,6 +227,8 @@ class _ErrorTask(waitress.task.ErrorTask):
 
 
 class _Parser(waitress.parser.HTTPRequestParser):
+    error: Any
+
     def parse_header(self, header_plus: bytes) -> None:
         """Refuse an address that Python cannot read, which waitress takes for a defect."""
         try:

@@ -522,6 +522,7 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["search", "insects.toml", "--tuner", "hyperband"], "whose budget is a number of epochs"),
         (["search", "insects.toml", "--tuner", "grid", "--trials", "3"], "Take `--trials 13`"),
         (["search", "insects.toml", "--vary", "epoch=1,2"], "Did you mean 'epochs'?"),
+        (["search", "missing.toml", "--vary", "backbone=mlp-8,mlp-0"], "In --vary: Expected"),
         (["search", "insects.toml", "--trials", "0"], "expected a whole number ≥ 1"),
         (
             ["report", "runs/none"],

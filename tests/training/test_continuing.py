@@ -15,7 +15,7 @@ from keras_mas.training.report import report_rows
 from keras_mas.training.run import saved_heads, train
 from keras_mas.training.run_directory import DamagedError, read_result, write_json
 from keras_mas.training.settings import Recipe, Settings
-from keras_mas.training.tasks import LearnedTask, load_tasks
+from keras_mas.training.tasks import DataError, LearnedTask, load_tasks
 
 RECIPE = Recipe(backbone="mlp-16", learning_rate=0.02, epochs=3, batch_size=16)
 QUICK = ["--backbone", "mlp-16", "--learning-rate", "0.02", "--epochs", "3", "--batch-size", "16"]
@@ -322,6 +322,7 @@ def test_what_does_not_fit_is_one_sentence(data, first, tmp_path, capsys):
         (2, [first, "--add", third, "--method", "ewc"], "Received: --method ewc"),
         (2, [first, "--add", third, "--backbone", "mlp-8"], "Received: --backbone mlp-8"),
         (2, [first, "--add", third, "--output", first], "Expected a new folder"),
+        (2, [first, "--add", third, "--output", first / "more"], "outside of the one that it goes"),
         (2, [first, "--add", third, "--scenario", "class"], "Received: --scenario class"),
         (2, [first], "Expected `--add TASKS` beside `--continue`"),
         (2, [first, "--add", third, "--old-data", third], "Expected tasks of"),
@@ -401,9 +402,90 @@ def test_versions_are_added_to_those_of_the_run(data, first, tmp_path, monkeypat
     third = str(data / "third.toml")
     words = ["train", "--continue", "first", "--add", third, "--export", "models"]
     assert main(words) == 0, capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["1", "2", "3"]
+    assert sorted(path.name for path in (tmp_path / "models").glob("[0-9]*")) == ["1", "2", "3"]
     assert (tmp_path / "models/2/saved_model.pb").read_bytes() == before
     manifest = json.loads((tmp_path / "models/3/assets.extra/manifest.json").read_text())["run"]
     assert manifest["tasks"] == ["ants", "bees", "cats"]
     assert manifest["command"].startswith("keras-mas train --continue first --add")
     assert manifest["data"] == read_result(tmp_path / "first+more")["data"]
+    capsys.readouterr()
+    assert main(["export", "first+more", "--to", "again"]) == 2
+    assert "since it goes on from another one" in capsys.readouterr().err
+    all_tasks = str(data / "three.toml")
+    assert main(["export", "first+more", "--to", "again", "--examples-of", all_tasks]) == 0
+
+
+def write_shop(folder, name, rows):
+    (folder / f"{name}.csv").write_text("age,city,y\n" + rows * 5)
+    text = f'name = "{name}"\nlabel = "y"\ntest_fraction = 0.4\n[[task]]\nname = "{name}"\n'
+    (folder / f"{name}.toml").write_text(text + f'csv = "{name}.csv"\n')
+    return str(folder / f"{name}.toml")
+
+
+def test_a_table_that_is_added_is_encoded_as_those_before_it(tmp_path):
+    march = write_shop(tmp_path, "march", "20,Bonn,no\n40,Ulm,yes\n")
+    april = write_shop(tmp_path, "april", "60,Ulm,no\n80,Ulm,yes\n")
+    train(load_tasks(march), Settings(recipe=RECIPE), tmp_path / "run", arguments={"tasks": march})
+    (tmp_path / "march.csv").unlink()
+    finished = FinishedRun.read(tmp_path / "run")
+    with pytest.warns(UserWarning, match="are not there as they were"):
+        found = continued(finished, april, finished.settings({}, {}), options={})
+    assert found.stream.columns == ("age", "city=Bonn", "city=Ulm")
+    assert found.stream.rescale == ([0.1, 1.0, 1.0], [-3.0, 0.0, 0.0])
+    assert {tuple(row) for row in found.stream.tasks[1].train.inputs} == {(60, 0, 1), (80, 0, 1)}
+    train(found.stream, finished.settings({}, {}), tmp_path / "two", continued=found)
+    again = FinishedRun.read(tmp_path / "two")
+    assert again.encoding == finished.encoding
+    may = write_shop(tmp_path, "may", "60,Ulm,no\n80,Paris,yes\n")
+    with pytest.raises(
+        DataError, match="Received: 'Paris' in column 'city' of line . of .*may.csv"
+    ):
+        continued(again, may, again.settings({}, {}), options={})
+
+
+GO_ON = """
+import sys
+from keras_mas.training.cli import main
+for method in sys.argv[1:]:
+    words = ["train", "--continue", method, "--add", "third.toml", "--output", f"{method}-3"]
+    assert main(words) == 0
+"""
+
+
+@pytest.mark.slow
+def test_digits_are_forgotten_no_more_than_in_one_run(tmp_path):
+    """Two tasks today; in another process, without their data, a third one."""
+    methods = ("mas", "ewc", "si", "lwf")
+    names = ["a", "b", "c"]
+    for name, task in zip(names, load_tasks("split-digits").tasks, strict=False):
+        arrays = {f"x_{role}": split.inputs for role, split in task.splits.items()}
+        arrays |= {f"y_{role}": split.labels for role, split in task.splits.items()}
+        arrays |= {f"{k}_val": arrays.pop(f"{k}_validation") for k in "xy"}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    write_tasks(tmp_path, "two.toml", *names[:2])
+    write_tasks(tmp_path, "third.toml", names[2], stream="more")
+    write_tasks(tmp_path, "three.toml", *names)
+    recipe = Recipe(backbone="mlp-64", learning_rate=0.01, epochs=5, batch_size=32)
+    shutil.copytree(tmp_path, tmp_path / "kept")
+    for method in methods:
+        learned(tmp_path, "two.toml", tmp_path / method, method=method, recipe=recipe)
+        learned(
+            tmp_path / "kept",
+            "three.toml",
+            tmp_path / f"{method}-whole",
+            method=method,
+            recipe=recipe,
+        )
+    for name in ("a.npz", "b.npz", "two.toml", "three.toml"):
+        (tmp_path / name).unlink()
+    command = [sys.executable, "-c", GO_ON, *methods]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for method in methods:
+        uninterrupted = read_result(tmp_path / f"{method}-whole")
+        assert read_result(tmp_path / f"{method}-3")["evaluated_tasks"] == ["c"]
+        models, _ = saved_heads(tmp_path / f"{method}-3", 3)
+        last = [accuracy(models[name], tmp_path / "kept", name) for name in names]
+        rows = [*uninterrupted["accuracy_matrix"][:2], last]
+        assert forgetting(rows) <= uninterrupted["forgetting"] + 0.005, method
+        assert last[2] >= uninterrupted["accuracy_matrix"][2][2] - 0.005, method

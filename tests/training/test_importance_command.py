@@ -60,6 +60,20 @@ def log(tmp_path):
     return log
 
 
+@pytest.fixture
+def examples(tmp_path):
+    """A function that writes inputs to a TFRecord file of `tf.Example`s."""
+
+    def examples(name, inputs):
+        with tf.io.TFRecordWriter(str(tmp_path / name)) as writer:
+            for row in inputs:
+                values = tf.train.Feature(float_list=tf.train.FloatList(value=row))
+                features = tf.train.Features(feature={"inputs": values})
+                writer.write(tf.train.Example(features=features).SerializeToString())
+
+    return examples
+
+
 def run(capsys, *words):
     assert main([*map(str, words), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
@@ -173,6 +187,29 @@ def test_data_without_labels_take_the_place_of_requests(finished, later, tmp_pat
     np.testing.assert_allclose(added, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_sharded_examples_take_the_place_of_requests(
+    finished, later, examples, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    examples("part-1.tfrecord", later[:5])
+    examples("part-2.tfrecord", later[3:])
+    words = ["importance", finished, "--output", "m.npz", "--from-data"]
+    report = run(capsys, *words, "part-*.tfrecord")
+    assert (report["files"], report["read"], report["duplicates"]) == (2, 14, 2)
+    before = SynapticMemory.load(finished / "2/memory.npz").importance
+    omega = compute_importance(finished_network(finished), later)
+    for name, values in SynapticMemory.load("m.npz").importance.items():
+        np.testing.assert_allclose(values, before[name] + omega[name], rtol=1e-5)
+
+
+def test_all_inputs_are_measured_where_all_are_asked_for(finished, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(1100, 4)))
+    words = ["importance", finished, "--from-data", tmp_path / "x.npy", "--overwrite"]
+    words += ["--output", tmp_path / "m.npz"]
+    assert run(capsys, *words)["measured"] == 1000
+    assert run(capsys, *words, "--max-examples", "all")["measured"] == 1100
+
+
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
@@ -181,6 +218,10 @@ def test_data_without_labels_take_the_place_of_requests(finished, later, tmp_pat
         (["RUN", "--from-requests", "text"], 2, "Expected logs of requests"),
         (["RUN", "--from-requests", "log", "--model", "cars"], 1, "4 requests to the model"),
         (["RUN", "--from-data", "text"], 2, "an array in 'text'"),
+        (["RUN", "--from-data", "gone.tfrecord"], 2, "'gone.tfrecord'. Received: no such file"),
+        (["RUN", "--from-data", "text.tfrecord"], 1, "1 'text.tfrecord', which is no TFRecord"),
+        (["RUN", "--from-data", "part-*"], 2, "files that match 'part-*'. Received: none"),
+        (["RUN", "--from-data", "wide.npy", "--workers", "2"], 2, "--workers with --ray local"),
         (["RUN", "--from-data", "wide.npy"], 1, "3 inputs of shape [7]"),
         (["RUN", "--from-requests", "log", "--resize", "crop"], 2, "a model of images"),
         (["RUN"], 2, "one of --from-requests and --from-data. Received: none of them"),
@@ -197,6 +238,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     log(*[("", later)] * 4).rename("log")
     (tmp_path / "text").write_text("hello, this is no log of anything")
+    (tmp_path / "text.tfrecord").write_text("hello, this is no log of anything")
     (tmp_path / "taken.npz").write_bytes(b"mine")
     np.save("wide.npy", np.zeros([3, 7]))
     np.save("pickle.npy", np.array([None]), allow_pickle=True)

@@ -321,3 +321,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_json(tmp_path / "x.json", {"a": object()})
     assert read_json(tmp_path / "x.json") == intact
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("evaluated_tasks", 0),
+        ("input_shape", [2.5]),
+        ("classes", {"ants": "red"}),
+        ("sources", [{"tasks": "digits"}]),
+        ("evaluations", [{"task": 1}]),
+        ("seconds", {"training": "long"}),
+    ],
+)
+def test_what_later_versions_record_is_checked_where_it_is(tmp_path, key, value):
+    write_json(tmp_path / "result.json", FINISHED | {key: value})
+    with pytest.raises(DamagedError, match=f"its '{key}' is not as it was written"):
+        read_result(tmp_path)

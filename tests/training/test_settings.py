@@ -37,7 +37,6 @@ from keras_mas.training.tasks import LoadOptions
         ({"strength": "auto"}, {}, "insects-mas-auto-seed0"),
         ({"strength": "auto:30"}, {}, "insects-mas-auto-seed0"),
         ({"strength": "auto:100"}, {}, "insects-mas-auto.100-seed0"),
-        ({"strength": "auto", "method": "finetune"}, {}, "insects-finetune-seed0"),
         # Six digits do not tell this λ from others.
         ({"strength": 1 / 3}, {}, "insects-mas-0.3333333333333333-seed0"),
         ({}, {"epochs": 5}, "insects-mas-1-epochs5-seed0"),
@@ -78,6 +77,10 @@ def test_a_run_is_named_after_a_scenario_that_is_not_the_streams_own(stream, usu
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: Settings(seed="1"), "`seed` to be a whole number. Received: '1'"),
+        (lambda: Settings(strength=[1.0]), "`strength` to be a number or a text"),
+        (lambda: Recipe(epochs=True), "`epochs` to be a whole number. Received: True"),
+        (lambda: Recipe(freeze=None), "`freeze` to be a text. Received: None"),
         (
             lambda: Settings(strength=-1.0),
             "a number ≥ 0, auto or decay. Received: -1.0",

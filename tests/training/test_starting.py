@@ -1,15 +1,22 @@
 import dataclasses
+import io
+import shutil
+import zipfile
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_mas.errors import UsageError
 from keras_mas.training.backbones import saved
 from keras_mas.training.cli import main
+from keras_mas.training.continuing import FinishedRun
+from keras_mas.training.learner import Learner
 from keras_mas.training.run import saved_heads
 from keras_mas.training.run_directory import read_json, read_result, saved_importance
 from keras_mas.training.tasks import LearnedTask, Split, Task, TaskStream
+from keras_mas.training.tasks.images import ImageSize, read_image, resized
 
 
 def blobs(seed, count, first, size=4):
@@ -146,9 +153,19 @@ def test_what_is_no_such_network_is_refused(folder, tmp_path):
             saved.read_network(tmp_path / name)
 
 
+def write_huge(path):
+    """An archive of 100 bytes that say that they are 36 TiB."""
+    header = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": (10**13,)}
+    np.lib.format.write_array_header_1_0(header, about)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(100))
+
+
 def test_wrong_usage_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own, new, data = folder / "own.keras", folder / "new.toml", folder / "unlabelled.npz"
+    write_huge(tmp_path / "huge.npz")
     start = ["--start-from", own]
     for words, sentence in [
         (start, "Expected `--unlabelled DATA`"),
@@ -156,12 +173,102 @@ def test_wrong_usage_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
         ([*start, "--unlabelled", data, "--method", "ewc"], "out of mas, local_mas, l2"),
         ([*start, "--unlabelled", data, "--strength", "auto"], "Expected a number as strength"),
         ([*start, "--unlabelled", data, "--head", "a=x,y,z"], "names of the 2 classes"),
+        ([*start, "--unlabelled", data, "--head", "a=x,x"], "Received: 'x', 'x'. Rename those"),
         ([*start, "--unlabelled", data, "--backbone", "mlp-4"], "Received: --backbone"),
         ([*start, "--unlabelled", data, "--continue", "run", "--add", "x"], "Received: both"),
         ([*start, "--unlabelled", "no.npz"], "Expected an .npz file with inputs"),
+        ([*start, "--unlabelled", "huge.npz"], "file with inputs as an array `x`. Received: 'huge"),
     ]:
         given = words if "--continue" in words else [new, *words]
         assert main(["train", *map(str, given)]) == 2, words
         error = capsys.readouterr().err
         assert sentence in error, error
         assert error.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    """A network of images, images that it knows, and a task of images to add."""
+    folder = tmp_path_factory.mktemp("seeing")
+    rng = np.random.default_rng(0)
+    for where, size in [("known/deep", 12), ("new/train/a", 8), ("new/train/b", 10)]:
+        (folder / where).mkdir(parents=True)
+        for k in range(4):
+            pixels = rng.integers(0, 256, [size, size + k, 3], "uint8")
+            Image.fromarray(pixels).save(folder / where / f"{k}.png")
+    shutil.copytree(folder / "new/train", folder / "new/test")
+    for k, file in enumerate(sorted((folder / "new/test").rglob("*.png"))):
+        Image.fromarray(np.full([9, 9, 3], k, "uint8")).save(file)
+    text = 'name = "new"\nimage_size = 8\n[[task]]\nname = "new"\nfolder = "new"\n'
+    (folder / "new.toml").write_text(text)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([8, 8, 3])
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="seen")(inputs / 255)
+    features = keras.layers.GlobalAveragePooling2D(name="pooled")(x)
+    outputs = keras.layers.Dense(2, name="out")(features)
+    keras.Model(inputs, outputs).save(folder / "own.keras")
+    return folder
+
+
+def test_importance_of_features_by_hand(seeing, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Learner, "after_task", lambda *_, **__: None)  # which would add its own
+    words = ["train", seeing / "new.toml", "--start-from", seeing / "own.keras", "--epochs", "1"]
+    words += ["--features", "pooled", "--unlabelled", seeing / "known", "--output", "run"]
+    assert main(list(map(str, words))) == 0, capsys.readouterr().err
+    # F_c is the mean over the places p of ReLU(z_pc), so that ∂‖F‖²/∂b_c = 2 F_c · mean(z_pc > 0).
+    own = keras.models.load_model(seeing / "own.keras")
+    seen = keras.Model(own.input, own.get_layer("seen").output)
+    files = (seeing / "known").rglob("*.png")
+    known = np.stack([resized("", read_image(file), ImageSize(8)) for file in files])
+    z = seen.predict(known.astype("float32"), verbose=0).reshape(4, -1, 4)
+    by_hand = (2 * z.mean(1) * (z > 0).mean(1)).mean(0)
+    importance = saved_importance(tmp_path / "run" / "1")
+    [name] = [name for name in importance if name.endswith("seen/bias")]
+    np.testing.assert_allclose(importance[name], by_hand, rtol=1e-4, atol=1e-7)
+
+
+def test_the_features_of_a_network_are_held_by_images_in_a_folder(
+    seeing, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.keras").write_bytes((seeing / "own.keras").read_bytes())
+    words = ["train", seeing / "new.toml", "--start-from", "own.keras", "--features", "pooled"]
+    words += ["--unlabelled", seeing / "known", "--epochs", "1", "--learning-rate", "1e-9"]
+    words = list(map(str, words))
+    assert main([*words, "--output", "run"]) == 0, capsys.readouterr().err
+    assert "up to 'pooled' is held; its own classes are not" in capsys.readouterr().err
+    assert read_result(tmp_path / "run")["tasks"] == ["new"]
+    assert main([*words, "--output", "run"]) == 0, capsys.readouterr().err  # a memory of one task
+    (tmp_path / "own.keras").unlink()
+    recipe = FinishedRun.read(tmp_path / "run").recorded_recipe
+    assert recipe["backbone"] == f"{tmp_path}/run/start.keras/pooled"
+
+
+def test_what_no_features_can_be_taken_of_is_refused(seeing, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
+
+    def refusal(*more, data=seeing / "known", own=seeing / "own.keras"):
+        words = ["train", seeing / "new.toml", "--start-from", own, "--unlabelled", data, *more]
+        assert main(list(map(str, words))) in (1, 2)
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        return error
+
+    able = "can be cut behind 'out', 'pooled'"
+    assert "Did you mean 'pooled'? It can be cut behind" in refusal("--features", "poled")
+    error = refusal("--features", "seen")
+    assert "'seen' of" in error and "with [N, 6, 6, 4]" in error and able in error
+    assert "no head beside `--features`" in refusal("--features", "pooled", "--head", "a=b,c")
+    assert "Expected images. Received: none in 'none'" in refusal(data="none")
+    inputs = keras.Input([4])
+    keras.Model(inputs, keras.layers.Dense(2)(inputs)).save("flat.keras")
+    assert "Expected a network of square RGB images" in refusal(own="flat.keras")
+    keras.Model(inputs, keras.layers.Dense(2)(Doubled()(inputs))).save("mine.keras")
+    assert "@keras.saving.register_keras_serializable()" in refusal(own="mine.keras")
+    inputs = keras.Input([8, 8, 3])
+    flat = keras.layers.Flatten(name="flat")(inputs)
+    keras.Model(inputs, keras.layers.Dense(2)(flat)).save("flat.keras")
+    error = refusal("--features", "flat", own="flat.keras")
+    assert "without any to hold" in error

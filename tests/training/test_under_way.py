@@ -13,7 +13,7 @@ from interrupting import Follower
 from keras_mas.errors import UsageError
 from keras_mas.training import under_way
 from keras_mas.training.run import DivergedError, Listener, saved_heads, train
-from keras_mas.training.run_directory import UNDER_WAY, DamagedError
+from keras_mas.training.run_directory import UNDER_WAY, DamagedError, VanishedError
 from keras_mas.training.run_logs import followers
 from keras_mas.training.settings import Following
 from keras_mas.training.tasks import TaskStream
@@ -248,3 +248,91 @@ def test_deterministic_kernels_are_asked_for(two_tasks, settings, tmp_path, monk
     assert asked
     with pytest.raises(UsageError, match="--deterministic"):
         train(two_tasks, plain, tmp_path / "plain")
+
+
+class AtEpoch(Listener):
+    """Does something at the end of an epoch of the first task."""
+
+    def __init__(self, number, what):
+        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_end=self.epoch_ended),)
+        self.number, self.what = number, what
+
+    def epoch_ended(self, epoch, logs=None):
+        if epoch + 1 == self.number:
+            self.number = None
+            self.what()
+
+
+@pytest.mark.parametrize("every", [0.0, 99.0], ids=["within a task", "at its end"])
+def test_a_folder_that_vanishes_is_not_made_again(
+    two_tasks, settings, tmp_path, monkeypatch, every
+):
+    monkeypatch.setattr(under_way, "EVERY", every)
+    folder = tmp_path / "run"
+    remove = AtEpoch(2, lambda: shutil.rmtree(folder))
+    with pytest.raises(VanishedError, match=r"'.*run', .* removed or moved meanwhile. Run"):
+        train(two_tasks, settings, folder, listeners=[remove])
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_moved_goes_on_in_its_new_place(two_tasks, settings, tmp_path):
+    whole = train(two_tasks, settings, tmp_path / "whole")
+    folder, moved = tmp_path / "run", tmp_path / "cut"
+    with pytest.raises(VanishedError):
+        train(two_tasks, settings, folder, listeners=[AtEpoch(3, lambda: folder.rename(moved))])
+    assert not folder.exists()
+    result, follower = go_on(two_tasks, settings, moved)
+    assert follower.epochs[0] == (1, 3)
+    assert_ends_the_same(result, whole, tmp_path)
+
+
+class Spoils(Listener):
+    """Gives a weight of the trunk another value when an epoch of the last of two tasks ends."""
+
+    def __init__(self, value, epoch):
+        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_end=self.epoch_ended),)
+        self.value, self.epoch, self.task = value, epoch, 0
+
+    def task_started(self, number, task, epochs):
+        self.task = number
+
+    def epoch_ended(self, epoch, logs=None):
+        if (self.task, epoch + 1) == (2, self.epoch):
+            kernel = self.callbacks[0].model.trainable_variables[0]
+            kernel.assign(np.full(kernel.shape, self.value))
+
+
+@pytest.mark.parametrize(
+    ("value", "epoch", "words"),
+    [
+        (np.nan, 3, "NaN or infinity in '.*kernel' after epoch 3 of task 'bees' .*strength"),
+        (np.inf, 6, "NaN or infinity in '.*kernel' after epoch 6 of task 'bees'"),
+        (1e30, 6, "finite outputs.* after epoch 6, the last of task 'bees' with mas .*rate"),
+    ],
+    ids=["a weight", "a weight at the end", "Ω"],
+)
+def test_what_is_not_finite_stops_the_task_and_the_state_before_it_stays(
+    two_tasks, settings, tmp_path, value, epoch, words
+):
+    whole = train(two_tasks, settings, tmp_path / "whole")
+    with pytest.raises(DivergedError, match=words):
+        train(two_tasks, settings, tmp_path / "cut", listeners=[Spoils(value, epoch)])
+    if epoch < 6 or not np.isfinite(value):
+        saved = under_way.TaskUnderWay.read(tmp_path / "cut")
+        assert (saved.number, saved.epochs) == (1, epoch - 1)
+    else:
+        (tmp_path / "cut" / UNDER_WAY).unlink()  # finite weights, though too large to measure
+    result, _ = go_on(two_tasks, settings, tmp_path / "cut")
+    assert_ends_the_same(result, whole, tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_is_noticed_in_its_epoch(
+    two_tasks, settings, tmp_path, monkeypatch
+):
+    # √0 = 0, a finite loss, but its derivative is infinite.
+    text = "import keras\n\ndef features(x):\n    return keras.ops.sqrt(keras.ops.relu(keras.layers"
+    (tmp_path / "roots.py").write_text(text + ".Dense(8)(x)))\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DivergedError, match="epoch 1 of task 'ants' .*Lower `--learning-rate`"):
+        train(two_tasks, with_recipe(settings, backbone="roots:features"), tmp_path / "run")
+    assert not (tmp_path / "run" / UNDER_WAY).exists()

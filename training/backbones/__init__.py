@@ -37,7 +37,7 @@ def build_trunk(
             `"alexnet"`, `"alexnet-caffe"`, `"caffenet"` or `"squeezenet"`; the name of a network of
             `keras.applications`, in any case, with α after a MobileNet's, as in
             `"mobilenet-0.75"`; `MODULE:FUNCTION`, see `own.find`; or the path of a `.keras` file,
-            see `saved.find`.
+            perhaps with a layer in it, see `saved.find`.
         input_shape: Shape of one raw input.
         rescale: `(scale, offset)`: the first layer computes `scale * inputs + offset`, so that the
             model takes raw inputs. Networks without widths do what their published weights were
@@ -113,7 +113,7 @@ def _imagenet_digest(backbone, input_shape):
 
 
 def _find(name):
-    if name.endswith(saved.SUFFIX):
+    if saved.parts(name) is not None:
         return saved.find(name)
     if is_own(name):
         return own.find(name)

@@ -1,4 +1,7 @@
-"""A trained network of the user, saved by Keras, as a backbone: all but its last Dense layer."""
+"""A trained network of the user, saved by Keras, as a backbone: what precedes its classifier.
+
+That is all but its last Dense layer; or, for a name `FILE.keras/LAYER`, all up to a layer.
+"""
 
 import functools
 import json
@@ -12,6 +15,7 @@ import numpy as np
 
 from keras_mas.errors import UsageError
 
+from ..wording import did_you_mean, one_of
 from .backbone import Backbone
 
 SUFFIX = ".keras"
@@ -21,26 +25,51 @@ SUFFIX = ".keras"
 _BEHIND_LOGITS = (keras.layers.Activation, keras.layers.Softmax)
 
 
+def parts(name: str) -> tuple[Path, str | None] | None:
+    """Return the file and the layer that the name of a backbone is of; None if it is of no file.
+
+    Names of layers have no slash, so that a layer is told from a file in a folder.
+    """
+    if name.endswith(SUFFIX):
+        return Path(name), None
+    path, _, layer = name.rpartition("/")
+    return (Path(path), layer) if path.endswith(SUFFIX) else None
+
+
+def named(path: Path, layer: str | None) -> str:
+    """Return the name of a backbone, of which `parts` are these."""
+    return str(path) if layer is None else f"{path}/{layer}"
+
+
 def find(name: str) -> Backbone:
-    """Return what a saved network computes before its last Dense layer, with its own weights.
+    """Return what a saved network computes before its classifier, with its own weights.
 
     It takes inputs as they are, neither rescaled nor prepared.
 
     Args:
-        name: Path of a `.keras` file.
+        name: Path of a `.keras` file, and perhaps a slash and the layer that the features are the
+            output of; by default they are the input of its last Dense layer.
 
     Raises:
         UsageError: When it is built: if there is no such file, or no such network in it.
     """
-    return Backbone(name, functools.partial(_features, Path(name)), takes_raw=True)
+    return Backbone(name, functools.partial(_features, name), takes_raw=True)
 
 
-def read_network(path: Path) -> keras.Model:
+def read_network(path: Path, layer: str | None = None) -> keras.Model:
     """Read a network that Keras saved; nothing of the file is executed.
 
+    Args:
+        path: The file.
+        layer: Layer to cut it behind, so that what follows does not matter; None for the last Dense
+            layer, whose input are its features `[N, F]`.
+
+    Returns:
+        The network, uncompiled.
+
     Raises:
-        UsageError: If it cannot be read, has layers of code of its own, or is no functional model
-            with one input and one output `[N, classes]` of a Dense layer with features `[N, F]`.
+        UsageError: If it cannot be read, has layers of code of its own, is no functional model with
+            one input, or has no such layer with features `[N, F]`.
     """
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise _refusal(path, "no file that `model.save` wrote" if path.is_file() else "no file")
@@ -54,10 +83,64 @@ def read_network(path: Path) -> keras.Model:
         raise _refusal(path, f"a file that cannot be read as one ({reason})") from error
     if not isinstance(network, keras.Model) or not hasattr(network, "inputs"):
         raise _refusal(path, f"a {type(network).__name__}")
-    if len(network.inputs or ()) != 1 or len(network.outputs) != 1:
+    if len(network.inputs or ()) != 1 or (layer is None and len(network.outputs) != 1):
         raise _refusal(path, "a network with several inputs or outputs, or none that are known")
-    output_layer(network, path)
+    _features_of(network, path, layer)
     return network
+
+
+def _features_of(network, path, layer):
+    """Return the symbolic features `[N, F]` of a network: a layer's output, or the last's input."""
+    return output_layer(network, path).input if layer is None else _output(network, path, layer)
+
+
+def _output(network, path, name):
+    """Return the output `[N, F]` of a layer of a network."""
+    if name not in {layer.name for layer in network.layers}:
+        raise UsageError(
+            f"Expected a layer of the network in '{path}', for `--features`. Received: '{name}'."
+            f"{did_you_mean(name, [layer.name for layer in network.layers])} It can be cut behind "
+            f"{_able(network)}."
+        )
+    outputs = _outputs(network, name)
+    if not _are_features(outputs):
+        shown = " and ".join(_shown(tensor.shape) for tensor in outputs)
+        raise UsageError(
+            "Expected a layer that has one output, features of shape [N, F], for `--features`. "
+            f"Received: '{name}' of '{path}', with {shown}. The network can be cut behind "
+            f"{_able(network)}."
+        )
+    [features] = outputs
+    if not keras.Model(network.inputs[0], features).trainable_weights:
+        raise UsageError(
+            f"Expected a layer with weights before it, for `--features`. Received: '{name}' of "
+            f"'{path}', without any to hold. It can be cut behind {_able(network)}."
+        )
+    return features
+
+
+def _outputs(network, name):
+    """Return the tensors that a layer makes in a network, in each place where it stands."""
+    graph = getattr(network, "_functional", network)  # of a Sequential, that
+    nodes = [node for depth in graph._nodes_by_depth.values() for node in depth]
+    return [tensor for n in nodes if n.operation.name == name for tensor in n.outputs]
+
+
+def _are_features(outputs):
+    return len(outputs) == 1 and len(outputs[0].shape) == 2 and outputs[0].shape[1] is not None
+
+
+def _able(network):
+    """Return, for a message, the layers that a network can be cut behind, the last ones first."""
+    inner = [each for each in network.layers if not isinstance(each, keras.layers.InputLayer)]
+    able = [each.name for each in inner if _are_features(_outputs(network, each.name))]
+    return one_of(reversed(able)) or (
+        "none of its layers; end what is to be held in a GlobalAveragePooling2D or Flatten layer"
+    )
+
+
+def _shown(shape):
+    return f"[{', '.join(['N', *(str(size or '?') for size in shape[1:])])}]"
 
 
 def output_layer(network: keras.Model, path: Path) -> keras.layers.Dense:
@@ -83,8 +166,9 @@ def head_weights(path: Path) -> list[np.ndarray]:
     return [kernel, *(bias or [np.zeros(head.units, kernel.dtype)])]
 
 
-def _features(path, x) -> Any:
-    network = read_network(path)
+def _features(name, x) -> Any:
+    path, layer = parts(name) or (Path(name), None)
+    network = read_network(path, layer)
     if (
         tuple(network.inputs[0].shape[1:]) != tuple(x.shape[1:])
         and None not in (network.inputs[0].shape[1:])
@@ -94,7 +178,7 @@ def _features(path, x) -> Any:
             f"'{path}' takes them. Received: shape {list(x.shape[1:])}. Bring the data to that "
             "shape (for images, set `image_size`)."
         )
-    trunk = keras.Model(network.inputs[0], output_layer(network, path).input)
+    trunk = keras.Model(network.inputs[0], _features_of(network, path, layer))
     copy = keras.models.clone_model(trunk)
     copy.set_weights(trunk.get_weights())
     # Layer by layer, so that they can be frozen, and found in what a run saves, by their own names.
@@ -111,6 +195,9 @@ def _check_classes(path) -> None:
                 path,
                 f"one with a {name.strip('_')} of "
                 f"{'code in the file' if 'ambda' in name else repr(module)}, which is not executed",
+                " A network with classes of yours is protected from a script: load it where they "
+                "have the decorator `@keras.saving.register_keras_serializable()`, and give it to "
+                "`SynapticMemory.protect` and `consolidate`.",
             )
 
 
@@ -129,10 +216,11 @@ def _classes(config) -> Iterator[tuple[str | None, str]]:
             yield from _classes(value)
 
 
-def _refusal(path, received) -> UsageError:
+def _refusal(path, received, more="") -> UsageError:
     return UsageError(
         "Expected a functional Keras model of Keras's own layers, saved by `model.save`, whose "
         "last layer is a Dense layer with a unit for each of two classes or more. Received: "
         f"{received} in '{path}'. Put what prepares its inputs into layers of Keras, and its "
-        "classifier at its end."
+        "classifier at its end; or, if it has none, say with `--features LAYER` where its features "
+        f"are.{more}"
     )

@@ -131,20 +131,21 @@ def _print(folder, published, force):
 
 def _held_out_stream(args, result):
     """Return the tasks of a run, with the data as they were if they are not named."""
+    from ..continuing import known_encoding
     from ..exporting import check_same_data
 
     recorded = result.get("arguments", {})
-    if not (args.examples_of or "tasks" in recorded):
+    args.tasks = args.examples_of or recorded.get("tasks")
+    if not args.tasks:
         raise UsageError(
             f"Expected the tasks that '{args.directory}' was trained on, to measure what it "
-            "forgot. Received: a run that does not name them, since `keras-mas train` did not make "
-            "it. Name them with `--examples-of TASKS`."
+            "forgot. Received: a run that does not name them all, since it goes on from another "
+            "one, or `keras-mas train` did not make it. Name them with `--examples-of TASKS`."
         )
-    args.tasks = args.examples_of or recorded["tasks"]
     for name in option_fields(LoadOptions):
         if getattr(args, name, None) in (None, False):
             setattr(args, name, recorded.get(name))
-    stream = shared.load_stream(args, result["seed"])
+    stream = shared.load_stream(args, result["seed"], known_encoding(args.directory, result))
     if args.examples_of is None:
         check_same_data(stream, result, args.directory)
     return stream

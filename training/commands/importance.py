@@ -1,6 +1,7 @@
 """`keras-mas importance`: add Ω of inputs that came after a run to what it remembers."""
 
 import argparse
+import functools
 from pathlib import Path
 
 from keras_mas.errors import UsageError
@@ -12,6 +13,9 @@ SUMMARY = "add Ω of logged requests, or of other inputs without labels, to a ru
 
 # As many as a run measures by default.
 _MAX_EXAMPLES = 1000
+
+# Files of images that a worker reads at a time.
+_IMAGES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="folders of JPEG and PNG files, and .npy and .npz files of one array [N, ...] of "
-        "inputs as raw as in training",
+        help="folders of JPEG and PNG files, .npy and .npz files of one array [N, ...] of inputs "
+        "as raw as in training, and .tfrecord files of tf.Example with a feature 'inputs', or "
+        "'image_bytes' for files of images; quoted, 'part-*.tfrecord' is all that match",
     )
     group.add_argument(
         "--model",
@@ -47,12 +52,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-examples",
-        type=shared.count,
+        type=_limit,
         metavar="N",
         default=_MAX_EXAMPLES,
-        help=f"draw at most N different inputs (default: {_MAX_EXAMPLES})",
+        help=f"draw at most N different inputs; all: take all of them (default: {_MAX_EXAMPLES})",
     )
     group.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+    group = parser.add_argument_group("several processes or machines (pip: keras-mas[distributed])")
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="divide the files among workers of Ray: local starts some on this machine; auto, "
+        "HOST:PORT or ray://HOST:PORT is a cluster, whose machines all have the files",
+    )
+    group.add_argument(
+        "--workers",
+        type=shared.count,
+        metavar="N",
+        help="with --ray local: processes at a time (default: one per core)",
+    )
     group = parser.add_argument_group("comparison with the data of the training")
     group.add_argument(
         "--trained-on",
@@ -72,24 +90,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_json(group)
 
 
+def _limit(text: str) -> int | None:
+    return None if text == "all" else int(shared.count(text))
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from keras_mas.serving.traffic import InputForm
+
     from ..later_inputs import add_importance, check_method, save_memory
     from ..run import finished_network
     from ..run_directory import read_result
 
     shared.check_one_of(args, "--from-requests", "--from-data")
+    if args.workers is not None and args.ray is None:
+        raise UsageError(
+            "Expected --workers with --ray local. Received: it alone. Add --ray local."
+        )
     result = read_result(args.directory)
     _check_output(args)
     check_method(result["method"])
     network = finished_network(args.directory)
-    collector = _collected(args, result, network)
-    _warn_of_model(args, result, collector)
-    asked = _measurable(result, network, collector)
-    drift = _drift(args, result, network, asked.inputs)
-    added = add_importance(args.directory, result, network, asked)
+    _check_resize(args, network)
+    resize = args.resize or (result.get("resize") if _takes_images(network) else None)
+    form = InputForm(network.input_shape[1:], tuple(network.output), resize=resize)
+    measure = _measured_here if args.ray is None else _measured_by_ray
+    read, sums, sample = measure(args, result, network, form)
+    _warn_of_model(args, result, read)
+    drift = _drift(args, result, network, sample)
+    added = add_importance(args.directory, result, network, sums)
     save_memory(args.directory, result, added.memory, args.output)
-    report = _report(args, collector, len(asked.heads), added, drift)
+    report = _report(args, read, sum(part.examples for part in sums.values()), added, drift)
     if args.json:
         shared.print_json(report)
     else:
@@ -122,39 +153,112 @@ def _check_output(args):
         )
 
 
-def _collected(args, result, network):
-    """Return the inputs that can be used, and what was left out; an error if none can."""
-    from keras_mas.serving.traffic import Collector, InputForm, read_requests
+def _measured_here(args, result, network, form):
+    """Return what was read, the sums of the inputs that were drawn, and some of these."""
+    import numpy as np
 
-    _check_resize(args, network)
-    resize = args.resize or (result.get("resize") if _takes_images(network) else None)
-    form = InputForm(network.input_shape[1:], tuple(network.output), resize=resize)
+    from keras_mas.serving.traffic import Collector, check_requests
+
+    from ..later_inputs import MOST_TESTED, Measuring
+
     collector = Collector(form, args.max_examples, args.seed)
+    read = _reader(args)
+    for path in _paths(args):
+        read(path, collector)
     if args.from_requests:
-        read_requests(args.from_requests, collector, model=args.model)
-    else:
-        for path in args.from_data:
-            _read_data(path, collector)
-    _check_any(len(collector), collector)
-    return collector
+        check_requests(collector, model=args.model)
+    _check_any(len(collector), collector, form)
+    measuring = Measuring(result["method"], network)
+    asked = collector.asked
+    kept = measuring.measurable(asked)
+    _count_not_finite(collector, int((~kept).sum()))
+    _check_any(kept.sum(), collector, form)
+    sample = asked.only(kept & (np.arange(len(kept)) < MOST_TESTED)).inputs
+    return collector, measuring.sums(asked.only(kept)), sample
 
 
-def _measurable(result, network, collector):
-    """Return the inputs on which Ω is finite, and count the others; an error if there is none."""
-    from ..later_inputs import measurable
+def _measured_by_ray(args, result, network, form):
+    """As `_measured_here`, by workers: each reads and measures shards of the files."""
+    import numpy as np
 
-    asked = measurable(result, network, collector.asked)
-    if left_out := len(collector) - len(asked.heads):
-        collector.left_out["inputs on which outputs or gradients are not finite"] += left_out
-    _check_any(len(asked.heads), collector)
-    return asked
+    from keras_mas.serving.traffic import check_requests
+
+    from .. import later_shards
+    from ..distributed import Cluster, SentFile
+    from ..run_directory import MODEL
+
+    shards = _shards(_paths(args))
+    reading = later_shards.Reading(_reader(args), form, args.seed)
+    file = SentFile((args.directory / MODEL).read_bytes(), MODEL)
+    with Cluster(args.ray, workers=args.workers) as cluster:
+        surveys = _shown("reading", cluster.map(later_shards.survey, shards, reading), shards)
+        read, chosen = later_shards.choose(surveys, shards, args.max_examples)
+        if args.from_requests:
+            check_requests(read, model=args.model)
+        _check_any(sum(len(each.keys) for each in chosen), read, form)
+        parts = cluster.map(later_shards.measure, chosen, reading, result["method"], file)
+        found = later_shards.measured(_shown("measuring", parts, shards))
+    _count_not_finite(read, found.not_finite)
+    _check_any(len(found.sums), read, form)
+    return read, found.sums, np.array(list(found.sample.values()))
 
 
-def _check_any(count, collector):
+def _reader(args):
+    """Return the function that reads a file into a collector."""
+    from keras_mas.serving.traffic import read_log
+
+    return functools.partial(read_log, model=args.model) if args.from_requests else _read_data
+
+
+def _paths(args):
+    """Return the files and folders, with those that match a pattern in its place."""
+    import glob
+
+    paths = []
+    for path in args.from_requests or args.from_data:
+        is_pattern = glob.has_magic(str(path)) and not path.exists()
+        found = sorted(map(Path, glob.glob(str(path)))) if is_pattern else [path]
+        if not found:
+            raise UsageError(
+                f"Expected files that match '{path}'. Received: none. Correct the pattern."
+            )
+        paths += found
+    return paths
+
+
+def _shards(paths):
+    """Return groups of files: one by one, but for small images."""
+    shards = []
+    for path in paths:
+        if path.is_dir():
+            files = [each.absolute() for each in _images_in(path)]
+            shards += [tuple(files[k : k + _IMAGES]) for k in range(0, len(files), _IMAGES)]
+        else:
+            shards.append((path.absolute(),))
+    return shards
+
+
+def _shown(what, results, shards):
+    """Yield the results of shards, with a bar on a terminal."""
+    from ..progress import Bars
+
+    with Bars(True) as bars:
+        bar = bars.bars.add_task(what, total=len(shards), status="")
+        for number, result in enumerate(results, 1):
+            bars.bars.update(bar, completed=number, status=f"shard {number}/{len(shards)}")
+            yield result
+
+
+def _count_not_finite(read, number):
+    if number:
+        read.left_out["inputs on which outputs or gradients are not finite"] += number
+
+
+def _check_any(count, read, form):
     if not count:
         raise RuntimeError(
-            f"Expected inputs of shape {list(collector.form.shape)}. Received: none that can be "
-            f"used; left out: {_left_out(collector.left_out) or 'nothing'}. Name other files, or "
+            f"Expected inputs of shape {list(form.shape)}. Received: none that can be "
+            f"used; left out: {_left_out(read.left_out) or 'nothing'}. Name other files, or "
             "see `keras-mas importance --help`."
         )
 
@@ -173,30 +277,44 @@ def _takes_images(network):
 
 
 def _read_data(path, collector):
+    from keras_mas.serving.traffic import read_examples
+
     from ..tasks.images import IMAGE_SUFFIXES
 
     if path.is_dir():
-        images = (each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
-        for file in sorted(each for each in images if each.is_file()):
-            collector.files += 1
-            collector.add_file(file.read_bytes())
+        for file in _images_in(path):
+            _read_data(file, collector)
+        return
+    if ".tfrecord" in path.name:
+        read_examples(path, collector)
         return
     collector.files += 1
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        collector.add_file(path.read_bytes())
+        return
     values = shared.read_array(path)
     for value in values if values.ndim else ():
         collector.add(value)
 
 
+def _images_in(folder):
+    from ..tasks.images import IMAGE_SUFFIXES
+
+    images = (each for each in folder.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(each for each in images if each.is_file())
+
+
 def _drift(args, result, network, inputs):
     """Return how far the inputs are from those of the training; None if that cannot be known."""
+    from ..continuing import known_encoding
     from ..later_inputs import measure_drift
 
     tasks = args.trained_on or result.get("arguments", {}).get("tasks")
-    if tasks is None:
+    if tasks is None or not len(inputs):
         return None
     args.tasks = tasks
     try:
-        stream = shared.load_stream(args, result["seed"])
+        stream = shared.load_stream(args, result["seed"], known_encoding(args.directory, result))
     except Exception as error:
         if args.trained_on:
             raise
@@ -211,12 +329,14 @@ def _drift(args, result, network, inputs):
 
 
 def _drawn(stream, args):
-    """Return training inputs of all tasks, in random order, as many of each as there are."""
+    """Return training inputs of all tasks, in proportion to how many of each there are."""
     import numpy as np
+
+    from ..later_inputs import MOST_TESTED
 
     generator = np.random.default_rng(args.seed)
     ends = np.cumsum([len(task.train) for task in stream.tasks])
-    chosen = np.sort(generator.permutation(ends[-1])[: args.max_examples])
+    chosen = np.sort(generator.permutation(ends[-1])[: args.max_examples][:MOST_TESTED])
     parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
     starts = [0, *ends[:-1]]
     return np.concatenate(
@@ -228,14 +348,14 @@ def _drawn(stream, args):
     )
 
 
-def _report(args, collector, measured, added, drift):
+def _report(args, read, measured, added, drift):
     import dataclasses
 
     return {
-        "files": collector.files,
-        "read": collector.examples,
-        "duplicates": collector.duplicates,
-        "left_out": dict(collector.left_out),
+        "files": read.files,
+        "read": read.examples,
+        "duplicates": read.duplicates,
+        "left_out": dict(read.left_out),
         "measured": measured,
         "seed": args.seed,
         "mean_importance": {"before": added.before, "added": added.now},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from keras_mas.errors import UsageError
 
 from ..options import add_options, flag, given_options
-from ..search.dimensions import STRENGTH
+from ..search.dimensions import STRENGTH, values_of
 from ..search.space import SearchSpace
 from ..search.workers import Workers
 from ..settings import Settings
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> None:
 
     space = SearchSpace(**given_options(SearchSpace, args))
     workers = _workers(args)
-    space.dimensions(Settings(**given_options(Settings, args)))  # refused before data is loaded
-    shared.check_network(args)
+    # What is wrong is refused before data is loaded.
+    _check_networks(args, space.dimensions(Settings(**given_options(Settings, args))))
     stream = shared.load_stream(args, args.seed)
     settings = shared.settings_of(args, stream)
     if workers.join is not None:
@@ -182,6 +182,18 @@ def _row(trial):
         row |= {"average_accuracy": trial.accuracy, "standard_error": error}
         return row | {"forgetting": trial.forgetting}
     return row | {"reason": trial.reason}
+
+
+def _check_networks(args, dimensions):
+    """Refuse a backbone that does not exist, be it the only one or one of several to try."""
+    shared.check_network(args)
+    if "backbone" not in dimensions:
+        return
+    for name in values_of(dimensions["backbone"]):
+        try:
+            shared.check_network(argparse.Namespace(backbone=name, weights=args.weights))
+        except UsageError as error:
+            raise UsageError(f"In --vary: {error}") from error
 
 
 def _advice(args, found, recommendation):

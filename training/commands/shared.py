@@ -14,6 +14,7 @@ from ..search.space import SearchSpace
 from ..search.workers import Workers
 from ..settings import Following, Recipe, Settings, recipe_for
 from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
+from ..tasks.tables import Encoding
 from .basics import add_data as add_data
 from .basics import add_json as add_json
 from .basics import add_server as add_server
@@ -25,7 +26,7 @@ from .basics import read_array as read_array
 
 # The options of `train` for a run that goes on from another one, by their names in Python.
 OF_CONTINUED = ("continue", "add", "old_data", "memory")
-OF_START = ("start_from", "head", "unlabelled")
+OF_START = ("start_from", "features", "head", "unlabelled")
 
 
 def add_tasks(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -64,13 +65,23 @@ def add_importance(group: argparse._ActionsContainer) -> None:
     )
 
 
-def load_stream(args: argparse.Namespace, seed: int) -> TaskStream:
-    """Load the tasks that were asked for, with the examples that a seed holds out."""
+def load_stream(
+    args: argparse.Namespace, seed: int, encoding: Encoding | None = None
+) -> TaskStream:
+    """Load the tasks that were asked for, with the examples that a seed holds out.
+
+    Args:
+        args: The options of `LoadOptions`, and `tasks`.
+        seed: As for `load_tasks`.
+        encoding: As for `load_tasks`.
+    """
     from ..progress import DecodingLines
 
     options = given_options(LoadOptions, args)
     with DecodingLines() as lines:
-        return load_tasks(args.tasks, seed=seed, on_decoded=lines.decoded, **options)
+        return load_tasks(
+            args.tasks, seed=seed, on_decoded=lines.decoded, encoding=encoding, **options
+        )
 
 
 def recipe_of(args: argparse.Namespace, stream: TaskStream) -> Recipe:

@@ -2,14 +2,20 @@
 
 import argparse
 import dataclasses
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from keras_mas.errors import UsageError
 
-from ..options import add_options, flag, given_options, option_fields
+from ..options import add_options, count_or_all, flag, given_options, option_fields
 from ..settings import Following, Recipe, Settings, run_name
-from ..tasks import LoadOptions
+from ..tasks import LoadOptions, TaskStream
 from . import shared
+
+if TYPE_CHECKING:
+    from ..continuing import Continued
+    from ..starting import Start
 
 SUMMARY = "learn the tasks of a stream, one after the other"
 
@@ -23,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("method"), Settings, with_defaults=False, told=True)
     shared.add_recipe(parser)
     shared.add_following(parser)
+    _add_devices(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output",
@@ -44,6 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(0, 1, 2),
         default=0,
         help="Keras's own output for every fit, as in `model.fit` (default: 0)",
+    )
+
+
+def _add_devices(parser):
+    group = parser.add_argument_group("several devices (docs/several-devices.md)")
+    group.add_argument(
+        "--devices",
+        type=count_or_all,
+        default=1,
+        metavar="N",
+        help="divide every batch among N GPUs of this machine, or all; where the environment "
+        "variable TF_CONFIG names several hosts, among N of each (default: 1)",
     )
 
 
@@ -84,6 +103,12 @@ def _add_start(parser):
         "output stays, as the head of a task",
     )
     group.add_argument(
+        "--features",
+        metavar="LAYER",
+        help="layer to cut FILE behind, if its classes do not matter: the features that are its "
+        "output are held, and the tasks are learned on them (default: the classes are held too)",
+    )
+    group.add_argument(
         "--head",
         metavar="NAME[=CLASSES]",
         default=None,
@@ -93,8 +118,8 @@ def _add_start(parser):
     group.add_argument(
         "--unlabelled",
         metavar="DATA",
-        help="inputs like those that it knows, for its importance: an .npz file with an array x, "
-        "or a stream as TASKS",
+        help="inputs like those that it knows, for its importance: a folder of images, an .npz "
+        "file with an array x, or a stream as TASKS",
     )
 
 
@@ -103,8 +128,10 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.methods import load_method
 
     from ..accuracy_picture import draw
-    from ..console import result_console
+    from ..console import result_console, stderr_console
+    from ..devices import describe_role, devices_of
     from ..exporting import Exporter, check_export
+    from ..hosts import cluster_of_environment
     from ..progress import TaskLines
     from ..report import print_result
     from ..run import Listener, train
@@ -116,14 +143,25 @@ def run(args: argparse.Namespace) -> None:
     load_method(args.method or Settings.method)
     following = Following(**given_options(Following, args))
     shared.check_network(args)
-    stream, settings, continued, default = (
-        _continued(args, vars(args)["continue"], args.add)
-        if vars(args)["continue"]
-        else _continued(args, _started(args), args.tasks)
-        if args.start_from
-        else _new(args)
-    )
+    if args.start_from and cluster_of_environment() is not None:
+        raise UsageError(
+            "Expected `--start-from` in one process. Received: TF_CONFIG with several hosts. Start "
+            "it on one of them with TF_CONFIG unset, and go on from that run with `--continue`."
+        )
+    devices = devices_of(args.devices)
+    stream, settings, default, continued, start = _asked(args)
     directory = args.output or default
+    if not devices.is_chief:
+        stderr_console().print(describe_role(devices), soft_wrap=True)
+        train(
+            stream,
+            settings,
+            directory,
+            overwrite=args.overwrite,
+            devices=devices,
+            continued=continued,
+        )
+        return
     lines = TaskLines(
         stream,
         title(settings.of_method),
@@ -147,7 +185,9 @@ def run(args: argparse.Namespace) -> None:
             listeners=listeners,
             verbose=args.verbose,
             overwrite=args.overwrite,
+            devices=devices,
             continued=continued,
+            start=start,
         )
     draw([result], directory / "accuracy.png")
     if args.json:
@@ -206,6 +246,11 @@ def _check_start(args):
             "Expected `--start-from` or `--continue`. Received: both. A run that started from a "
             "network is continued by `--continue` alone."
         )
+    if args.features and (args.head or args.old_data):
+        raise UsageError(
+            "Expected no head beside `--features`, which leaves out that of the network. Received: "
+            f"{_flags(name for name in ('head', 'old_data') if vars(args)[name])}. Leave it out."
+        )
     if args.start_from and not args.unlabelled:
         raise UsageError(
             "Expected `--unlabelled DATA` beside `--start-from`, to measure what matters to what "
@@ -222,14 +267,62 @@ def _flags(names):
     return ", ".join(f"`{flag(name)}`" for name in names)
 
 
+class _Asked(NamedTuple):
+    """What is to be trained: arguments of `run.train`, and the folder unless another is named."""
+
+    stream: TaskStream
+    settings: Settings
+    default: Path
+    continued: "Continued | None" = None
+    start: "Start | None" = None
+
+
+def _asked(args):
+    if vars(args)["continue"]:
+        return _continued(args, vars(args)["continue"], args.add)
+    if args.features:
+        return _on_features(args)
+    return _continued(args, _started(args), args.tasks) if args.start_from else _new(args)
+
+
 def _new(args):
-    """Return stream, settings and default folder of a run that learns all tasks."""
+    """Return what is asked for of a run that learns all tasks."""
     for name, field in option_fields(Settings).items():
         if getattr(args, name) is None:
             setattr(args, name, field.default)
     stream = shared.load_stream(args, args.seed)
     settings = shared.settings_of(args, stream)
-    return stream, settings, None, Path("runs") / run_name(stream, settings)
+    return _Asked(stream, settings, Path("runs") / run_name(stream, settings))
+
+
+def _on_features(args):
+    """Return the same of a run that learns all tasks on features of a trained network."""
+    from ..starting import checked_settings
+
+    new = _new(args)
+    start = _start(args, new.settings.recipe)
+    network = {"backbone": start.backbone, "weights": str(start.path)}
+    recipe = dataclasses.replace(new.settings.recipe, **network)
+    settings = checked_settings(dataclasses.replace(new.settings, recipe=recipe))
+    warnings.warn(
+        f"what '{args.start_from}' computes up to '{args.features}' is held; its own classes are "
+        "not, and no head of the new network answers for them",
+        stacklevel=2,
+    )
+    return _Asked(new.stream, settings, Path("runs") / run_name(new.stream, settings), start=start)
+
+
+def _start(args, recipe):
+    """Return the network of `--start-from`, and what its importance is measured on."""
+    from ..progress import DecodingLines
+    from ..starting import Start, read_unlabelled
+
+    with DecodingLines() as lines:
+        options = LoadOptions(**given_options(LoadOptions, args), on_decoded=lines.decoded)
+        inputs = read_unlabelled(
+            args.unlabelled, args.start_from, args.features, recipe.max_examples, options
+        )
+    return Start(args.start_from, inputs, args.features)
 
 
 def _started(args):
@@ -237,14 +330,15 @@ def _started(args):
     from ..continuing import digest
     from ..run import describe, train
     from ..settings import DEFAULT_FOR_IMAGES, DEFAULT_FOR_VECTORS
-    from ..starting import Start, checked_settings, own_task, read_unlabelled
+    from ..starting import checked_settings, own_task
 
     name, _, classes = (args.head or "start").partition("=")
-    start = Start(args.start_from, read_unlabelled(args.unlabelled))
+    given = given_options(Recipe, args)
+    start = _start(args, dataclasses.replace(DEFAULT_FOR_VECTORS, **given))
     stream = own_task(start, name, tuple(classes.split(",")) if classes else ())
     default = DEFAULT_FOR_IMAGES if len(stream.input_shape) == 3 else DEFAULT_FOR_VECTORS
-    network = {"backbone": str(args.start_from), "weights": str(args.start_from)}
-    recipe = dataclasses.replace(default, **(given_options(Recipe, args) | network))
+    network = {"backbone": start.backbone, "weights": str(args.start_from)}
+    recipe = dataclasses.replace(default, **(given | network))
     settings = checked_settings(Settings(**given_options(Settings, args), recipe=recipe))
     described = describe(stream, settings, "test") | start.description
     directory = Path("runs") / f"{args.start_from.stem}-{digest(described)[:8]}"
@@ -253,7 +347,7 @@ def _started(args):
 
 
 def _continued(args, directory, add):
-    """Return the same of a run that goes on from another one, and what it goes on from."""
+    """Return what is asked for of a run that goes on from another one."""
     from ..augmentation import check_augmentations
     from ..continuing import FinishedRun, continued, default_folder
     from ..progress import DecodingLines
@@ -276,4 +370,4 @@ def _continued(args, directory, add):
         )
     check_augmentations(settings.recipe.augmentations, found.stream.input_shape)
     default = default_folder(finished, found.name_of_added, given | given_recipe)
-    return found.stream, settings, found, default
+    return _Asked(found.stream, settings, default, found)

@@ -103,7 +103,7 @@ def recommend(
     )
 
 
-def _chosen(as_good):
+def _chosen(as_good: Sequence[Trial]) -> Trial:
     """Return the one that forgets least and is the most accurate; of several alike, a middle λ.
 
     Seeds move the bounds of what does equally well; the middle is the farthest from both.
@@ -111,7 +111,8 @@ def _chosen(as_good):
     best = min((trial.forgetting, -trial.accuracy) for trial in as_good)
     alike = [trial for trial in as_good if (trial.forgetting, -trial.accuracy) == best]
     comparable = [[t for t in alike if t.others() == trial.others()] for trial in alike]
-    most = sorted(max(comparable, key=len), key=lambda trial: trial.strength or 0.0)
+    most = max(comparable, key=lambda group: len(group))
+    most.sort(key=lambda trial: trial.strength or 0.0)
     return most[(len(most) - 1) // 2]
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_mas.arrays import read_whole
+
 from ..wording import one_of
 from .encoded import Encoded, Example
 from .errors import DataError
@@ -14,6 +16,20 @@ from .inputs import Row, digest
 from .source import VALIDATION_NAMES, Source, numbered_classes
 from .store import Store
 from .stream import Split, checked_split
+
+# What `np.load` raises. ValueError: a pickle; TypeError: an .npy file; MemoryError: an array that
+# says it is larger than the memory; RuntimeError: a compression or a version of zip that Python
+# does not know, or a password; the others: a damaged archive.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read_npz(path: Path) -> Source:
@@ -34,9 +50,8 @@ def read_npz(path: Path) -> Source:
     try:
         # Opened here, for `np.load` does not close a file in which it finds no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    # ValueError: a pickle; TypeError: an .npy file; the others: a damaged archive.
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = read_whole(archive)
+    except UNREADABLE as error:
         raise DataError(
             f"Expected an .npz archive of plain numeric arrays. Received: '{path}' ({error}). "
             "Write it with np.savez; object arrays and pickles are not read, for safety."
@@ -98,6 +113,32 @@ def read_folder(path: Path, image_size: ImageSize | None, store: Store | None = 
     return Source(classes, train, test, validation[0] if validation else None)
 
 
+def read_images(
+    path: Path, image_size: ImageSize | None, limit: int, store: Store | None = None
+) -> Split:
+    """Read images anywhere below a folder, whatever its folders are called.
+
+    Args:
+        path: The folder.
+        image_size: As for `read_folder`.
+        limit: How many are read at most, drawn at random.
+        store: As for `read_folder`.
+
+    Returns:
+        RGB images, uint8 `[N, H, W, 3]`, in random order; their labels say nothing.
+
+    Raises:
+        UsageError: As `read_folder`.
+        DataError: If there is no image, or one cannot be decoded and `store` does not leave out
+            such images.
+    """
+    files = list(_images(path, {_identity(path)}))
+    if not files:
+        raise _no_images(path)
+    drawn = np.random.default_rng(0).permutation(len(files))[:limit]
+    return _read_split(path, [(files[k], 0) for k in drawn], image_size, store or Store())
+
+
 def _class_names(folder):
     names = sorted(p.name for p in _visible(folder) if p.is_dir()) if folder.is_dir() else []
     if not names:
@@ -126,11 +167,15 @@ def _labelled_files(folder, classes) -> list[tuple[Path, int]]:
         for file in _images(class_folder, set(visited))
     ]
     if not files:
-        raise DataError(
-            f"Expected images. Received: none in '{folder}'. Known suffixes are "
-            f"{' '.join(sorted(IMAGE_SUFFIXES))}."
-        )
+        raise _no_images(folder)
     return files
+
+
+def _no_images(folder):
+    return DataError(
+        f"Expected images. Received: none in '{folder}'. Known suffixes are "
+        f"{' '.join(sorted(IMAGE_SUFFIXES))}."
+    )
 
 
 def _images(folder, visited):

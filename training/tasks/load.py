@@ -11,6 +11,7 @@ from ..wording import did_you_mean, one_of
 from .builtin import builtin_names, load_builtin
 from .store import OnDecoded
 from .stream import TaskStream
+from .tables import Encoding
 from .toml_file import load_toml
 
 
@@ -25,6 +26,7 @@ def load_tasks(
     skip_broken: bool = False,
     scenario: str | None = None,
     on_decoded: OnDecoded = lambda *_: None,
+    encoding: Encoding | None = None,
 ) -> TaskStream:
     """Load a stream of tasks by its name or from a TOML file.
 
@@ -46,6 +48,7 @@ def load_tasks(
         scenario: Scenario in place of the stream's own, out of `SCENARIOS`.
         on_decoded: Called after every input that was decoded, with what it belongs to, the folder
             that it is kept in (None for memory), how many have been decoded, and of how many.
+        encoding: That of the tables which a network has learned, for more of them; None to make it.
 
     Returns:
         The stream: inputs unscaled, as uint8 or float32, and labels from 0 in each task.
@@ -63,6 +66,7 @@ def load_tasks(
         skip_broken,
         scenario,
         on_decoded,
+        encoding,
     )
     stream = _load(tasks, options)
     left_out = tuple(options.store.left_out)

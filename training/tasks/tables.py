@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -74,6 +74,40 @@ class TableFile:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """What a network takes of tables, which a run that goes on from another one keeps.
+
+    Attributes:
+        columns: What the D inputs are: `"age"`, `"city=Bonn"`.
+        rescale: As for `Encoded`.
+    """
+
+    columns: tuple[str, ...]
+    rescale: Rescale
+
+    @property
+    def of_columns(self) -> dict[str, "_Numbers | _Categories"]:
+        """How each column of a table becomes inputs, in their order."""
+        inputs = zip(self.columns, *self.rescale, strict=True)  # type: ignore[arg-type]
+        numbers: dict[str, tuple[float, float]] = {}
+        values: dict[str, list[str]] = {}
+        for name, scale, offset in inputs:
+            column, is_category, value = name.partition("=")
+            # Measurements have a deviation, so that these are no numbers with such a name.
+            if is_category and (scale, offset) == (1.0, 0.0):
+                values.setdefault(column, []).append(value)
+                numbers.setdefault(column, (1.0, 0.0))
+            else:
+                numbers[name] = scale, offset
+        return {
+            name: _Categories(name, np.array(values[name]), others_are_refused=True)
+            if name in values
+            else _Numbers(name, *scaling)
+            for name, scaling in numbers.items()
+        }
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Tables as sources of one encoding.
 
@@ -89,7 +123,7 @@ class Encoded:
     rescale: Rescale
 
 
-def read_tables(files: Sequence[TableFile]) -> Encoded:
+def read_tables(files: Sequence[TableFile], encoding: Encoding | None = None) -> Encoded:
     """Read the tables of a stream and encode them alike, for one network.
 
     A column of numbers is one input. A column of text, or one out of `categories`, is an input for
@@ -99,6 +133,8 @@ def read_tables(files: Sequence[TableFile]) -> Encoded:
 
     Args:
         files: At least one, all with the same features.
+        encoding: That of tables which the network has learned already, in the place of one that is
+            made of these; other columns and other categories are then refused.
 
     Returns:
         The sources, and what their inputs are.
@@ -111,8 +147,11 @@ def read_tables(files: Sequence[TableFile]) -> Encoded:
     """
     tables = [_read(file) for file in files]
     features = _common_features(files, tables)
-    training = [rows["train"] for rows in tables]
-    columns = [_column(name, files, training) for name in features]
+    if encoding is None:
+        training = [rows["train"] for rows in tables]
+        columns = [_column(name, files, training) for name in features]
+    else:
+        columns = _known_columns(encoding, features, files)
     names = tuple(name for column in columns for name in column.names)
     count = sum(len(rows.numbers) for parts in tables for rows in parts.values())
     require_memory(
@@ -337,18 +376,53 @@ def _common_features(files, tables) -> list[str]:
     return list(first)
 
 
+def _known_columns(encoding, features, files):
+    """Return the columns that a network has learned, if tables have these and no others."""
+    known, path = encoding.of_columns, files[0].path
+    missing = [name for name in known if name not in features]
+    if missing:
+        raise UsageError(
+            f"Expected the columns that the network has learned. Received: no {one_of(missing)} in "
+            f"'{path}'.{did_you_mean(missing[0], features)} Add what is missing, with its values."
+        )
+    more = [name for name in features if name not in known]
+    if more:
+        raise UsageError(
+            "Expected only columns that the network has learned. Received: also "
+            f"{one_of(more)} in '{path}'. Name those to use with the key `features`."
+        )
+    for file in files:
+        for name in file.categories:
+            if isinstance(known.get(name), _Numbers):
+                raise UsageError(
+                    f"Expected '{name}' to be numbers, as the network has learned them. Received: "
+                    f"`categories` that name it for '{file.path}'. Take it out of this key."
+                )
+    return list(known.values())
+
+
 class _Numbers:
     """A column of numbers: one input.
 
+    Args:
+        name: The column.
+        scale: 1 / deviation.
+        offset: −mean / deviation.
+
     Attributes:
         names: What the inputs are.
-        scale: `[1]`: 1 / deviation.
-        offset: `[1]`: −mean / deviation.
+        scale: As given, `[1]`.
+        offset: As given, `[1]`.
     """
 
-    def __init__(self, name: str, training: Sequence[_Rows]):
+    def __init__(self, name: str, scale: float, offset: float):
         self.name, self.names = name, [name]
-        values = np.concatenate([self._numbers(rows) for rows in training])
+        self.scale, self.offset = np.array([scale]), np.array([offset])
+
+    @classmethod
+    def learned(cls, name: str, training: Sequence[_Rows]) -> Self:
+        """Return the encoding that brings training rows to mean 0 and deviation 1."""
+        values = np.concatenate([_numbers_in(name, rows) for rows in training])
         mean, deviation = values.mean(), values.std()
         if deviation and abs(mean) > _LARGEST_MEAN * deviation:
             raise DataError(
@@ -356,62 +430,85 @@ class _Numbers:
                 f"mean {mean:g} and deviation {deviation:g} in column '{name}' of "
                 f"'{training[0].path}'. Subtract a constant, such as the smallest number."
             )
-        self.scale = np.array([1 / (deviation or 1)])
-        self.offset = -mean * self.scale
+        scale = 1 / (deviation or 1)
+        return cls(name, scale, -mean * scale)
 
     def inputs(self, rows: _Rows) -> np.ndarray:
         """Return the numbers `[n, 1]`."""
-        return self._numbers(rows)[:, np.newaxis]
+        return _numbers_in(self.name, rows)[:, np.newaxis]
 
-    def _numbers(self, rows):
-        cells = rows.cells(self.name)
-        _check_not_missing(cells, rows, self.name)
-        try:
-            values = cells.astype(np.float64)
-        except ValueError:
-            values = np.array([_number(cell) for cell in cells])
-        with np.errstate(over="ignore"):
-            wrong = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
-        if wrong.size:
-            raise DataError(
-                f"Expected a finite number. Received: {str(cells[wrong[0]])!r} in "
-                f"{rows.place(wrong[0], self.name)}. Correct or remove the row, or, if the column "
-                "holds no numbers, name it with the key `categories`."
-            )
-        return values
+
+def _numbers_in(column, rows):
+    cells = rows.cells(column)
+    _check_not_missing(cells, rows, column)
+    try:
+        values = cells.astype(np.float64)
+    except ValueError:
+        values = np.array([_number(cell) for cell in cells])
+    with np.errstate(over="ignore"):
+        wrong = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
+    if wrong.size:
+        raise DataError(
+            f"Expected a finite number. Received: {str(cells[wrong[0]])!r} in "
+            f"{rows.place(wrong[0], column)}. Correct or remove the row, or, if the column "
+            "holds no numbers, name it with the key `categories`."
+        )
+    return values
 
 
 class _Categories:
-    """A column of categories: an input for each; attributes as for `_Numbers`, `[C]`."""
+    """A column of categories: an input for each; other attributes as for `_Numbers`, `[C]`.
 
-    def __init__(self, name: str, training: Sequence[_Rows]):
-        self.name = name
-        texts = np.concatenate([self._texts(rows) for rows in training])
-        self.values, counts = np.unique(texts, return_counts=True)
-        if len(self.values) > MOST_CATEGORIES:
+    Args:
+        name: The column.
+        values: The categories.
+        others_are_refused: Whether rows with another one are; their inputs are 0 otherwise.
+    """
+
+    def __init__(self, name: str, values: np.ndarray, *, others_are_refused: bool = False):
+        self.name, self.values = name, values
+        self.others_are_refused = others_are_refused
+        self.names = [f"{name}={value}" for value in values]
+        self.scale, self.offset = np.ones(len(values)), np.zeros(len(values))
+
+    @classmethod
+    def learned(cls, name: str, training: Sequence[_Rows]) -> Self:
+        """Return the encoding with an input for each value of training rows."""
+        texts = np.concatenate([_texts_in(name, rows) for rows in training])
+        values, counts = np.unique(texts, return_counts=True)
+        if len(values) > MOST_CATEGORIES:
             raise DataError(
                 f"Expected at most {MOST_CATEGORIES} different values in a column of categories. "
-                f"Received: {len(self.values)} in column '{name}' of '{training[0].path}'. Leave "
+                f"Received: {len(values)} in column '{name}' of '{training[0].path}'. Leave "
                 "it out with the key `features`."
             )
         if len(counts) > _FEW_CATEGORIES and 2 * np.sum(counts == 1) > len(texts):
             warnings.warn(
-                f"column '{name}' of '{training[0].path}' becomes {len(self.values)} inputs, and "
+                f"column '{name}' of '{training[0].path}' becomes {len(values)} inputs, and "
                 "more than half of its training rows have a value of their own. If it is a name or "
                 "a number of the row, leave it out with the key `features`.",
                 stacklevel=1,
             )
-        self.names = [f"{name}={value}" for value in self.values]
-        self.scale, self.offset = np.ones(len(self.values)), np.zeros(len(self.values))
+        return cls(name, values)
 
     def inputs(self, rows: _Rows) -> np.ndarray:
         """Return 1 where the category is the row's, else 0, `[n, C]`."""
-        return self._texts(rows)[:, np.newaxis] == self.values
+        texts = _texts_in(self.name, rows)
+        found = texts[:, np.newaxis] == self.values
+        unknown = np.flatnonzero(~found.any(axis=1))
+        if self.others_are_refused and unknown.size:
+            raise DataError(
+                f"Expected a category that the network has learned ({one_of(self.values.tolist())})"
+                f". Received: {str(texts[unknown[0]])!r} in {rows.place(unknown[0], self.name)}. "
+                "Correct or remove the row, or learn all tables anew in one run."
+            )
+        return found
 
-    def _texts(self, rows):
-        cells = rows.cells(self.name)
-        _check_not_missing(cells, rows, self.name)
-        return cells.astype(str)
+
+def _texts_in(column, rows):
+    cells = rows.cells(column)
+    _check_not_missing(cells, rows, column)
+    return cells.astype(str)
 
 
 def _column(name, files, training):
@@ -419,7 +516,7 @@ def _column(name, files, training):
     is_named = any(name in file.categories for file in files)
     has_numbers = any(_has_numbers(rows.cells(name)) for rows in training)
     kind = _Numbers if has_numbers and not is_named else _Categories
-    return kind(name, training)
+    return kind.learned(name, training)
 
 
 def _has_numbers(cells):

@@ -126,7 +126,7 @@ def _read(entries, path, image_size, options):
     wanted = [entry.source for entry in entries]
     distinct = list(dict.fromkeys(wanted))  # tasks may use different classes of one source
     if isinstance(distinct[0], TableFile):
-        tables = read_tables(distinct)
+        tables = read_tables(distinct, options.encoding)
         found, rescale, columns = tables.sources, tables.rescale, tables.columns
     else:
         found = [_read_source(source, path, image_size, options) for source in distinct]

@@ -7,12 +7,14 @@ Every answer to a request that is wrong is one JSON object `{"error": …}`, and
 
 import concurrent.futures
 import contextlib
+import gc
 import http.client
 import json
 import re
 import socket
 import threading
 
+import psutil
 import pytest
 import requests
 
@@ -101,6 +103,25 @@ def test_a_huge_chunk_is_refused_before_it_is_sent(send):
     request = head(f"POST {PREDICT} HTTP/1.1", "Host: a", "Transfer-Encoding: chunked")
     status, body = send(request + b"FFFFFFFFFFFFFFFFF\r\n")
     assert status == 413 and list(json.loads(body)) == ["error"]
+
+
+def test_malformed_and_oversized_requests_leave_no_memory_behind(send):
+    post = [f"POST {PREDICT} HTTP/1.1", "Host: a"]
+    bad = [
+        b"hello\r\n\r\n",
+        head(*post, "Content-Length: 1000000000") + bytes(10_000),
+        head(*post, "Transfer-Encoding: chunked") + b"FFFFFFFFFF\r\n",
+        head(*post, "Content-Length: 20000") + b"[" * 20_000,
+    ]
+
+    def memory_after(rounds):
+        for request in bad * rounds:
+            assert send(request)[0] in (400, 413)
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    before = memory_after(50)
+    assert memory_after(250) - before < 4 * 2**20  # the bodies alone are 7.5 MB
 
 
 @pytest.mark.parametrize("length", ["-1", "two", "1e3", "²"])

@@ -425,3 +425,20 @@ def test_the_memory_is_a_quarter_of_the_machine_or_of_its_container(
     if limit is not None:
         (tmp_path / "memory.max").write_text(limit)
     assert Store().memory == expected
+
+
+def test_a_cache_that_vanishes_while_it_is_used_is_named(on_disk, folder):
+    inputs, _ = on_disk().keep(Pictures().encoded())
+    shutil.rmtree(folder.parent)
+    words = r"cache/pictures/.*npy'.* Received: No such file or directory\. Run the same command"
+    with pytest.raises(DataError, match=words):
+        inputs.read(np.arange(7))
+    again, _ = on_disk().keep(Pictures().encoded())
+    assert shades(again) == list(range(7))
+
+
+def test_pictures_that_vanish_after_they_were_decoded_are_not_missed(on_disk):
+    pictures = Pictures()
+    inputs, _ = on_disk().keep(pictures.encoded())
+    pictures.broken = range(7)
+    assert shades(inputs) == list(range(7))

@@ -3,7 +3,7 @@ import pytest
 
 from keras_mas.errors import UsageError
 from keras_mas.training.tasks import DataError, load_tasks, tables
-from keras_mas.training.tasks.tables import TableFile, read_tables
+from keras_mas.training.tasks.tables import Encoding, TableFile, read_tables
 
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -49,6 +49,43 @@ def test_numbers_and_categories(table):
     assert source.classes == ("no", "yes")
     assert (source.train.labels.tolist(), source.test.labels.tolist()) == ([0, 1], [1, 0])
     assert source.validation is None
+
+
+LEARNED = Encoding(("age", "city=Bonn", "city=Ulm"), ([0.1, 1.0, 1.0], [-3.0, 0.0, 0.0]))
+
+
+def test_another_table_is_encoded_as_the_network_has_learned(table):
+    # Its own ages have mean 50, its columns another order, and nobody is from Bonn.
+    text = "city,y,split,age\nUlm,no,train,60\nUlm,yes,train,40\nUlm,yes,test,30\n"
+    found = read_tables([table(text)], LEARNED)
+    assert (found.columns, found.rescale) == (LEARNED.columns, LEARNED.rescale)
+    assert found.sources[0].train.inputs.tolist() == [[60, 0, 1], [40, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("Ulm,yes,test", "Paris,yes,test", r"learned \('Bonn', 'Ulm'\). Received: 'Paris' in .* 4"),
+        ("age,city", "aged,city", "Received: no 'age' in .* Did you mean 'aged'?"),
+        ("age,city,y", "age,size,y", "Received: no 'city' in"),
+        ("40,", "old,", "Expected a finite number. Received: 'old' in column 'age' of line 3"),
+    ],
+)
+def test_a_table_that_does_not_fit_what_was_learned_is_refused(table, old, new, words):
+    assert read_tables([table(SHOP.replace("Paris", "Bonn"))], LEARNED).columns == LEARNED.columns
+    with pytest.raises((DataError, UsageError), match=words):
+        read_tables([table(SHOP.replace("Paris", "Bonn").replace(old, new))], LEARNED)
+
+
+def test_columns_that_were_not_learned_are_refused(table):
+    text = "age,city,size,y,split\n1,Ulm,3,a,train\n2,Bonn,4,b,train\n1,Ulm,5,a,test\n"
+    with pytest.raises(UsageError, match="also 'size' in .*the key `features`"):
+        read_tables([table(text)], LEARNED)
+    found = read_tables([table(text, split="split", features=("city", "age"))], LEARNED)
+    assert found.columns == LEARNED.columns
+    named = table(text, split="split", features=("city", "age"), categories=("age",))
+    with pytest.raises(UsageError, match="Expected 'age' to be numbers"):
+        read_tables([named], LEARNED)
 
 
 def test_columns_asked_for_in_their_order(table):
