@@ -147,7 +147,9 @@ def test_fine_tuning_learns_in_a_plain_model():
 
 
 def test_a_method_has_its_own_default_strength():
-    assert load_method("mas")().strength == 1.0
+    assert load_method("mas")().strength == pytest.approx(0.1)
+    assert load_method("mas")(penalty="decoupled").strength == 10.0
+    assert load_method("lwf")(penalty="decoupled").strength == 1.0
     assert load_method("ewc")().memory.strength == load_method("ewc").default_strength != 1.0
     assert load_method("mas")(0.0).strength == 0.0
     fine = load_method("finetune")

@@ -17,7 +17,7 @@ MAS, FINETUNE = "runs/demo-mas", "runs/demo-finetune"
 def main() -> int:
     """Train with and without protection, compare, export, serve, and ask the server."""
     _run(f"keras-mas train {STREAM} --method finetune --output {FINETUNE}")
-    _run(f"keras-mas train {STREAM} --method mas --output {MAS} --export {MODEL}")
+    _run(f"keras-mas train {STREAM} --method mas --strength 1 --output {MAS} --export {MODEL}")
     _run(f"keras-mas report {MAS} {FINETUNE} --output runs/demo.png")
     with _server() as (grpc_port, rest_port):
         _run(f"keras-mas status rotated-digits --server 127.0.0.1:{rest_port}")

@@ -300,7 +300,7 @@ class Settings:
 
     def __post_init__(self):
         check_options(self)
-        object.__setattr__(self, "strength", _strength_of(self.method, self.strength))
+        object.__setattr__(self, "strength", _strength_of(self.method, self.penalty, self.strength))
         if self.recipe.batch_norm == "per-task" and load_method(self.method).trains_all_heads:
             raise UsageError(
                 f"Expected batch normalization that tasks share for method '{self.method}', which "
@@ -343,11 +343,11 @@ class Settings:
         return load_method(self.method).learns_all_tasks
 
 
-def _strength_of(name, strength):
+def _strength_of(name, penalty, strength):
     """Return λ as results record it, if the method of a name can have it."""
     method = load_method(name)
     if strength is None:
-        return method.default_strength
+        return method.default_strength_with(penalty)
     try:
         text = _checked_text(strength)
     except ValueError as error:
@@ -379,7 +379,7 @@ def _checked_text(strength):
 def run_name(stream: TaskStream, settings: Settings) -> str:
     """Return a short name for a run: the stream, the method, and what differs from its recipe.
 
-    For example `split-digits-mas-1-epochs5-seed0`.
+    For example `split-digits-mas-0.1-epochs5-seed0`.
     """
     is_usual = stream.usual_scenario in (None, stream.scenario)
     scenario = [] if is_usual else [stream.scenario]

@@ -35,7 +35,7 @@ class Method:
     heads of all tasks so far, and `MultiHead(trunk)` makes these.
 
     Args:
-        strength: λ ≥ 0, or "auto", as for `SynapticMemory`; None for `default_strength`.
+        strength: λ ≥ 0, or "auto", as for `SynapticMemory`; None for the default.
         penalty: Name out of `keras_mas.choices.PENALTIES`: where a quadratic penalty acts.
 
     Raises:
@@ -49,6 +49,7 @@ class Method:
         first_task_depends_on_strength: Whether λ makes a difference to the first task already. If
             not, runs that differ in λ alone share what was learned of it.
         default_strength: λ unless another one is given.
+        default_decoupled_strength: The same with a decoupled penalty; None if that is no other.
         trains_all_heads: Whether the heads of earlier tasks are trained with a new one. `model`
             then takes the logits of all heads, as an `AllHeadsModel` does, and labels are numbers
             of these logits.
@@ -66,6 +67,7 @@ class Method:
     has_penalty: ClassVar[bool] = False
     first_task_depends_on_strength: ClassVar[bool] = True
     default_strength: ClassVar[float] = 1.0
+    default_decoupled_strength: ClassVar[float | None] = None
     trains_all_heads: ClassVar[bool] = False
     learns_all_tasks: ClassVar[bool] = False
     needs_inputs_alone: ClassVar[bool] = False
@@ -74,9 +76,15 @@ class Method:
     )
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
-        given = self.default_strength if strength is None else strength
+        given = self.default_strength_with(penalty) if strength is None else strength
         self.strength = checked_strength_of(type(self), given)
         self.penalty = checked_penalty(penalty)
+
+    @classmethod
+    def default_strength_with(cls, penalty: str) -> float:
+        """Return λ unless another one is given, where the penalty acts as given."""
+        decoupled = cls.default_decoupled_strength if penalty == "decoupled" else None
+        return cls.default_strength if decoupled is None else decoupled
 
     def model(self, inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
         """Return the `keras.Model` in which a task is learned; arguments as for `keras.Model`."""

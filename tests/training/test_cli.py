@@ -34,7 +34,7 @@ from keras_mas.training.tasks import builtin_names
 
 QUICK = ["--epochs", "2", "--backbone", "mlp-8", "--batch-size", "16"]
 LEARNS = ["--epochs", "5", "--learning-rate", "0.03"]
-MAS = "runs/insects-mas-1-mlp-8-epochs2-batch16-seed0"
+MAS = "runs/insects-mas-0.1-mlp-8-epochs2-batch16-seed0"
 FINETUNE = "runs/insects-finetune-mlp-8-epochs2-batch16-seed0"
 
 
@@ -170,7 +170,7 @@ def test_train_then_report_then_export(here, capsys):
     assert [line.count(",") for line in lines] == [lines[0].count(",")] * 3
     assert lines[0].split(",") == list(rows[0])
     out = answer(capsys, "report", *runs, "--output", "both.png")
-    assert "mas λ=1" in out
+    assert "mas λ=0.1" in out
     assert "finetune" in out
     assert (here / "both.png").stat().st_size > 10_000
 
@@ -864,7 +864,7 @@ def test_broken_files_end_a_run_or_are_left_out(photos, here, capsys):
 def test_augmentation_is_part_of_the_run(photos, here, capsys):
     out = answer(capsys, *photos, "--augment", "crop,flip", "--json")
     assert json.loads(out)["recipe"]["augment"] == "flip,crop"
-    assert (here / "runs/photos-mas-1-cnn-4-epochs2-augmentflip,crop-seed0").is_dir()
+    assert (here / "runs/photos-mas-0.1-cnn-4-epochs2-augmentflip,crop-seed0").is_dir()
     assert "Did you mean 'flip'?" in refusal(capsys, 2, *photos, "--augment", "flop")
     features = ["train", "insects.toml", "--augment", "flip"]
     assert "Expected images [height, width, channels]" in refusal(capsys, 2, *features)

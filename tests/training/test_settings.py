@@ -31,7 +31,7 @@ from keras_mas.training.tasks import LoadOptions
 @pytest.mark.parametrize(
     ("settings", "recipe", "name"),
     [
-        ({}, {}, "insects-mas-1-seed0"),
+        ({}, {}, "insects-mas-0.1-seed0"),
         ({"method": "finetune", "seed": 3}, {}, "insects-finetune-seed3"),
         ({"strength": 0.5, "penalty": "decoupled"}, {}, "insects-mas-0.5-decoupled-seed0"),
         ({"strength": "auto"}, {}, "insects-mas-auto-seed0"),
@@ -39,25 +39,25 @@ from keras_mas.training.tasks import LoadOptions
         ({"strength": "auto:100"}, {}, "insects-mas-auto.100-seed0"),
         # Six digits do not tell this λ from others.
         ({"strength": 1 / 3}, {}, "insects-mas-0.3333333333333333-seed0"),
-        ({}, {"epochs": 5}, "insects-mas-1-epochs5-seed0"),
+        ({}, {"epochs": 5}, "insects-mas-0.1-epochs5-seed0"),
         (
             {},
             {"backbone": "mlp-8", "optimizer": "sgd", "learning_rate": 0.02, "batch_size": 16},
-            "insects-mas-1-mlp-8-sgd-rate0.02-batch16-seed0",
+            "insects-mas-0.1-mlp-8-sgd-rate0.02-batch16-seed0",
         ),
         (
             {},
             {"first_learning_rate": 0.1, "first_epochs": 2},
-            "insects-mas-1-first-rate0.1-first-epochs2-seed0",
+            "insects-mas-0.1-first-rate0.1-first-epochs2-seed0",
         ),
-        ({}, {"augment": "flip,crop"}, "insects-mas-1-augmentflip,crop-seed0"),
-        ({}, {"epochs": DEFAULT_FOR_VECTORS.epochs}, "insects-mas-1-seed0"),
+        ({}, {"augment": "flip,crop"}, "insects-mas-0.1-augmentflip,crop-seed0"),
+        ({}, {"epochs": DEFAULT_FOR_VECTORS.epochs}, "insects-mas-0.1-seed0"),
         (
             {},
             {"backbone": "squeezenet", "weights": "a/b/sq.h5", "freeze": "10"},
-            "insects-mas-1-squeezenet-sq.h5-freeze10-seed0",
+            "insects-mas-0.1-squeezenet-sq.h5-freeze10-seed0",
         ),
-        ({}, {"batch_norm": "per-task"}, "insects-mas-1-bnper-task-seed0"),
+        ({}, {"batch_norm": "per-task"}, "insects-mas-0.1-bnper-task-seed0"),
     ],
 )
 def test_a_run_is_named_after_what_differs_from_the_recipe(stream, settings, recipe, name):
@@ -67,7 +67,7 @@ def test_a_run_is_named_after_what_differs_from_the_recipe(stream, settings, rec
 
 @pytest.mark.parametrize(
     ("usual", "name"),
-    [("task", "insects-mas-1-seed0"), ("class", "insects-task-mas-1-seed0")],
+    [("task", "insects-mas-0.1-seed0"), ("class", "insects-task-mas-0.1-seed0")],
 )
 def test_a_run_is_named_after_a_scenario_that_is_not_the_streams_own(stream, usual, name):
     asked = dataclasses.replace(stream, usual_scenario=usual)
