@@ -181,7 +181,7 @@ def test_train_then_report_then_export(here, capsys):
     of_run = read_manifest(here / "models/insects/2")["run"]
     assert read_manifest(here / "models/again/2")["run"] == of_run
     assert of_run["accuracy_matrix"] == [row[:2] for row in result["accuracy_matrix"][:2]]
-    assert (of_run["method"], of_run["strength"], of_run["tasks"]) == ("mas", 1.0, ["ants", "bees"])
+    assert (of_run["method"], of_run["strength"], of_run["tasks"]) == ("mas", 0.1, ["ants", "bees"])
     assert of_run["command"].startswith("keras-mas train insects.toml ")
 
 
@@ -443,7 +443,7 @@ def test_search_twice(here, capsys):
     started_anew = json.loads(answer(capsys, *command, "--overwrite"))
     assert started_anew.pop("trained_now") == 2
     assert first.items() < started_anew.items()
-    assert sorted(trial["values"]["strength"] for trial in first["trials"]) == [0.0, 1.0]
+    assert sorted(trial["values"]["strength"] for trial in first["trials"]) == [0.0, 0.1]
     assert first["recommended"] in [trial["values"] for trial in first["trials"]]
     assert (here / first["folder"] / "search.png").stat().st_size > 1000
 

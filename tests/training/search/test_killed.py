@@ -79,11 +79,11 @@ def kill_within_a_trial(here, epochs):
     words = command(epochs, "cut")
     with subprocess.Popen(words, cwd=here, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 300
-        while not list(here.glob("cut/*/trials/strength-1.0/2")):
+        while not list(here.glob("cut/*/trials/strength-0.1/2")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
-    assert not list(here.glob("cut/*/trials/strength-1.0/result.json"))
+    assert not list(here.glob("cut/*/trials/strength-0.1/result.json"))
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_a_search_that_is_killed_within_a_trial_loses_and_repeats_nothing(here):
     # So many epochs that the third task takes a while.
     kill_within_a_trial(here, epochs=400)
     rest = searched(here, 400, "cut")
-    # Of 1 + 4·2 tasks in all, λ = 0 had learned three and λ = 1 one more.
+    # Of 1 + 4·2 tasks in all, λ = 0 had learned three and λ = 0.1 one more.
     assert (rest["trained_now"], rest["tasks_learned_now"]) == (3, 1 + 2 * 2)
     whole = searched(here, 400, "whole")
     assert whole["tasks_learned_now"] == 9
@@ -103,13 +103,13 @@ def test_a_search_that_is_killed_within_a_trial_loses_and_repeats_nothing(here):
 def test_workers_and_their_chief_are_killed_and_nothing_is_lost_or_repeated(here):
     words = [*command(400, "cut"), "--tuner", "random"]
     with running(here, *words, "--workers", "2", log="first.txt") as chief:
-        second = wait_for(lambda: list(here.glob("cut/*/trials/strength-1.0/2")), chief)
-        killed = wait_for(lambda: holder(here, "strength-1.0"), chief)
+        second = wait_for(lambda: list(here.glob("cut/*/trials/strength-0.1/2")), chief)
+        killed = wait_for(lambda: holder(here, "strength-0.1"), chief)
         psutil.Process(killed).kill()
-        wait_for(lambda: holder(here, "strength-1.0", but=killed), chief)
+        wait_for(lambda: holder(here, "strength-0.1", but=killed), chief)
         workers = psutil.Process(chief.pid).children()
         chief.kill()
-    said = "was ended by signal 9 within trial strength-1.0, which is taken up again"
+    said = "was ended by signal 9 within trial strength-0.1, which is taken up again"
     assert said in (here / "first.txt").read_text()
     assert psutil.wait_procs(workers, timeout=120)[1] == []  # they notice
     ended = {path: path.stat().st_mtime_ns for path in here.glob("cut/*/trials/*/result.json")}
