@@ -28,7 +28,7 @@ from keras_mas.training.cli import (
     main,
 )
 from keras_mas.training.commands import COMMANDS
-from keras_mas.training.commands.shared import print_json
+from keras_mas.training.commands.shared import print_json, train_command
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.tasks import builtin_names
 
@@ -904,20 +904,10 @@ def test_a_cache_that_is_damaged_in_use_is_named(photos, here, capsys, monkeypat
     answer(capsys, *photos, "--cache-memory", "1kB", "--batch-size", "4")
 
 
-def test_the_best_found_is_printed_with_the_options_of_the_data(photos, capsys):
-    out = answer(
-        capsys,
-        "search",
-        *photos[1:],
-        *LEARNS,
-        "--trials",
-        "1",
-        "--skip-broken",
-        "--augment",
-        "flip",
-        "--json",
-    )
-    words = json.loads(out)["command"].split()
+def test_the_best_found_is_printed_with_the_options_of_the_data(photos):
+    asked = ["search", *photos[1:], "--skip-broken", "--augment", "flip"]
+    words = train_command({**vars(build_parser().parse_args(asked)), "strength": 1.0}).split()
+    assert words[:3] == ["keras-mas", "train", "photos.toml"]
     assert "--skip-broken" in words
     assert words[words.index("--cache-dir") + 1] == "cache"
     assert words[words.index("--augment") + 1] == "flip"

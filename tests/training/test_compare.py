@@ -77,7 +77,7 @@ def test_every_run_is_that_of_train(stream, contestants, tmp_path):
         assert entry.result["accuracy_matrix"] == alone["accuracy_matrix"]
         assert entry.result == read_result(entry.directory)
         (tmp_path / "alone").rename(tmp_path / f"{entry.settings.method}{entry.settings.seed}")
-    assert entries[0].directory.name == "insects-mas-0.1-mlp-16-rate0.02-epochs2-batch16-seed0"
+    assert entries[0].directory.name == "insects-mas-1-mlp-16-rate0.02-epochs2-batch16-seed0"
 
 
 def test_finished_runs_are_read_without_building_a_network(

@@ -277,7 +277,7 @@ def test_a_memory_of_another_network_is_refused(data, first, whole, tmp_path):
 
 def test_settings_are_the_run_s_but_for_those_that_are_given(first):
     finished = FinishedRun.read(first)
-    assert finished.settings({}, {}) == Settings(method="mas", strength=1.0, recipe=RECIPE)
+    assert finished.settings({}, {}) == Settings(method="mas", strength=0.1, recipe=RECIPE)
     changed = finished.settings({"strength": 2.0}, {"epochs": 7})
     assert (changed.strength, changed.recipe.epochs) == (2.0, 7)
     assert changed.recipe.learning_rate == RECIPE.learning_rate

@@ -142,7 +142,10 @@ def test_the_reference_is_the_first_the_best_or_a_method():
 
 def test_the_table():
     failed = Entry(
-        Settings(method="mas", seed=2), FOLDER, None, error="Expected a finite loss. Received: nan."
+        Settings(method="mas", seed=2, strength=1.0),
+        FOLDER,
+        None,
+        error="Expected a finite loss. Received: nan.",
     )
     assert printed([*MAS, failed, *FINE]) == [
         "mean ± standard deviation over the seeds",
