@@ -237,8 +237,9 @@ def read_json(
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no JSON object", cure)
     _check_written(path, content, cure)
-    for name in (fields or {}).keys() - content.keys():
-        raise _damaged(path, f"it has no '{name}'", cure)
+    for name in fields or {}:  # in their order, which a difference of sets has not
+        if name not in content:
+            raise _damaged(path, f"it has no '{name}'", cure)
     for name, check in ({**(fields or {}), **(later or {})}).items():
         if name in content and not check(content[name]):
             raise _damaged(path, f"its '{name}' is not as it was written", cure)

@@ -562,7 +562,7 @@ def test_a_damaged_result_is_named(here, capsys):
     (here / "run/result.json").write_text('{"tasks": ')
     assert "'run/result.json' is damaged" in refusal(capsys, 1, "report", "run")
     (here / "run/result.json").write_text("{}")
-    assert "'run/result.json' is damaged: it has no 'penalty'. Remove" in refusal(
+    assert "'run/result.json' is damaged: it has no 'stream'. Remove" in refusal(
         capsys, 1, "report", "run"
     )
 
