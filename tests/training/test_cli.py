@@ -265,12 +265,13 @@ def test_a_comparison_in_which_everything_fails(here, capsys):
 @pytest.mark.slow
 def test_a_comparison_that_searches(here, capsys):
     space = ["--trials", "1", "--tuner", "random", "--json"]
-    searching = [*COMPARE, "--search", "--searches", "found", *space]
+    learns = [*LEARNS, *QUICK[2:]]
+    searching = [*COMPARE, *learns, "--search", "--searches", "found", *space]
     content = json.loads(answer(capsys, *searching))
     mas, *_, finetune = content["runs"]
     # It is the search that `keras-mas search` makes with the first seed, and continues.
     there = ["--directory", "found"]
-    found = json.loads(answer(capsys, "search", "insects.toml", *QUICK, *space, *there))
+    found = json.loads(answer(capsys, "search", "insects.toml", *learns, *space, *there))
     assert found["trained_now"] == 0
     assert mas["strength"] == found["recommended"]["strength"]
     assert finetune["strength"] is None
@@ -433,7 +434,8 @@ def test_ask_a_server(here, capsys):
 
 @pytest.mark.slow
 def test_search_twice(here, capsys):
-    command = ["search", "insects.toml", *QUICK, "--trials", 1, "--tuner", "random", "--json"]
+    command = ["search", "insects.toml", *LEARNS, *QUICK[2:]]
+    command += ["--trials", 1, "--tuner", "random", "--json"]
     first, again = (json.loads(answer(capsys, *command)) for _ in range(2))
     assert (first.pop("trained_now"), first.pop("tasks_learned_now")) == (2, 5)
     assert (again.pop("trained_now"), again.pop("tasks_learned_now")) == (0, 0)

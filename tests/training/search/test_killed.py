@@ -103,7 +103,7 @@ def test_a_search_that_is_killed_within_a_trial_loses_and_repeats_nothing(here):
 def test_workers_and_their_chief_are_killed_and_nothing_is_lost_or_repeated(here):
     words = [*command(400, "cut"), "--tuner", "random"]
     with running(here, *words, "--workers", "2", log="first.txt") as chief:
-        second = wait_for(lambda: list(here.glob("cut/*/trials/strength-0.1/2")), chief)
+        wait_for(lambda: list(here.glob("cut/*/trials/strength-0.1/2")), chief)
         killed = wait_for(lambda: holder(here, "strength-0.1"), chief)
         psutil.Process(killed).kill()
         wait_for(lambda: holder(here, "strength-0.1", but=killed), chief)
@@ -113,7 +113,6 @@ def test_workers_and_their_chief_are_killed_and_nothing_is_lost_or_repeated(here
     assert said in (here / "first.txt").read_text()
     assert psutil.wait_procs(workers, timeout=120)[1] == []  # they notice
     ended = {path: path.stat().st_mtime_ns for path in here.glob("cut/*/trials/*/result.json")}
-    assert second[0].parent / "result.json" not in ended
 
     # Now the workers are on machines of their own.
     listen = ["--workers", "0", "--listen", "127.0.0.1:0"]
