@@ -156,7 +156,8 @@ def with_labels(
         name: Name of the model. Without an entry it gets one.
         base_path: Folder of the model as the server sees it; an entry that exists keeps its own.
         labels: The version under each label, all labels of the model.
-        versions: Which versions the server is to load. An entry that loads all stays so.
+        versions: Which versions the server is to load; empty for the latest, whichever it is. An
+            entry that loads all stays so.
     """
     changed = ModelServerConfig()
     changed.CopyFrom(config)
@@ -166,31 +167,11 @@ def with_labels(
             name=name, base_path=str(base_path), model_platform="tensorflow"
         )
     if not entry.model_version_policy.HasField("all"):
-        entry.model_version_policy.specific.versions[:] = sorted(versions)
+        entry.ClearField("model_version_policy")
+        if versions:
+            entry.model_version_policy.specific.versions[:] = sorted(versions)
     entry.version_labels.clear()
     entry.version_labels.update(labels)
-    return changed
-
-
-def with_model(
-    config: ModelServerConfig,
-    name: str,
-    base_path: str | os.PathLike,
-    labels: Mapping[str, int],
-    versions: Collection[int],
-) -> ModelServerConfig:
-    """Return a configuration with another model, whose labels nobody moves at this time.
-
-    Args:
-        config: The configuration, which stays as it is and has no entry of the model.
-        name: Name of the model.
-        base_path: Folder of the model as the server sees it.
-        labels: The version under each label.
-        versions: Which versions the server is to load; empty for the latest, whichever it is.
-    """
-    changed = with_labels(config, name, base_path, labels, versions)
-    if not versions:
-        changed.model_config_list.config[-1].ClearField("model_version_policy")
     return changed
 
 

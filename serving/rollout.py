@@ -27,7 +27,6 @@ from .config import (
     read_config,
     served_path_of,
     with_labels,
-    with_model,
     write_config,
 )
 from .control import ControlError, ModelControl
@@ -267,7 +266,7 @@ class Rollout:
             labels, loaded = server.labels(name, (*LABELS, PREVIOUS)), server.available(name)
             newest = {max(list_versions(self.base_path.parent / name))}
             versions = loaded if labels or loaded != newest else ()
-            config = with_model(config, name, folder, labels, versions)
+            config = with_labels(config, name, folder, labels, versions)
         self.kept = [name for name in missing if name != self.name]
         return config
 
