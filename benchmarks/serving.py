@@ -1,12 +1,9 @@
-"""Clients of the stand-in while versions are published and rolled back; what a signature costs.
+"""Clients of the stand-in while versions are published and rolled back.
 
     python benchmarks/serving.py [--clients 32] [--seconds 30] [--batching]
 
 The clients run in a process of their own, as the server does. Two versions of an MLP
-784-400-400-10 are published and rolled back without a pause. Then each network is exported as
-keras_mas does it and bare, its logits alone, and both are run in turns in one process; the ratio is
-the median one of neighbours. `--clients 0` measures that alone. Writes results/serving.json. Three
-minutes.
+784-400-400-10 are published and rolled back without a pause. Writes results/serving.json. A minute.
 """
 
 import argparse
@@ -14,11 +11,11 @@ import json
 import multiprocessing
 import os
 import shutil
-import statistics
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -30,12 +27,10 @@ from keras import layers
 from serving_load import LABEL, Publisher, Traffic, run_clients
 
 from keras_mas.serving.export import export_version
-from keras_mas.serving.runtime import LoadedVersion
 from keras_mas.serving.standin import BatchingParameters, ServerOptions, StandIn, config_of
 
 RESULTS = Path("results/serving.json")
 MODEL, TASK = "digits", "digits"
-WARM_UP, MOST_PAIRS, SECONDS = 20, 4000, 30.0
 
 
 def main() -> None:
@@ -45,17 +40,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--batching", action="store_true")
     args = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     busy = psutil.cpu_percent(interval=2.0)  # of other processes, before anything runs
     with tempfile.TemporaryDirectory() as folder:
-        if args.clients:
-            load = measure_load(Path(folder), args.clients, args.seconds, args.batching)
-            key = f"{args.clients} clients{', batching' if args.batching else ''}"
-            results[key] = load | {"processors_busy_before_percent": busy}
-            print(json.dumps({key: results[key]}, indent=1))
-        results["signature / bare"] = measure_signatures(Path(folder))
-    print(json.dumps(results["signature / bare"], indent=1))
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        load = measure_load(Path(folder), args.clients, args.seconds, args.batching)
+    key = f"{args.clients} clients{', batching' if args.batching else ''}"
+    record({key: load | {"processors_busy_before_percent": busy}})
+
+
+def record(results: dict[str, Any]) -> None:
+    """Print results, and add them to those in the file."""
+    print(json.dumps(results, indent=1))
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(known | results, indent=1) + "\n")
 
 
 def measure_load(folder: Path, clients: int, seconds: float, batching: bool) -> dict:
@@ -101,72 +97,11 @@ def measure_load(folder: Path, clients: int, seconds: float, batching: bool) -> 
     }
 
 
-def measure_signatures(folder: Path) -> dict[str, dict[str, float]]:
-    """Return what `compare` does of a task's signature and the bare network."""
-    networks = {"MLP 784-400-400-10": (mlp, (784,)), "VGG 32×32": (vgg, (32, 32, 3))}
-    ratios: dict[str, dict[str, float]] = {}
-    for number, (name, (build, shape)) in enumerate(networks.items(), 1):
-        model = build()
-        ours = LoadedVersion(export_version({TASK: model}, folder / f"ours-{number}" / "1"))
-        bare = LoadedVersion(export_bare(model, shape, folder / f"bare-{number}"))
-        for size in (1, 32):
-            batch = {"inputs": np.zeros((size, *shape), np.float32)}
-            ratios[f"{name}, batch {size}"] = compare(ours, bare, batch)
-    return ratios
-
-
-def export_bare(model: keras.Model, shape: tuple[int, ...], folder: Path) -> Path:
-    """Export a network's logits alone."""
-    archive = keras.export.ExportArchive()
-    spec = tf.TensorSpec([None, *shape], tf.float32, name="inputs")
-    archive.add_endpoint(TASK, lambda inputs: {"logits": model(inputs)}, [spec])
-    archive.write_out(str(folder), verbose=False)
-    return folder
-
-
-def compare(
-    ours: LoadedVersion, bare: LoadedVersion, batch: dict[str, np.ndarray]
-) -> dict[str, float]:
-    """Run both in turns; return the median ratio of neighbours, and the medians, of processor time.
-
-    Processor time, for what else the machine does takes none of it; pairs, for it slows both.
-    """
-    times: dict[LoadedVersion, list[float]] = {ours: [], bare: []}
-    for version in times:
-        for _ in range(WARM_UP):
-            version.run(TASK, batch)
-    beginning = time.monotonic()
-    while len(times[ours]) < MOST_PAIRS and time.monotonic() - beginning < SECONDS:
-        in_turns = (ours, bare) if len(times[ours]) % 2 else (bare, ours)
-        for version in in_turns:
-            began = time.process_time()
-            version.run(TASK, batch)
-            times[version].append(time.process_time() - began)
-    ratios = [one / other for one, other in zip(times[ours], times[bare], strict=True)]
-    return {
-        "ratio": round(statistics.median(ratios), 3),
-        "signature (ms)": round(statistics.median(times[ours]) * 1e3, 3),
-        "bare (ms)": round(statistics.median(times[bare]) * 1e3, 3),
-        "pairs": len(ratios),
-    }
-
-
 def mlp() -> keras.Model:
     """Return an MLP for images of 28×28 in grey."""
     inputs = x = keras.Input([784])
     for width in (400, 400):
         x = layers.Dense(width, activation="relu")(x)
-    return keras.Model(inputs, layers.Dense(10)(x))
-
-
-def vgg() -> keras.Model:
-    """Return a small VGG for images of 32×32."""
-    inputs = x = keras.Input([32, 32, 3])
-    for width in (32, 64, 128):
-        for _ in range(2):
-            x = layers.Conv2D(width, 3, padding="same", activation="relu")(x)
-        x = layers.MaxPooling2D()(x)
-    x = layers.Dense(128, activation="relu")(layers.Flatten()(x))
     return keras.Model(inputs, layers.Dense(10)(x))
 
 

@@ -6,6 +6,7 @@ numbers of TensorFlow 2.21 and TensorFlow Serving 2.21; the tests compare them w
 modules. Fields that a client does not need are left out, and skipped where a server sends them.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -152,8 +153,7 @@ GetModelStatusResponse = CLASSES["GetModelStatusResponse"]
 STATES: Mapping[int, str] = {number: name for name, number in _ENUMS["State"].items()}
 """The state of a version by its number."""
 
-# Of every type that NumPy has: its number, and the field that holds values one by one.
-_TYPES: dict[str, tuple[int, str]] = {
+TYPES: Mapping[str, tuple[int, str]] = {
     "float32": (1, "float_val"),
     "float64": (2, "double_val"),
     "int32": (3, "int_val"),
@@ -168,7 +168,9 @@ _TYPES: dict[str, tuple[int, str]] = {
     "uint32": (22, "uint32_val"),
     "uint64": (23, "uint64_val"),
 }
-_NAMES = {number: name for name, (number, _) in _TYPES.items()}
+"""The types that NumPy has, by name: the number, and the field that holds values one by one."""
+
+_NAMES = {number: name for name, (number, _) in TYPES.items()}
 
 
 def dtype_of(number: int) -> np.dtype:
@@ -202,9 +204,13 @@ def as_array(value: Any) -> np.ndarray:
             array = array.astype(np.int32)
     if array.dtype.kind in "OSU":
         array = _of_bytes(array)
-    if array.dtype.name not in _TYPES:
-        raise TypeError(f"no tensor holds {array.dtype}")
+    _check_type(array)
     return array
+
+
+def _check_type(array: np.ndarray) -> None:
+    if array.dtype.name not in TYPES:
+        raise TypeError(f"no tensor holds {array.dtype}")
 
 
 def _first_leaf(value: Any) -> Any:
@@ -232,15 +238,30 @@ def _bytes(item: Any) -> bytes:
 
 def tensor_of(array: np.ndarray) -> Any:
     """Return the `TensorProto` of an array from `as_array`."""
-    number, _ = _TYPES[array.dtype.name]
-    tensor = TensorProto(dtype=number)
+    tensor = TensorProto()
+    fill(tensor, array)
+    return tensor
+
+
+def fill(tensor: Any, array: np.ndarray) -> None:
+    """Write an array into an empty `TensorProto`, of this module or of TensorFlow.
+
+    Args:
+        tensor: The message.
+        array: Of numbers or booleans, or an object array of `bytes`.
+
+    Raises:
+        TypeError: If the array has none of these types.
+    """
+    _check_type(array)
+    tensor.dtype = TYPES[array.dtype.name][0]
     for size in array.shape:
         tensor.tensor_shape.dim.add(size=size)
+    tensor.tensor_shape.SetInParent()  # which says that it is known, also of rank 0
     if array.dtype == object:
         tensor.string_val.extend(array.ravel().tolist())
     else:
         tensor.tensor_content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
-    return tensor
 
 
 def array_of(tensor: Any) -> np.ndarray:
@@ -257,13 +278,13 @@ def array_of(tensor: Any) -> np.ndarray:
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     if tensor.tensor_shape.unknown_rank or min(shape, default=0) < 0:
         raise ValueError("a tensor of unknown shape")
-    size = int(np.prod(shape, dtype=object)) if shape else 1
+    size = math.prod(shape)
     if tensor.tensor_content:
         values = np.frombuffer(tensor.tensor_content, dtype.newbyteorder("<")).astype(dtype)
         if len(values) != size:
             raise ValueError(f"{len(values)} values in a tensor of shape {shape}")
         return values.reshape(shape)
-    listed = getattr(tensor, _TYPES[dtype.name][1])
+    listed = getattr(tensor, TYPES[dtype.name][1])
     if len(listed) > size:
         raise ValueError(f"{len(listed)} values in a tensor of shape {shape}")
     return _filled(list(_values(listed, dtype)), dtype, size).reshape(shape)

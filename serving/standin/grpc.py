@@ -20,6 +20,7 @@ from tensorflow_serving.apis import (
 from ..protocol import MAX_REQUEST_BYTES, Code, RequestError, invalid_argument
 from .models import ServedModels
 from .request_log import PredictLog
+from .tensors import write_tensor
 
 _THREADS = 32  # as many requests can be gathered into one batch
 _GRACE_SECONDS = 5.0  # in which running requests may finish when the server stops
@@ -84,7 +85,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
                 outputs = version.predict(spec.signature_name, inputs, request.output_filter)
                 response = predict_pb2.PredictResponse(model_spec=version.spec(spec.signature_name))
             for name, array in outputs.items():
-                response.outputs[name].CopyFrom(tf.make_tensor_proto(array))
+                write_tensor(response.outputs[name], array)
             self._models.log(spec.name, lambda: PredictLog(request=request, response=response))
             return response
 

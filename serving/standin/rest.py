@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 import waitress
 import waitress.channel
 import waitress.parser
@@ -38,6 +37,7 @@ from ..protocol import (
 )
 from .models import ServedModels
 from .request_log import PredictLog
+from .tensors import write_tensor
 
 _Arrays = Mapping[str, np.ndarray]
 
@@ -206,7 +206,7 @@ def _log_of(
     log.response.model_spec.CopyFrom(answered)
     for message, arrays in ((log.request.inputs, inputs), (log.response.outputs, outputs)):
         for name, array in arrays.items():
-            message[name].CopyFrom(tf.make_tensor_proto(array))
+            write_tensor(message[name], array)
     return log
 
 

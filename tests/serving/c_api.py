@@ -44,18 +44,34 @@ class Model:
         self.check()
 
     def run(self, feed, fetch, rows, columns):
-        shape = (c_int64 * 2)(rows, columns)
         size = rows * columns
-        tensor = c_void_p(self.library.TF_AllocateTensor(FLOAT, shape, 2, c_size_t(4 * size)))
-        (c_float * size).from_address(self.library.TF_TensorData(tensor))[:] = [1.0] * size
-        answer = c_void_p()
-        self.library.TF_SessionRun(
-            self.session, None, byref(self.find(feed)), byref(tensor), 1,
-            byref(self.find(fetch)), byref(answer), 1, None, 0, None, self.status,
-        )  # fmt: skip
-        self.check()
+        [answer] = self.request(feed, [fetch], [1.0] * size, [rows, columns])()
         count = self.library.TF_TensorByteSize(answer) // 4
         return list((c_float * count).from_address(self.library.TF_TensorData(answer)))
+
+    def request(self, feed, fetches, values, shape):
+        """Return a function that sends floats and returns the outputs, which `free` frees."""
+        sizes = (c_int64 * len(shape))(*shape)
+        byte_count = c_size_t(4 * len(values))
+        tensor = c_void_p(self.library.TF_AllocateTensor(FLOAT, sizes, len(shape), byte_count))
+        (c_float * len(values)).from_address(self.library.TF_TensorData(tensor))[:] = values
+        given, count = self.find(feed), len(fetches)
+        wanted = (Output * count)(*map(self.find, fetches))
+        answers = (c_void_p * count)()
+
+        def send():
+            self.library.TF_SessionRun(
+                self.session, None, byref(given), byref(tensor), 1,
+                wanted, answers, count, None, 0, None, self.status,
+            )  # fmt: skip
+            self.check()
+            return [c_void_p(answer) for answer in answers]
+
+        return send
+
+    def free(self, answers):
+        for answer in answers:
+            self.library.TF_DeleteTensor(answer)
 
     def find(self, name):
         operation, index = name.split(":")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
-from keras_mas.serving import client as client_module
 from keras_mas.serving.client import (
     GrpcClient,
     Readiness,
     RestClient,
     ServingError,
     VersionStatus,
+    base,
     readiness,
 )
 from keras_mas.serving.standin import StandIn
@@ -46,8 +46,10 @@ def test_rest_and_grpc_answer_as_the_keras_model(client, make_heads, inputs):
     assert answer["label"].tolist() == [["cat", "dog"][i] for i in logits.argmax(axis=1)]
 
 
-def test_by_default_the_latest_version_returns_every_task(client, inputs):
+def test_by_default_the_latest_version_returns_every_task_and_says_its_number(client, inputs):
     answer = client.predict("shop", {"inputs": inputs})
+    assert answer.version == 2
+    assert client.predict("shop", {"inputs": inputs}, version=1).version == 1
     assert answer["pets/label"].tolist() == ["cat", "dog"]  # version 2 turns the pets around
     assert answer["fruit/class"].tolist() == [2, 2]
 
@@ -359,7 +361,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(client_module, "time", clock)
+    monkeypatch.setattr(base, "time", clock)
     return clock
 
 
@@ -392,7 +394,7 @@ def test_waiting_for_a_server_that_starts_later(models, monkeypatch):
         later.enter_context(StandIn(served, **ports))
 
     clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=start_and_sleep)
-    monkeypatch.setattr(client_module, "time", clock)
+    monkeypatch.setattr(base, "time", clock)
     with later, GrpcClient(f"127.0.0.1:{ports['grpc_port']}") as grpc_client:
         assert grpc_client.wait_until_available("half_plus_two", timeout=60) == 123
         with RestClient(f"127.0.0.1:{ports['rest_port']}") as rest_client:

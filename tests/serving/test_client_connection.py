@@ -18,8 +18,7 @@ import trustme
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from keras_mas.errors import UsageError
-from keras_mas.serving import client as client_module
-from keras_mas.serving.client import GrpcClient, RestClient, ServingError, Tls
+from keras_mas.serving.client import GrpcClient, RestClient, ServingError, Tls, retries
 
 SIGNATURES = {
     "serving_default": {
@@ -36,10 +35,12 @@ class Half:
         failures: Codes that the next requests are answered with, in order.
         asked: What came: the version or the label of each request, and its number of inputs.
         peers: The connections that requests came over.
+        says_version: Whether a response over gRPC names the version.
     """
 
     def __init__(self):
         self.failures, self.asked, self.peers = [], [], set()
+        self.says_version = True
 
 
 class GrpcHalf(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -54,7 +55,8 @@ class GrpcHalf(prediction_service_pb2_grpc.PredictionServiceServicer):
         if self.half.failures:
             context.abort(getattr(grpc.StatusCode, self.half.failures.pop(0)), "not now")
         response = predict_pb2.PredictResponse(outputs={"y": tf.make_tensor_proto(x / 2)})
-        response.model_spec.version.value = 7
+        if self.half.says_version:
+            response.model_spec.version.value = 7
         return response
 
 
@@ -189,7 +191,7 @@ def test_nothing_else_is_asked_again_and_not_for_ever(connect, half, failures, a
 
 
 def test_retries_end_with_the_timeout(connect, half, monkeypatch):
-    monkeypatch.setattr(client_module, "_FIRST_WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(retries, "_FIRST_WAIT_SECONDS", 60.0)
     half.failures = ["UNAVAILABLE"]
     with pytest.raises(ServingError, match="UNAVAILABLE: not now"):
         connect().predict("m", {"x": X})
@@ -209,6 +211,14 @@ def test_a_large_batch_is_divided_and_one_version_answers_all_of_it(connect, hal
     # The first request asked for the latest version; the others for the one that answered.
     named = [which for which, _ in half.asked]
     assert named[1:] in ([7, 7], ["/v1/models/m/versions/7:predict"] * 2)
+    assert answer.version == 7
+
+
+def test_a_server_that_does_not_say_its_version_is_asked_for_the_label_throughout(start, half):
+    half.says_version = False
+    with GrpcClient(f"127.0.0.1:{start(GrpcClient)}") as client:
+        answer = client.predict("m", {"x": X}, batch_size=4, label="canary")
+    assert half.asked == [("canary", 4), ("canary", 1)] and answer.version is None
 
 
 @pytest.mark.parametrize(

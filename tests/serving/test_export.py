@@ -287,6 +287,13 @@ def test_no_function_requires_xla(models):
     assert functions and not any(f.attr["_XlaMustCompile"].b for f in functions)
 
 
+def test_the_outputs_of_a_task_are_computed_one_after_the_other(models):
+    # Operations that could begin together are given to two threads, which costs 20 µs.
+    nodes = [node for f in functions_of(models / "shop" / "1") for node in f.node_def]
+    softmax = [node for node in nodes if node.op == "LogSoftmax"]
+    assert softmax and all(any(i.startswith("^GatherV2") for i in s.input) for s in softmax)
+
+
 def test_a_wrong_number_of_features_is_refused_with_both_shapes(shop):
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         shop.run("pets", {"inputs": np.zeros((5, 3), np.float32)})

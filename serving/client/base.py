@@ -1,0 +1,230 @@
+"""The methods of both clients."""
+
+import abc
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Self, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_mas.errors import UsageError
+
+from ..conventions import DEFAULT_SIGNATURE, LONGEST_SECONDS
+from .batches import Arrays, as_array, batches, joined
+from .errors import OTHER_ADVICE, ServingError
+from .retries import retried
+from .tls import Tls
+from .versions import Readiness, VersionStatus, newest, readiness
+
+_Result = TypeVar("_Result")
+
+_POLL_SECONDS = 0.2
+
+
+class Which(NamedTuple):
+    """What a request is about: a model, and if given, its version by number or label."""
+
+    name: str
+    version: int | None = None
+    label: str | None = None
+
+
+class Prediction(dict[str, np.ndarray]):
+    """Outputs by name.
+
+    Attributes:
+        version: The version of the model that computed them; None if the server does not say.
+    """
+
+    def __init__(self, outputs: Mapping[str, np.ndarray], version: int | None):
+        super().__init__(outputs)
+        self.version = version
+
+
+class Client(abc.ABC):
+    """The methods of both clients.
+
+    A request that the server could not take, because it cannot be reached, is just starting or
+    closes the connection (UNAVAILABLE), is sent again after 0.1 s, 0.2 s and so on, each shortened
+    by up to a half at random, as long as `timeout` allows. That is safe because every request of
+    this client only asks. What was answered, or ran out of time, is not sent again.
+
+    Args:
+        host_port: Where the server listens, as `localhost:8500`.
+        timeout: Seconds that a request may take, with its retries.
+        retries: How often a request is sent again at most, ≥ 0.
+        tls: How the connection is encrypted; None for a connection that is not.
+
+    Raises:
+        UsageError: If `timeout` is no positive number up to `LONGEST_SECONDS`, or `retries` no
+            integer ≥ 0.
+    """
+
+    def __init__(
+        self,
+        host_port: str,
+        *,
+        timeout: float = 10.0,
+        retries: int = 2,
+        tls: Tls | None = None,
+    ):
+        if not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST_SECONDS:
+            raise UsageError(
+                "Expected `timeout` to be a positive number of seconds, "
+                f"{LONGEST_SECONDS:,} at most. Received: {timeout!r}."
+            )
+        if type(retries) is not int or retries < 0:
+            raise UsageError(f"Expected `retries` to be an integer ≥ 0. Received: {retries!r}.")
+        self.host_port = host_port
+        self.timeout = timeout
+        self.retries = retries
+        self.tls = tls
+
+    def predict(
+        self,
+        name: str,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        signature: str = DEFAULT_SIGNATURE,
+        version: int | None = None,
+        label: str | None = None,
+        batch_size: int | None = None,
+    ) -> Prediction:
+        """Run a signature of a model on one batch of inputs.
+
+        Args:
+            name: Name of the model.
+            inputs: Mapping from input name to array, of the signature's dtypes and shapes. Lists of
+                Python floats are taken for float32.
+            signature: Name of the signature; each task has its own.
+            version: Version to use. Default: the latest that the server has loaded.
+            label: Label of the version to use instead, such as "canary".
+            batch_size: Inputs per request, ≥ 1. More are sent in several requests, one after the
+                other, which the same version answers. Default: all in one.
+
+        Returns:
+            A `Prediction`: a dict from output name to array of the signature's dtype, where strings
+            are object arrays of `str`, with the `version` that answered.
+
+        Raises:
+            UsageError: If an input cannot be written as a tensor, both a version and a label are
+                given, or inputs cannot be divided.
+            ServingError: If the server refuses the request, fails, does not answer, or answers
+                with something other than the outputs of the signature.
+        """
+        if version is not None and label is not None:
+            raise UsageError(
+                f"Expected a version or a label of '{name}', which names one. Received: version "
+                f"{version} and label '{label}'."
+            )
+        arrays = {key: as_array(key, value) for key, value in inputs.items()}
+        which = Which(name, version, label)
+        answers = []
+        for batch in batches(arrays, batch_size):
+            answer, answered = self._retried(partial(self._predict, which, batch, signature))
+            answers.append(answer)
+            if answered is not None:  # a label may move to another version meanwhile
+                which = Which(name, answered)
+        return Prediction(joined(answers), which.version)
+
+    def signatures(
+        self, name: str, *, version: int | None = None, label: str | None = None
+    ) -> Mapping[str, Any]:
+        """Return the signatures of a model.
+
+        Args:
+            name: Name of the model.
+            version: Version to ask about. Default: the latest that the server has loaded.
+            label: Label of the version to ask about instead.
+
+        Returns:
+            Mapping from signature name to a message with the fields of TensorFlow's `SignatureDef`.
+
+        Raises:
+            ServingError: If the server does not know the model, does not answer, or answers with
+                something else.
+        """
+        which = Which(name, version, label)
+        return self._retried(lambda seconds: self._metadata(which, seconds))[0]
+
+    def status(self, name: str) -> list[VersionStatus]:
+        """Return the state of every version of a model.
+
+        Args:
+            name: Name of the model.
+
+        Returns:
+            List of `VersionStatus` by ascending version.
+
+        Raises:
+            ServingError: If the server does not know the model or does not answer.
+        """
+        return self._retried(lambda seconds: self._status(name, seconds))
+
+    def wait_until_available(self, name: str, timeout: float) -> int:
+        """Wait until the newest version of a model answers requests.
+
+        The server need not be up yet, nor know the model yet.
+
+        Args:
+            name: Name of the model.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            The version, an integer.
+
+        Raises:
+            ServingError: If `timeout` has passed, or at once if the newest version failed to load.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            statuses, received = self._try_status(name, max(deadline - time.monotonic(), 0.01))
+            ready = readiness(statuses)
+            if ready is Readiness.AVAILABLE:
+                return newest(statuses).version
+            if ready is Readiness.FAILED or time.monotonic() + _POLL_SECONDS > deadline:
+                raise ServingError(
+                    f"Expected model '{name}' to be available at {self.host_port} within "
+                    f"{timeout} s. Received: {received} {OTHER_ADVICE}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close the connection."""
+
+    @abc.abstractmethod
+    def _predict(
+        self, which: Which, arrays: Arrays, signature: str, seconds: float
+    ) -> tuple[Arrays, int | None]:
+        """Return the outputs, and the version that answered, if the server says so."""
+
+    @abc.abstractmethod
+    def _metadata(self, which: Which, seconds: float) -> tuple[Mapping[str, Any], int]:
+        """Return the signatures of a version, and its number."""
+
+    @abc.abstractmethod
+    def _status(self, name: str, seconds: float) -> list[VersionStatus]: ...
+
+    def _retried(self, call: Callable[[float], _Result]) -> _Result:
+        """Call a function with the seconds that it may take, again while there is no server."""
+        return retried(call, self.timeout, self.retries)
+
+    def _try_status(self, name: str, seconds: float) -> tuple[list[VersionStatus], str]:
+        """Return the states, perhaps none, and a sentence that describes the newest."""
+        try:
+            statuses = self._status(name, min(seconds, self.timeout))
+        except ServingError as error:
+            return [], str(error)
+        if not statuses:
+            return [], "no version."
+        version, state, reason = newest(statuses)
+        return statuses, f"version {version} in state {state}. {reason}".strip()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,55 @@
+"""The error of both clients: what was expected, what came from the server, and what to do."""
+
+_ADVICE = {
+    "INVALID_ARGUMENT": "Compare the request with the signatures in the model's metadata.",
+    "FAILED_PRECONDITION": "Compare the request with the signatures in the model's metadata.",
+    "NOT_FOUND": "Check the name and the version against the status of the model.",
+    "RESOURCE_EXHAUSTED": "Send fewer inputs at once, or try again later.",
+    "UNAVAILABLE": "Start the server, or correct its host and port, and whether it speaks TLS.",
+    "DEADLINE_EXCEEDED": "Allow more time, or send fewer inputs at once.",
+}
+OTHER_ADVICE = "The log of the server may say more."
+
+# What both libraries say of an answer to their TLS handshake that is none.
+_NO_TLS = "WRONG_VERSION_NUMBER"
+
+
+class ServingError(RuntimeError):
+    """A model server refused a request, failed or could not be reached; the message says why.
+
+    Attributes:
+        code: Name of the gRPC status code that says what kind of error it was, also over REST.
+    """
+
+    def __init__(self, message: str, code: str = "UNKNOWN"):
+        super().__init__(message)
+        self.code = code
+
+
+def error_of(name: str, host_port: str, code: str, message: str | None) -> ServingError:
+    """Return the error of a request about a model.
+
+    Args:
+        name: Name of the model.
+        host_port: Where the server listens.
+        code: Name of a gRPC status code.
+        message: What the server or the connection says, if anything.
+    """
+    advice = _ADVICE.get(code, OTHER_ADVICE)
+    if "servable version label" in (message or ""):
+        advice = f"`keras-mas status {name}` shows which versions have labels."
+    elif "request: Specific(" in (message or ""):
+        advice = (
+            f"`keras-mas status {name}` shows which versions are loaded: without labels only the "
+            "newest one, and with labels those that have one."
+        )
+    if _NO_TLS in (message or ""):
+        message = "no encrypted connection, for what answers does not speak TLS"
+        advice = "Connect without TLS, or correct the port."
+    # The lines from the first with brackets list nodes of the graph.
+    lines = [" ".join((message or "no reason").partition("\n\t [[")[0].split())]
+    return ServingError(
+        f"Expected an answer about model '{name}' from {host_port}. "
+        f"Received: {code}: {lines[0].rstrip('.')}. {advice}",
+        code,
+    )

@@ -1,0 +1,48 @@
+"""How a connection is encrypted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_mas.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Tls:
+    """How a connection is encrypted, and who proves to be whom; all files are in PEM.
+
+    Attributes:
+        roots: Certificates of the authorities that the server's certificate is checked against;
+            None for those that the machine trusts.
+        certificate: The client's own certificate, for a server that asks for one; or None.
+        key: Its private key; given if and only if `certificate` is.
+
+    Raises:
+        UsageError: If there is a certificate without a key or the reverse, or no such file.
+    """
+
+    roots: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self):
+        if (self.certificate is None) != (self.key is None):
+            raise UsageError(
+                "Expected a client's certificate and its key, or neither. Received: "
+                f"certificate {self.certificate}, key {self.key}. Name both files."
+            )
+        for file in filter(None, (self.roots, self.certificate, self.key)):
+            if "-----BEGIN " not in _text(file):
+                raise UsageError(
+                    f"Expected certificates or a key in PEM in '{file}'. Received: a file without "
+                    "'-----BEGIN'. Convert it, for example with `openssl x509 -inform der`."
+                )
+
+
+def _text(file: Path) -> str:
+    try:
+        return Path(file).read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise UsageError(
+            f"Expected certificates or a key in PEM in '{file}'. Received: "
+            f"{(error.strerror or str(error)).lower()}. Correct the path."
+        ) from error

@@ -1,0 +1,25 @@
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+
+from keras_mas.serving.standin.tensors import write_tensor
+
+VALUES = [
+    np.array([[0.25, 0.75]], np.float32),
+    np.array([b"cat", b"\x00"], object),
+    np.array([1.5, -2.0], ml_dtypes.bfloat16),
+    np.array([1 + 2j], np.complex64),
+    np.float32(3.0),  # of rank 0, as a session returns it
+    b"cat",
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: str(np.asarray(value).dtype))
+def test_tensorflow_reads_what_is_written(value):
+    proto = tensor_pb2.TensorProto()
+    write_tensor(proto, value)
+    read = tf.make_ndarray(proto)
+    assert read.dtype == tf.make_ndarray(tf.make_tensor_proto(value)).dtype
+    assert read.shape == np.shape(value) and read.tolist() == np.asarray(value).tolist()
