@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.eager import context
 
 from keras_mas import MASModel, SynapticMemory, compute_importance, importance_one_by_one
 from keras_mas.importance import check_importance, compute_fisher, forget_traces, rule
@@ -535,3 +536,20 @@ def test_a_measured_model_is_saved_as_any_other(model, tmp_path):
         loaded = keras.models.load_model(tmp_path / "measured.keras")
     measure(loaded)
     assert measure(model) == 0
+
+
+def test_other_functions_are_not_optimized_anew_by_tensorflow():
+    # TensorFlow keeps a function by the options that it was optimized with, of which none is set.
+    tf.config.optimizer.set_experimental_options({"min_graph_nodes": None})
+    before = context.context().config.SerializeToString()
+    compute_importance(network(), X)
+    assert context.context().config.SerializeToString() == before
+
+
+def test_an_option_of_the_user_stays():
+    tf.config.optimizer.set_experimental_options({"min_graph_nodes": 7})
+    try:
+        compute_importance(network(), X)
+        assert tf.config.optimizer.get_experimental_options()["min_graph_nodes"] == 7
+    finally:
+        tf.config.optimizer.set_experimental_options({"min_graph_nodes": None})

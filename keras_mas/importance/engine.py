@@ -13,6 +13,7 @@ from ..weights import trainable_weights
 from .batches import positive_integer
 from .definition import squared_norms
 from .failures import is_finite
+from .graph_options import optimized_from
 from .outputs import learned_function
 from .recording import Call, weight_readers
 from .rowwise import Trial
@@ -35,6 +36,10 @@ _Terms = dict[str, tf.Tensor]
 
 # How many traces of one sort are kept: for inputs of several shapes, or of one example and several.
 _KEPT_TRACES = 4
+
+# Smaller graphs run as fast without TensorFlow's optimization, which would be a quarter of the time
+# of the first call.
+_WORTH_OPTIMIZING = 1000
 
 
 def squared_norm_target(outputs: list[tf.Tensor], _: Any) -> list[tf.Tensor]:
@@ -131,7 +136,7 @@ class Engine:
         kind = _kind(batch)
         if kind not in self._kinds:
             self.before_kind()
-        with leaving_unchanged(self.layers):
+        with leaving_unchanged(self.layers), optimized_from(_WORTH_OPTIMIZING):
             if kind not in self._kinds:
                 self._kinds.add(kind)
                 self._prepare(batch)

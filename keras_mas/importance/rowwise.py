@@ -23,8 +23,7 @@ passes through the whole model, one example at a time. A mistake in the other di
 `check_importance`, which compares with the definition.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from .batches import count_examples
+from .graph_options import NONE, optimized_from
 from .recording import Call
 
 # How many examples of a batch are tried.
@@ -69,7 +69,8 @@ class Trial:
         Args:
             batch: Structure of tensors `[n, ...]`, n ≥ 1.
         """
-        with _unoptimized():
+        # To optimize a graph takes longer than to run it five times on a few examples.
+        with optimized_from(NONE):
             independent = self._independent(batch)
         targets_are, *calls_are = (
             all(independent[place] for place in places) for places in self._places
@@ -112,21 +113,6 @@ class Trial:
         # Plain sums would be equal for all normalized rows.
         factors = np.cos(np.arange(max(map(np.size, arrays)), dtype=np.float32))
         return [_fingerprint(array, factors) for array in arrays]
-
-
-@contextlib.contextmanager
-def _unoptimized() -> Iterator[None]:
-    """Keep TensorFlow from optimizing graphs run inside the block.
-
-    That takes longer than to run a graph five times on a few examples.
-    """
-    options = tf.config.optimizer.get_experimental_options()
-    before = options.get("disable_meta_optimizer", False)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
 
 def _rows_to_try(examples: int) -> list[int]:

@@ -7,6 +7,7 @@ roles of a and δ are exchanged.
 
 import itertools
 import math
+import operator
 from typing import NamedTuple
 
 import keras
@@ -185,13 +186,10 @@ def _offsets(a, z, window):
     if window.is_a_point:
         return lambda part: [part]  # without a copy
     pads = _pads(a, z, window)
-    sizes = [_size(z, axis + 1) for axis in range(len(window.sizes))]
-    reach = [(size - 1) * stride + 1 for size, stride in zip(sizes, window.strides, strict=True)]
-    starts, ends = [], []
-    for offset in itertools.product(*map(range, window.sizes)):
-        start = [u * dilation for u, dilation in zip(offset, window.dilations, strict=True)]
-        starts.append([0, *start, 0])
-        ends.append(tf.stack([0, *reach, 0]) + starts[-1])
+    reach = (tf.shape(z)[1:-1] - 1) * window.strides + 1
+    offsets = itertools.product(*map(range, window.sizes))
+    starts = [[0, *map(operator.mul, offset, window.dilations), 0] for offset in offsets]
+    ends = tf.unstack(tf.pad(reach, [[1, 1]]) + starts)
     whole = 1 | 1 << len(window.sizes) + 1  # the first axis and the last
     strides = [1, *window.strides, 1]
 
@@ -225,24 +223,22 @@ def _window(layer):
 
 
 def _pads(a, z, window):
-    """Return the zeros around the inputs that a layer pads them with to output z, `[rank, 2]`."""
-    axes = zip(window.sizes, window.strides, window.dilations, strict=True)
-    pads = [
-        _pads_of_axis(window.padding, _size(a, axis), _size(z, axis), *parameters)
-        for axis, parameters in enumerate(axes, 1)
+    """Return the zeros around the inputs that a layer pads them with to output z, `[rank, 2]`.
+
+    They are placed as TensorFlow places them.
+    """
+    reach = [
+        (size - 1) * dilation for size, dilation in zip(window.sizes, window.dilations, strict=True)
     ]
-    return tf.convert_to_tensor([(0, 0), *pads, (0, 0)])
-
-
-def _pads_of_axis(padding, size_in, size_out, kernel, stride, dilation):
-    """Return the zeros before and after one axis, as TensorFlow places them."""
-    reach = (kernel - 1) * dilation
-    if padding == "causal":
-        return reach, 0
-    if padding == "valid":
-        return 0, 0
-    total = tf.maximum((size_out - 1) * stride + reach + 1 - size_in, 0)
-    return total // 2, total - total // 2
+    if window.padding == "same":
+        needed = (tf.shape(z)[1:-1] - 1) * window.strides + reach + 1
+        total = tf.maximum(needed - tf.shape(a)[1:-1], 0)
+        pads = tf.stack([total // 2, total - total // 2], axis=1)
+    elif window.padding == "causal":
+        pads = [(before, 0) for before in reach]
+    else:
+        pads = [(0, 0)] * len(reach)
+    return tf.pad(pads, [[1, 1], [0, 0]])
 
 
 def _channels_last(layer, tensor):
