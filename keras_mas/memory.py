@@ -24,6 +24,7 @@ from .auto import (
 from .binding import Binding, listed, moving_batch_norms, refuse_missing
 from .choices import AUTO, BATCH_NORM, auto_text, kappa_of
 from .errors import NotFiniteError
+from .finite import check_fit
 from .importance import ImportanceSums, compute_importance
 from .penalty import drift_penalty, penalty_gradient, proximal_step, warn_if_unstable
 from .states import SAVED_BY, Auto, WeightState, checked_strength, from_arrays, to_arrays
@@ -312,9 +313,11 @@ class SynapticMemory:
         """Check that the protection of a model acts, and warn if it is unstable.
 
         Every `fit` of a model that holds protected weights begins with it, and here takes its λ if
-        that is to be found.
+        that is to be found. The fit ends with a `FitDivergedError` if its loss or its weights
+        become NaN or infinite.
         """
         self.check(model)
+        check_fit(model)
         if self._auto is not None:
             self._take_for_fit(model)
         elif _has_penalty_in_loss(model):

@@ -35,6 +35,9 @@ class MASModel(keras.Model):
         model.consolidate(inputs_of_a)
         model.fit(b, ...)
 
+    A `fit` whose loss or weights become NaN or infinite ends with a `finite.FitDivergedError`, and
+    what is remembered stays as it was.
+
     `keras.models.clone_model` gives a model that remembers nothing, with λ = 1. `train_step` does
     what Keras's own does, and so do metrics, sample weights, gradient clipping, gradient
     accumulation, loss scaling and distribution.

@@ -38,6 +38,7 @@ LAYERS = (
         "distillation",
         "errors",
         "files",
+        "finite",
         "logs",
         "metrics",
         "penalty",

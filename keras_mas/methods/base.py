@@ -48,6 +48,9 @@ class Method:
         has_penalty: Whether `penalty` makes a difference.
         first_task_depends_on_strength: Whether λ makes a difference to the first task already. If
             not, runs that differ in λ alone share what was learned of it.
+        answers_depend_on_after_task: Whether `after_task` makes a difference to what the models
+            answer, and not only to what is learned after it. If not, a run from which nothing goes
+            on leaves it out after the last task.
         default_strength: λ unless another one is given.
         default_decoupled_strength: The same with a decoupled penalty; None if that is no other.
         trains_all_heads: Whether the heads of earlier tasks are trained with a new one. `model`
@@ -66,6 +69,7 @@ class Method:
     takes_auto: ClassVar[bool] = False
     has_penalty: ClassVar[bool] = False
     first_task_depends_on_strength: ClassVar[bool] = True
+    answers_depend_on_after_task: ClassVar[bool] = True
     default_strength: ClassVar[float] = 1.0
     default_decoupled_strength: ClassVar[float | None] = None
     trains_all_heads: ClassVar[bool] = False

@@ -51,6 +51,8 @@ class Method(l2.Method):
 
     default_strength: ClassVar[float] = 0.01
 
+    answers_depend_on_after_task: ClassVar[bool] = True  # the last weights are merged too
+
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
         # Σ_k s_k and Σ_k s_k θ_k, s being the precision, by the places of the merged weights.

@@ -27,6 +27,7 @@ class QuadraticMethod(base.RememberingMethod):
     has_penalty: ClassVar[bool] = True
     needs_one_device: ClassVar[str | None] = None
     first_task_depends_on_strength: ClassVar[bool] = False  # Ω = 0 in it
+    answers_depend_on_after_task: ClassVar[bool] = False  # Ω and θ* are for the next task
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         self.memory = SynapticMemory()
