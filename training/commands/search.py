@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from keras_mas.errors import UsageError
 
-from ..options import add_options, flag, given_options
+from ..options import add_options, flag, folder, given_options
 from ..search.dimensions import STRENGTH, values_of
 from ..search.space import SearchSpace
 from ..search.workers import Workers
@@ -30,12 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
     add_options(group, Settings, "method", "penalty", "seed", "deterministic")
     add_options(group, SearchSpace)
+    group.add_argument("--strength", type=_no_single_strength, help=argparse.SUPPRESS)
     add_options(parser.add_argument_group("who runs the trials"), Workers)
     shared.add_recipe(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--directory",
-        type=Path,
+        type=folder,
         default=Path("search"),
         metavar="FOLDER",
         help="where searches are kept; the same search again continues there (default: search)",
@@ -104,6 +105,13 @@ def run(args: argparse.Namespace) -> None:
             console.print(sentence, soft_wrap=True)
         console.print("recommended (the first command to read the test data):")
         console.print(content["command"], soft_wrap=True)
+
+
+def _no_single_strength(text):
+    raise argparse.ArgumentTypeError(
+        "expected the bounds of λ, --strength-min and --strength-max, since a search tries many, "
+        f"received {text!r}; `keras-mas train` takes a single one"
+    )
 
 
 def _workers(args):
@@ -180,7 +188,7 @@ def _row(trial):
     if trial.is_completed:
         error = trial.standard_error
         row |= {"average_accuracy": trial.accuracy, "standard_error": error}
-        return row | {"forgetting": trial.forgetting}
+        return row | {"forgetting": trial.forgetting, "cross_entropy": trial.cross_entropy}
     return row | {"reason": trial.reason}
 
 
@@ -230,6 +238,8 @@ def _of_no_strength(found):
 
 
 def _why_chosen(recommendation):
+    from ..search.recommend import order_of
+
     trial, as_good = recommendation.trial, recommendation.as_good
     if len(as_good) == 1:
         return "No other trial is within it."
@@ -237,13 +247,20 @@ def _why_chosen(recommendation):
     within = f"Of {len(as_good)} trials within it,"
     if len(equal) == 1:
         return f"{within} {trial.name} forgets least: {trial.forgetting:.4f}."
-    accurate = [other for other in equal if other.accuracy == trial.accuracy]
+    is_by_accuracy = any(other.cross_entropy is None for other in as_good)
+    best = (
+        "the highest accuracy"
+        if is_by_accuracy
+        else f"the lowest cross-entropy, {trial.cross_entropy:.4f}"
+    )
+    order = order_of(as_good)
+    alike = [other for other in equal if order(other) == order(trial)]
     reason = (
-        "is the most accurate of these"
-        if len(accurate) == 1
-        else "has the middle λ of the most accurate of these"
-        if sum(other.strength == trial.strength for other in accurate) == 1
-        else "is one of the most accurate of these"
+        f"has {best}"
+        if len(alike) == 1
+        else f"has the middle λ of those with {best}"
+        if sum(other.strength == trial.strength for other in alike) == 1
+        else f"is one of those with {best}"
     )
     return (
         f"{within} {len(equal)} forget least, {trial.forgetting:.4f} each, and {trial.name} "
@@ -267,16 +284,21 @@ def _trained_now(found):
 def _print_trials(found, console):
     from rich.table import Table
 
-    table = Table(title="on validation data, best first", title_justify="left", box=None)
+    from ..console import print_table
+    from ..summary import measure_text
+
+    title = "on validation data, best first"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("")
-    for heading in ("average accuracy", "forgetting"):
+    for heading in ("average accuracy", "forgetting", "cross-entropy"):
         table.add_column(heading, justify="right")
     for trial in found.trials:
         if trial.is_completed:
-            table.add_row(trial.name, f"{trial.accuracy:.4f}", f"{trial.forgetting:.4f}")
+            measures = (trial.accuracy, trial.forgetting, trial.cross_entropy)
+            table.add_row(trial.name, *(measure_text(each) for each in measures))
         else:
-            table.add_row(trial.name, trial.state, "")
-    console.print(table)
+            table.add_row(trial.name, trial.state)
+    print_table(console, table)
     for trial in found.trials:
         if not trial.is_completed:
             console.print(f"{trial.name} {trial.reason}", soft_wrap=True)

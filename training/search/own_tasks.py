@@ -1,4 +1,4 @@
-"""Tasks of a user's own: arrays or `tf.data`, checked before anything is trained."""
+"""Tasks of a user's own: arrays or datasets, checked before anything is trained."""
 
 import dataclasses
 import hashlib
@@ -14,8 +14,8 @@ import tensorflow as tf
 _BATCH = 256
 
 _FORM = (
-    "Give each task as a pair (training data, validation data), each of them (x, y) or a "
-    "`tf.data.Dataset` of batches (x, y)"
+    "Give each task as a pair (training data, validation data), each of them (x, y), or a "
+    "`tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y)"
 )
 
 
@@ -24,8 +24,8 @@ class Examples:
     """Examples of one task for one purpose.
 
     Attributes:
-        inputs: An array `[N, ...]` or a dict of them; or a `tf.data.Dataset` of batches of
-            inputs and labels.
+        inputs: An array `[N, ...]` or a dict of them; or a `tf.data.Dataset` or
+            `keras.utils.PyDataset` of batches of inputs and labels.
         labels: `[N]`, int64; in no certain order if the inputs are a dataset.
     """
 
@@ -100,7 +100,8 @@ def own_tasks(tasks: Any) -> list[OwnTask]:
 
     Args:
         tasks: Dict from name to (training data, validation data), or a list of such pairs. Each
-            part is (x, y), with integer labels y `[N]`, or a `tf.data.Dataset` of batches (x, y).
+            part is (x, y), with integer labels y `[N]`, or a `tf.data.Dataset` or
+            `keras.utils.PyDataset` of batches (x, y).
 
     Raises:
         TypeError: If they are in no such form.
@@ -123,15 +124,14 @@ def own_tasks(tasks: Any) -> list[OwnTask]:
 def fingerprint(tasks: Sequence[OwnTask]) -> str:
     """Return a hash that changes when a name, a label or an array of inputs does.
 
-    Of a `tf.data.Dataset`, whose order may change, the shapes count, and how many examples each
-    class has.
+    Of a dataset, whose order may change, the shapes count, and how many examples each class has.
     """
     known = hashlib.sha256()
     for task in tasks:
         known.update(task.name.encode())
         for examples in (task.train, task.validation):
             if _is_dataset(examples.inputs):
-                known.update(str(examples.inputs.element_spec).encode())
+                known.update(str(_spec_of(examples.inputs)).encode())
                 known.update(np.bincount(examples.labels).tobytes())
                 continue
             known.update(examples.labels.tobytes())
@@ -160,7 +160,28 @@ def _own_task(name, pair):
 
 
 def _is_dataset(part):
-    return isinstance(part, tf.data.Dataset)
+    return isinstance(part, tf.data.Dataset | keras.utils.PyDataset)
+
+
+def _spec_of(dataset):
+    """Return what a batch of a dataset is made of."""
+    if isinstance(dataset, tf.data.Dataset):
+        return dataset.element_spec
+    return keras.tree.map_structure(_shape_and_type, next(iter(dataset), ()))
+
+
+def _shape_and_type(array):
+    array = np.asarray(array)
+    return f"{array.shape[1:]} {array.dtype}"
+
+
+def _is_endless(dataset):
+    if isinstance(dataset, tf.data.Dataset):
+        return dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    try:
+        return dataset.num_batches is None
+    except NotImplementedError:  # a PyDataset that says nothing of its length
+        return True
 
 
 def _is_data(part):
@@ -179,8 +200,7 @@ def _examples(name, role, part):
         return Examples(part, _checked_labels(_labels_of(part, where), where))
     if not isinstance(part, tuple | list) or len(part) != 2:
         raise TypeError(
-            f"Expected (x, y) or a `tf.data.Dataset` as {where}. Received: "
-            f"{type(part).__name__}. {_FORM}."
+            f"Expected (x, y) or a dataset as {where}. Received: {type(part).__name__}. {_FORM}."
         )
     inputs = part[0]
     if not isinstance(inputs, dict):
@@ -196,12 +216,12 @@ def _examples(name, role, part):
 
 
 def _labels_of(dataset, where):
-    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+    if _is_endless(dataset):
         raise ValueError(
             f"Expected a dataset with an end as {where}. Received: one that repeats for ever. "
-            "Leave out `repeat()`: every epoch begins it anew."
+            "Leave out `repeat()`, and give a PyDataset a length: every epoch begins it anew."
         )
-    spec = dataset.element_spec
+    spec = _spec_of(dataset)
     if not isinstance(spec, tuple) or len(spec) < 2:
         raise TypeError(
             f"Expected batches (x, y) in {where}. Received: a dataset of {spec}. Have it yield "

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from ..run import Listener
+from ..listening import Listener
 from .proposals import Proposals
 from .trial import FAILED, STOPPED, Trial, bounded_accuracy
 from .trials import Trials

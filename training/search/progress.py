@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.progress import TaskID
 
 from ..console import result_console
+from ..listening import Listener
 from ..progress import Bars, left
-from ..run import Listener
 from .plan import Observer
 from .trial import Trial, name_of_trial, trial_line
 

@@ -30,17 +30,23 @@ def read_space(text: str) -> dict[str, Range | Choices]:
     the other scale.
 
     Args:
-        text: As above; empty for nothing.
+        text: As above.
 
     Raises:
-        UsageError: If an option is unknown or does not take such values, if bounds are reversed,
-            or if one of a logarithmic scale is not above 0.
+        UsageError: If no option is named, or one is unknown or does not take such values, if a
+            value occurs twice, if bounds are reversed, or if one of a logarithmic scale is not
+            above 0.
 
     Example:
         >>> read_space("penalty=in_loss,decoupled epochs=5..20")["epochs"]
         Range(least=5, largest=20, is_log=False, is_whole=True)
     """
     given = _read_toml(Path(text)) if text.endswith(".toml") else _read_words(text.split())
+    if not given:
+        raise UsageError(
+            f"Expected --vary to name an option or more. Received: none in {text!r}. Leave it out "
+            "to vary λ alone."
+        )
     return {
         name: _dimension(name, value)
         for name, value in ((key.replace("-", "_"), value) for key, value in given.items())
@@ -87,7 +93,7 @@ def _dimension(name, given):
         raise UsageError(_unknown(name))
     typed = _as_typed(name)
     if isinstance(given, list) and given:
-        return Choices(tuple(_value(typed, field, each) for each in given))
+        return Choices(_different(typed, [_value(typed, field, each) for each in given]))
     if isinstance(given, dict) and {"min", "max"} <= set(given) <= {"min", "max", "scale"}:
         return _range(typed, field, given)
     raise UsageError(
@@ -95,6 +101,17 @@ def _dimension(name, given):
         "NAME=LEAST..LARGEST; or, in TOML, [A, B, C] and {min = LEAST, max = LARGEST}. Received: "
         f"{given!r}."
     )
+
+
+def _different(name, values):
+    """Return values as a tuple; refuse one that occurs twice, however it is written."""
+    for value in values:
+        if values.count(value) > 1:
+            raise UsageError(
+                f"Expected each value of `{name}` once in --vary. Received: '{value}' more than "
+                "once."
+            )
+    return tuple(values)
 
 
 def _unknown(name):

@@ -1,8 +1,9 @@
 """Which of the trials is recommended, and what is to be said about it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from ..wording import sentence
 from .dimensions import STRENGTH, Choices, Range
 from .trial import FAILED, Trial, best_of, meets
 
@@ -104,16 +105,29 @@ def recommend(
 
 
 def _chosen(as_good: Sequence[Trial]) -> Trial:
-    """Return the one that forgets least and is the most accurate; of several alike, a middle λ.
+    """Return the one that forgets least, and of several alike the one of the lowest cross-entropy.
 
-    Seeds move the bounds of what does equally well; the middle is the farthest from both.
+    On few validation examples many do equally well by their accuracy and by what they forget. How
+    sure they are of the right answers, also to what they have learned from, still tells them apart:
+    what is being forgotten loses that first. Of several alike in that too, one of a middle λ.
     """
-    best = min((trial.forgetting, -trial.accuracy) for trial in as_good)
-    alike = [trial for trial in as_good if (trial.forgetting, -trial.accuracy) == best]
+    order = order_of(as_good)
+    best = min(map(order, as_good))
+    alike = [trial for trial in as_good if order(trial) == best]
     comparable = [[t for t in alike if t.others() == trial.others()] for trial in alike]
     most = max(comparable, key=lambda group: len(group))
     most.sort(key=lambda trial: trial.strength or 0.0)
     return most[(len(most) - 1) // 2]
+
+
+def order_of(trials: Sequence[Trial]) -> Callable[[Trial], tuple[float, float]]:
+    """Return what trials that are as good as the best are ordered by, the recommended one first.
+
+    If earlier versions did not record the cross-entropy of one of them, accuracy is in its place.
+    """
+    if any(trial.cross_entropy is None for trial in trials):
+        return lambda trial: (trial.forgetting, -trial.accuracy)
+    return lambda trial: (trial.forgetting, trial.cross_entropy or 0.0)
 
 
 def _why_none(trials, max_forgetting):
@@ -128,7 +142,7 @@ def _why_none(trials, max_forgetting):
             )
         return (
             f"No trial was completed: {len(failed)} of {len(trials)} failed. The last one: "
-            f"{failed[-1].reason} Lower `--learning-rate` or `--strength-max`."
+            f"{sentence(failed[-1].reason)} Lower `--learning-rate` or `--strength-max`."
         )
     least = min(completed, key=lambda trial: trial.forgetting)
     return (

@@ -11,9 +11,9 @@ from ..first_task import digest
 from ..learner import Learner
 from ..run import describe
 from ..run_directory import RUN_FILES, claimed
-from ..settings import Settings
+from ..settings import FINE_TUNING, Settings
 from ..tasks import TaskStream
-from .dimensions import STRENGTH, Choices, Range
+from .dimensions import STRENGTH, Choices, Range, values_of
 from .plan import Observer, Plan
 from .proposals import Proposals
 from .recommend import Recommendation, recommend
@@ -137,8 +137,14 @@ def here(plan: Plan, trials: Trials) -> None:
 
 
 def _without_strength(settings, dimensions):
-    """Return the values of λ = 0, everything else as in the settings."""
+    """Return the values of λ = 0, everything else as in the settings.
+
+    Where fine-tuning is tried anyway, and is the same, it takes that place.
+    """
     chosen = dataclasses.asdict(settings) | dataclasses.asdict(settings.recipe)
+    methods = values_of(dimensions["method"]) if "method" in dimensions else ()
+    if FINE_TUNING in methods and dataclasses.replace(settings, strength=0.0).holds_nothing:
+        chosen["method"] = FINE_TUNING
     return {name: 0.0 if name == STRENGTH else chosen[name] for name in dimensions}
 
 

@@ -51,7 +51,7 @@ class SearchSpace:
         trials: How many settings are tried, λ = 0 not counted.
         strength_min: Smallest λ, > 0, since the scale is logarithmic.
         strength_max: Largest λ.
-        vary: What else is varied, as `read_space` reads it.
+        vary: What else is varied, as `read_space` reads it; None for nothing.
         executions_per_trial: How many seeds, from that of the settings on, each trial is run with.
         max_forgetting: If given, the highest accuracy is sought among settings that forget no more.
         complete_trials: Whether every trial learns all tasks, even if it is not expected to win.
@@ -66,8 +66,8 @@ class SearchSpace:
         1e-3, "smallest λ; the scale is logarithmic", bounds=POSITIVE, metavar="λ"
     )
     strength_max: float = option(1e3, "largest λ", bounds=POSITIVE, metavar="λ")
-    vary: str = option(
-        "",
+    vary: str | None = option(
+        None,
         "other options to vary, as in 'learning-rate=1e-4..1e-2 penalty=in_loss,decoupled'; or a "
         "TOML file of them",
         metavar="SPACE",
@@ -92,7 +92,12 @@ class SearchSpace:
                 "Expected --strength-min below --strength-max. Received: "
                 f"{self.strength_min:g} and {self.strength_max:g}."
             )
-        read_space(self.vary)
+        self._varied  # noqa: B018 (refuses what cannot be read)
+
+    @property
+    def _varied(self) -> dict[str, Range | Choices]:
+        """What is varied besides λ, by the name of the option."""
+        return {} if self.vary is None else read_space(self.vary)
 
     def dimensions(self, settings: Settings) -> dict[str, Range | Choices]:
         """Return what is varied, by the name of the option, around given settings.
@@ -100,7 +105,7 @@ class SearchSpace:
         Raises:
             UsageError: If there is nothing to vary, or a grid has more settings than trials.
         """
-        varied = read_space(self.vary)
+        varied = self._varied
         methods = values_of(varied["method"]) if "method" in varied else (settings.method,)
         of_methods = [dataclasses.replace(settings, method=name) for name in methods]
         found: dict[str, Range | Choices] = {}
@@ -133,7 +138,7 @@ class SearchSpace:
     def decides(self) -> dict[str, Any]:
         """What decides on the trials, for JSON; not their number: a longer search continues."""
         decides = {name: value for name, value in vars(self).items() if name != "trials"}
-        varied = {name: dataclasses.asdict(each) for name, each in read_space(self.vary).items()}
+        varied = {name: dataclasses.asdict(each) for name, each in self._varied.items()}
         return json.loads(json.dumps(decides | {"vary": varied}))
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from ..run import Listener, TaskResult
+from ..listening import Listener, TaskResult
 from ..summary import known
 
 Rows = Sequence[Sequence[float]]
@@ -186,20 +186,23 @@ class Judge(Listener):
 def standard_error(matrix: Rows, examples: Sequence[int]) -> float:
     """Return the standard error of the average accuracy, from the examples it was measured on.
 
-    The accuracy on each of T tasks is a share of its n examples, with the variance p (1 − p) / n. p
-    is taken as (np + 1/T) / (n + 2/T), with one more right example and one more wrong one in all,
-    so that an accuracy of 1 on few examples is not taken for certain.
+    The accuracy on each of T tasks is a share of its n examples, with the variance p (1 − p) / n,
+    for which two more right examples and two more wrong ones are counted in all: 2/T and 2/T of
+    each task (Agresti and Coull, "Approximate is better than exact", The American Statistician 52,
+    1998). So an accuracy of 1 on few examples is not taken for certain, and one wrong answer less
+    than another setting gives is no more than chance.
 
     Args:
         matrix: The accuracy matrix.
         examples: How many examples each task was measured on.
 
     Example:
-        >>> round(standard_error([[1.0]], [2]), 4)  # p = 3/4
-        0.3062
+        >>> round(standard_error([[1.0]], [12]), 4)  # 14 of 16: (7/8 · 1/8 / 16)^½
+        0.0827
     """
-    part = 1 / len(examples)
-    counted = zip(matrix[-1], examples, strict=True)
-    shares = [(p * n + part) / (n + 2 * part) for p, n in counted]
-    variances = [p * (1 - p) / n for p, n in zip(shares, examples, strict=True)]
+    part = 2 / len(examples)
+    counted = [n + 2 * part for n in examples]
+    rights = (p * n + part for p, n in zip(matrix[-1], examples, strict=True))
+    shares = [right / n for right, n in zip(rights, counted, strict=True)]
+    variances = [p * (1 - p) / n for p, n in zip(shares, counted, strict=True)]
     return sum(variances) ** 0.5 / len(variances)

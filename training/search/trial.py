@@ -71,6 +71,17 @@ class Trial:
         return _mean(result["forgetting"] for result in self.results)
 
     @property
+    def cross_entropy(self) -> float | None:
+        """Mean cross-entropy of all tasks, training data included, in the end.
+
+        A mean over the seeds, of a completed trial; None if an earlier version did not record it.
+        """
+        recorded = [r["cross_entropy"] for r in self.results if "cross_entropy" in r]
+        if len(recorded) < len(self.results):
+            return None
+        return statistics.mean(statistics.mean(of_tasks) for of_tasks in recorded)
+
+    @property
     def standard_error(self) -> float:
         """That of the accuracy: over the seeds if there are several, else of its examples."""
         if len(self.results) > 1:

@@ -9,8 +9,10 @@ from typing import Any
 
 from keras_mas.errors import UsageError
 
+from ..divergence import DivergedError
 from ..learner import Learner, structure_of
-from ..run import DivergedError, Listener, TaskResult, finished_result, train
+from ..listening import Listener, TaskResult
+from ..run import finished_result, train
 from ..run_directory import (
     MODEL,
     UNDER_WAY,
@@ -178,6 +180,7 @@ class Trials:
                     listeners=listeners,
                     learner=self._learner_of(structure_of(settings)),
                     first_tasks=self.folder / FIRST_TASKS,
+                    keeps_models=False,
                 )
             except InUseError:
                 if time.monotonic() > end:

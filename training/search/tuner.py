@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gc
 import math
+import numbers
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from keras_mas.arrays import load_arrays, save_arrays
 from keras_mas.binding import moving_batch_norms
 from keras_mas.callbacks import Consolidate
 from keras_mas.choices import PENALTIES
+from keras_mas.finite import FitDivergedError
 from keras_mas.methods import load_method
 from keras_mas.methods.base import Method
 from keras_mas.methods.quadratic import QuadraticMethod
@@ -53,6 +55,8 @@ _WEIGHTS = "learned.npz"
 _FAILURE = "failure.txt"
 # How often, every tenth of a second, a worker reads a file that the chief may be writing.
 _READS = 50
+# How keras-tuner's error begins when it stops after several failures in a row.
+_IN_A_ROW = "Number of consecutive failures"
 # More trials than there are.
 _ALL = 10**9
 
@@ -158,7 +162,7 @@ class ContinualTuner(kt.Tuner):
         **kwargs: Any,
     ):
         _check_unused(kwargs)
-        _check_executions(kwargs.get("executions_per_trial", 1))
+        _check_count("executions_per_trial", kwargs.get("executions_per_trial", 1))
         _check_oracle(oracle, BOUNDED if max_forgetting is not None else ACCURACY)
         self.max_forgetting, self.keep_models, self.seed = max_forgetting, keep_models, seed
         self._searched: str | None = None  # what the trials on disk are of
@@ -181,7 +185,7 @@ class ContinualTuner(kt.Tuner):
         Args:
             tasks: The tasks in the order in which they are learned: a dict from name to (training
                 data, validation data), or a list of such pairs. Each part is (x, y), y being class
-                numbers `[N]`, or a `tf.data.Dataset` of batches (x, y).
+                numbers `[N]`, or a `tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y).
             **fit_arguments: Passed to `fit` for every task, such as `epochs`, `batch_size` and
                 `callbacks`, which are copied for every task, and see its validation data as
                 `val_loss`.
@@ -190,12 +194,14 @@ class ContinualTuner(kt.Tuner):
             ValueError: If the tasks cannot be used, or the directory holds a search of others, or
                 of another network.
             TypeError: As `own_tasks`.
-            RuntimeError: If no trial was completed; or as keras-tuner, after several failures.
+            RuntimeError: If no trial was completed, or several failed in a row.
         """
         _check_callbacks(fit_arguments.get("callbacks") or ())
+        _check_counts(fit_arguments)
         self._tasks = own_tasks(tasks)
         self._check_same(fit_arguments)
-        super().search(self._tasks, **fit_arguments)
+        with self._naming_failures():
+            super().search(self._tasks, **fit_arguments)
         if self._is_worker():
             self._read = _read_beside_chief(self.oracle._oracle)
         else:
@@ -324,9 +330,16 @@ class ContinualTuner(kt.Tuner):
             model = network.models[number]
             network.method.before_task(model, *task.train.for_fit)
             callbacks += [*network.method.callbacks(), keras.callbacks.TerminateOnNaN()]
-            history = self.hypermodel.fit(
-                trial.hyperparameters, model, *task.train.for_fit, callbacks=callbacks, **arguments
-            )
+            try:
+                history = self.hypermodel.fit(
+                    trial.hyperparameters,
+                    model,
+                    *task.train.for_fit,
+                    callbacks=callbacks,
+                    **arguments,
+                )
+            except FitDivergedError:  # which only a `fit` raises that a memory follows
+                return None
             if not _is_finite(history, model):
                 return None
             network.method.after_task(model, *task.train.for_fit)
@@ -385,7 +398,7 @@ class ContinualTuner(kt.Tuner):
                 yield f"trial {trial.trial_id} diverged: {_values(trial)}"
             elif trial.status in ("FAILED", "INVALID"):
                 *_, last = self._message(trial).strip().splitlines()
-                yield f"trial {trial.trial_id} failed: {_values(trial)}: {last}"
+                yield f"trial {trial.trial_id} failed: {_values(trial)}: {last.rstrip('.')}"
 
     def _failure_of(self, trial):
         return Path(self.get_trial_dir(trial.trial_id)) / _FAILURE
@@ -396,6 +409,21 @@ class ContinualTuner(kt.Tuner):
         if not trial.message and path.exists():
             return path.read_text(encoding="utf-8")
         return trial.message or "no message"
+
+    @contextlib.contextmanager
+    def _naming_failures(self):
+        """Say which trials failed where keras-tuner stops since several did in a row."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith(_IN_A_ROW):
+                raise
+            raise RuntimeError(
+                f"Expected trials that learn all tasks. Received: {'; '.join(self._failures())}. "
+                f"After {self.oracle.max_consecutive_failed_trials} failures in a row, the "
+                "oracle's max_consecutive_failed_trials, a search ends. Correct what failed, and "
+                "call with `overwrite=True`."
+            ) from error
 
     def _report_failures(self):
         failures = list(self._failures())
@@ -603,11 +631,16 @@ def _check_oracle(oracle, objective):
         )
 
 
-def _check_executions(count):
-    if type(count) is not int or count < 1:
-        raise ValueError(
-            f"Expected `executions_per_trial` to be an integer ≥ 1. Received: {count!r}."
-        )
+def _check_count(name, count):
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
+        raise ValueError(f"Expected `{name}` to be an integer ≥ 1. Received: {count!r}.")
+
+
+def _check_counts(fit_arguments):
+    """Refuse what `fit` would train nothing with, or fail at in the middle of a trial."""
+    for name in ("epochs", "batch_size"):
+        if fit_arguments.get(name) is not None:
+            _check_count(name, fit_arguments[name])
 
 
 def _check_strengths(hypermodel, space):

@@ -11,10 +11,11 @@ from keras_tuner.engine.trial import Trial as Message
 
 from keras_mas.errors import UsageError
 
-from ..run import Listener
+from ..listening import Listener
 from ..run_directory import ARGUMENTS, check_content
 from ..settings import Settings
 from ..tasks import TaskStream
+from ..wording import sentence
 from . import channel
 from .plan import Observer
 from .search import SEARCH_FILES, folder_of
@@ -194,7 +195,7 @@ class _Chief:
             if error.code() in _AWAY:
                 return None
             raise ChiefError(
-                f"The search at {self.address} ended by an error: {error.details()}."
+                sentence(f"The search at {self.address} ended by an error: {error.details()}")
             ) from error
 
     def _gone(self):

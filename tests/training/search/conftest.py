@@ -3,7 +3,8 @@
 import pytest
 
 from keras_mas.metrics import average_accuracy, forgetting
-from keras_mas.training.run import DivergedError, TaskResult
+from keras_mas.training.divergence import DivergedError
+from keras_mas.training.listening import TaskResult
 from keras_mas.training.run_directory import is_finished, read_json, write_json
 from keras_mas.training.search import trials as trials_module
 

@@ -9,11 +9,12 @@ from keras_mas.training.settings import Settings
 RANGE = {"strength": Range(0.001, 1000.0)}
 
 
-def result(accuracy, forgotten):
+def result(accuracy, forgotten, cross_entropy=None):
     """Two tasks of 100 examples each, and so a standard error of about 0.02 at 0.9."""
     rows = [[accuracy + forgotten, 0.5], [accuracy, accuracy]]
     examples = {name: {"validation": 100} for name in "ab"}
-    return {
+    recorded = {} if cross_entropy is None else {"cross_entropy": cross_entropy}
+    return recorded | {
         "average_accuracy": accuracy,
         "forgetting": forgotten,
         "accuracy_matrix": rows,
@@ -22,12 +23,12 @@ def result(accuracy, forgotten):
     }
 
 
-def trial(strength, accuracy=None, forgotten=0.0, state=None, **others):
+def trial(strength, accuracy=None, forgotten=0.0, state=None, cross_entropy=None, **others):
     values = {"strength": strength, **others}
     settings = Settings(method="mas", strength=strength)
     if state:
         return Trial(values, settings, state, reason="It diverged." if state == FAILED else "stop")
-    return Trial(values, settings, results=[result(accuracy, forgotten)])
+    return Trial(values, settings, results=[result(accuracy, forgotten, cross_entropy)])
 
 
 def test_of_settings_within_a_standard_error_the_one_that_forgets_least():
@@ -52,6 +53,28 @@ def test_of_settings_that_do_equally_well_the_one_in_the_middle():
     # One that differs in another option has other neighbours.
     trials += [trial(s, 0.9, penalty="decoupled") for s in (10.0, 30.0)]
     assert recommend(trials, RANGE).trial.strength == 2.0
+
+
+def test_of_settings_that_forget_equally_little_the_one_of_the_lowest_cross_entropy():
+    losses = {0.01: [0.9, 0.1], 0.1: [0.4, 0.4], 1.0: [0.5, 0.2], 10.0: [0.3, 0.3]}
+    trials = [trial(s, 0.9, cross_entropy=loss) for s, loss in losses.items()]
+    trials += [
+        trial(20.0, 0.9, 0.01, cross_entropy=[0.0, 0.0]),  # forgets more
+        trial(30.0, 0.8, cross_entropy=[0.0, 0.0]),  # is less accurate by five standard errors
+        trial(40.0, state=STOPPED),
+    ]
+    found = recommend(trials, RANGE)
+    assert found.trial.strength == 10.0  # 0.3 is less than 0.5, 0.4 and 0.35
+    assert found.trial.cross_entropy == pytest.approx(0.3)
+    # Without that of one, they cannot be compared by it: the middle one.
+    assert recommend([*trials, trial(5.0, 0.9)], RANGE).trial.strength == 1.0
+
+
+def test_the_cross_entropy_is_a_mean_over_tasks_and_seeds():
+    both = [result(0.9, 0.0, [0.1, 0.3]), result(0.9, 0.0, [0.6, 0.8])]
+    assert Trial({}, Settings(), results=both).cross_entropy == pytest.approx(0.45)
+    both[0].pop("cross_entropy")
+    assert Trial({}, Settings(), results=both).cross_entropy is None
 
 
 def test_what_differs_by_rounding_alone_forgets_equally_little():

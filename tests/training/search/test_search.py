@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
+from keras_mas.methods import load_method
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import Listener, train
+from keras_mas.training.listening import Listener
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import (
     DamagedError,
     InUseError,
@@ -67,8 +69,8 @@ def test_when_all_that_differ_have_been_tried_that_is_said(trained, stream, sett
     heard = Heard()
     asked = SearchSpace("grid", 12, 0.1, 1.0, vary="method=finetune,mas penalty=in_loss,decoupled")
     found = search(stream, settings, asked, tmp_path, observer=heard)
-    assert len(found.trials) == 8  # λ = 0, six of mas, one of finetune
-    assert heard.lines == ["8 trials are all: others would differ in nothing used"]
+    assert len(found.trials) == 7  # six of mas, one of finetune, which λ = 0 is
+    assert heard.lines == ["7 trials are all: others would differ in nothing used"]
 
 
 def test_a_strength_outside_the_range_is_not_tried(trained, stream, settings, tmp_path):
@@ -289,13 +291,19 @@ def test_methods_side_by_side(trained, stream, settings, tmp_path):
     asked = SearchSpace("grid", 6, 0.5, 5.0, vary="method=mas,finetune", complete_trials=True)
     found = search(stream, settings, asked, tmp_path)
     names = sorted(trial.name for trial in found.trials)
-    assert names == [  # fine-tuning once, whatever λ
+    assert names == [  # fine-tuning once, whatever λ, and MAS with λ = 0 is the same
         "method=finetune",
-        "λ=0 method=mas",
         "λ=0.5 method=mas",
         "λ=1.581 method=mas",
         "λ=5 method=mas",
     ]
+
+
+def test_merging_without_a_penalty_is_not_fine_tuning(trained, stream, settings, tmp_path):
+    merging = dataclasses.replace(settings, method="imm_mean")
+    asked = SearchSpace("grid", 6, 0.5, 5.0, vary="method=imm_mean,finetune", complete_trials=True)
+    names = [trial.name for trial in search(stream, merging, asked, tmp_path).trials]
+    assert {"λ=0 method=imm_mean", "method=finetune"} < set(names)
 
 
 # With real training.
@@ -334,6 +342,32 @@ def test_the_first_task_is_learned_once_and_models_do_not_stay(stream, quick, tm
         alone = train(stream, trial.settings, tmp_path / "alone", evaluate_on="validation")
         assert trial.results[0]["accuracy_matrix"] == alone["accuracy_matrix"]
         shutil.rmtree(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("method", "measured"), [("mas", 2), ("lwf", 2), ("imm_mean", 3)])
+def test_a_trial_does_after_its_last_task_what_changes_its_answers_alone(
+    stream, settings, tmp_path, monkeypatch, method, measured
+):
+    # Merging, which IMM does after a task, changes them; the importance of the last task does not.
+    recipe = dataclasses.replace(settings.recipe, epochs=1)
+    asked = dataclasses.replace(settings, method=method, recipe=recipe)
+    whole = train(stream, asked, tmp_path / "whole", evaluate_on="validation")
+    kind, calls = load_method(method), []
+    after_task = kind.after_task
+    monkeypatch.setattr(
+        kind, "after_task", lambda *args, **kwargs: calls.append(1) or after_task(*args, **kwargs)
+    )
+    options = {"evaluate_on": "validation", "keeps_models": False}
+    trial = train(stream, asked, tmp_path / "trial", **options)
+    assert len(calls) == measured
+    assert trial["accuracy_matrix"] == whole["accuracy_matrix"]
+    assert trial["cross_entropy"] == whole["cross_entropy"]
+    tasks = Tasks()
+    listeners = tasks.trial_started("again")
+    again = train(stream, asked, tmp_path / "trial", listeners=listeners, **options)
+    assert (again, tasks.learned) == (trial, [])  # it is read
+    assert (tmp_path / "whole/3/model.keras").exists() and (tmp_path / "whole/model.keras").exists()
+    assert not (tmp_path / "trial/3").exists() and not (tmp_path / "trial/model.keras").exists()
 
 
 @pytest.mark.parametrize("at", [1, 5])

@@ -13,6 +13,7 @@ from keras_mas.training import progress
 from keras_mas.training.cli import build_parser
 from keras_mas.training.commands import search as command
 from keras_mas.training.commands import shared
+from keras_mas.training.console import result_console
 from keras_mas.training.options import given_options
 from keras_mas.training.search import progress as search_progress
 from keras_mas.training.search.dimensions import Range
@@ -84,11 +85,11 @@ def test_what_is_deterministic_stays_so(found):
     [
         (
             [trial(1.0, 0.9), trial(10.0, 0.905), trial(100.0, 0.9), trial(300.0, 0.9, 0.01)],
-            "Of 4 trials within it, 3 forget least, 0.0000 each, and λ=10 is the most accurate",
+            "Of 4 trials within it, 3 forget least, 0.0000 each, and λ=10 has the highest accuracy",
         ),
         (
             [trial(10.0, 0.9), trial(1.0, 0.9)],
-            "Of 2 trials within it, 2 forget least, 0.0000 each, and λ=1 has the middle λ of the",
+            "Of 2 trials within it, 2 forget least, 0.0000 each, and λ=1 has the middle λ of those",
         ),
     ],
 )
@@ -96,6 +97,26 @@ def test_trials_that_forget_equally_little_are_counted(tmp_path, trials, said):
     found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
     first, *_ = command._advice(arguments(), found, found.recommendation())
     assert said in first
+
+
+def test_the_lowest_cross_entropy_is_the_reason_where_it_is_known(tmp_path):
+    trials = [trial(1.0, 0.9), trial(10.0, 0.905)]
+    for each, loss in zip(trials, (0.25, 0.5), strict=True):
+        each.results[0]["cross_entropy"] = [loss, loss]
+    found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
+    first, *_ = command._advice(arguments(), found, found.recommendation())
+    assert "0.0000 each, and λ=1 has the lowest cross-entropy, 0.2500." in first
+
+
+@pytest.mark.parametrize("losses", [None, [0.5, 0.25]])
+def test_a_table_whose_lines_end_in_no_blanks(found, capsys, losses):
+    found.trials[0].results[0] |= {} if losses is None else {"cross_entropy": losses}
+    command._print_trials(found, result_console())
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line == line.rstrip() for line in lines)
+    assert lines[1].split() == ["average", "accuracy", "forgetting", "cross-entropy"]
+    assert lines[2].split() == ["λ=1", "0.9000", "0.1000", "–" if losses is None else "0.3750"]
+    assert lines[6].split() == ["λ=0.1", "stopped"]
 
 
 def test_what_is_best_without_protection_is_said(tmp_path):

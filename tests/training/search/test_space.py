@@ -19,7 +19,6 @@ def test_ranges_and_lists():
         "epochs": Range(5, 20, is_log=False, is_whole=True),
         "batch_size": Choices((16, 64)),
     }
-    assert read_space("") == {}
 
 
 def test_a_file(tmp_path):
@@ -52,6 +51,10 @@ def test_a_file(tmp_path):
         ("seed=1,2", "--executions-per-trial"),
         ("epochs", "NAME=LEAST..LARGEST or NAME=A,B,C"),
         ("none.toml", "'none.toml', which cannot be read"),
+        ("", "to name an option or more. Received: none in ''"),
+        (" ", "to name an option or more. Received: none in ' '"),
+        ("penalty=in_loss,decoupled,in_loss", "Received: 'in_loss' more than once"),
+        ("learning-rate=0.001,1e-3", "`learning-rate` once in --vary. Received: '0.001' more"),
     ],
 )
 def test_what_is_no_space_is_refused(text, sentence):
@@ -67,6 +70,8 @@ def test_what_is_no_space_is_refused(text, sentence):
         ("epochs = {min = 3}", "to be several values or a range"),
         ('epochs = {min = 1, max = 3, scale = "cubic"}', 'to be "log" or "linear"'),
         ("epochs = [", "cannot be read"),
+        ("", "to name an option or more. Received: none"),
+        ("epochs = [1, 2, 1]", "Received: '1' more than once"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path, toml, sentence):

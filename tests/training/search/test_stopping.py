@@ -3,7 +3,7 @@ import types
 import pytest
 
 from keras_mas.metrics import forgetting
-from keras_mas.training.run import TaskResult
+from keras_mas.training.listening import TaskResult
 from keras_mas.training.search.stopping import (
     CannotWinError,
     Judge,
@@ -83,7 +83,15 @@ def test_a_run_that_is_finished_is_not_stopped():
 
 
 def test_a_standard_error():
-    # p (1 − p) / n of 0.5 on 100 examples and of 0.9 on 400, up to the one example more.
+    # p (1 − p) / n of 0.5 on 100 examples and of 0.9 on 400, up to the few examples more.
     by_hand = (0.5 * 0.5 / 100 + 0.9 * 0.1 / 400) ** 0.5 / 2
     assert standard_error([[0.5, 0.9]], [100, 400]) == pytest.approx(by_hand, rel=0.01)
-    assert standard_error([[1.0, 1.0]], [30, 30]) > 0.005  # not certain
+
+
+def test_one_wrong_answer_is_within_a_standard_error_of_none():
+    # 28 examples of each of five tasks, as split-digits holds out: one of them is 1/140 ≈ 0.0071.
+    assert standard_error([[1.0] * 5], [28] * 5) == pytest.approx(
+        (142 / 144 * 2 / 144 / 144) ** 0.5
+    )
+    for n in (20, 100, 10_000):
+        assert 1 / n < standard_error([[1.0]], [n]) < 2 / n

@@ -253,6 +253,26 @@ def test_trials_that_crash_or_diverge_are_named_and_never_the_best(trained, tmp_
     assert shown[-1].startswith("trial 0001 failed")
 
 
+def test_failures_in_a_row_are_named(trained, tmp_path):
+    trained.wrong |= {k: ValueError(f"Expected {k} inputs.") for k in range(3)}
+    tuner = made(strengths(*(10.0 * k for k in range(1, 6))), grid(), tmp_path)
+    with pytest.raises(RuntimeError) as raised:
+        tuner.search(TASKS)
+    text = str(raised.value)
+    assert "Traceback" not in text
+    assert "failed: strength 10: ValueError: Expected 0 inputs; trial 0001 failed" in text
+    assert "Expected 2 inputs. After 3 failures in a row" in text
+    assert len(trained.asked) == 3
+
+
+def test_what_failed_ends_with_one_dot(trained, tmp_path):
+    trained.wrong[0] = ValueError("Expected more.")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        made(strengths(10.0, 20.0), grid(), tmp_path).search(TASKS)
+    assert str(found[-1].message).endswith("strength 10: ValueError: Expected more.")
+
+
 def test_a_search_without_a_result_says_so(trained, tmp_path):
     tuner = made(strengths(200.0, 300.0), grid(), tmp_path)
     with pytest.raises(RuntimeError, match="Received: none of 2: trial 0000 diverged"):
@@ -358,9 +378,14 @@ def test_a_search_over_another_network_is_not_continued(trained, tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1.5, True])
-def test_executions_are_counted(count):
+def test_executions_epochs_and_batches_are_counted(tmp_path, count):
     with pytest.raises(ValueError, match="`executions_per_trial` to be an integer ≥ 1"):
         made(executions_per_trial=count)
+    tuner = made(strengths(1.0), grid(), tmp_path)
+    for name in ("epochs", "batch_size"):
+        with pytest.raises(ValueError, match=f"`{name}` to be an integer ≥ 1. Received: {count}"):
+            tuner.search(TASKS, **{name: count})
+    assert not tuner.oracle.trials
 
 
 @pytest.mark.parametrize("strength", [-1.0, float("inf"), "decay", "x"])
@@ -396,6 +421,46 @@ def test_seeds_of_executions_are_averaged(trained, tmp_path):
 X, Y = part(0, 8, 0)
 
 
+class Halves(keras.utils.PyDataset):
+    """The examples in batches, in another order in every epoch."""
+
+    def __init__(self, inputs, labels, batches=2):
+        super().__init__()
+        self.inputs, self.labels, self.batches = inputs, labels, batches
+        self.order = np.arange(len(inputs))
+
+    @property
+    def num_batches(self):
+        return self.batches
+
+    def __getitem__(self, index):
+        rows = np.array_split(self.order, self.batches or 2)[index]
+        return self.inputs[rows], self.labels[rows]
+
+    def on_epoch_end(self):
+        self.order = np.random.default_rng(0).permutation(self.order)
+
+
+class Endless(Halves):
+    num_batches = keras.utils.PyDataset.num_batches
+
+
+def test_a_py_dataset_is_learned_and_measured(tmp_path):
+    tasks = {name: (Halves(*train), Halves(*held)) for name, (train, held) in TASKS.items()}
+    tuner = made(fixed(1.0), grid(), tmp_path)
+    tuner.search(tasks, epochs=20, verbose=0)
+    [accuracy] = measured(tuner, "average_accuracy")
+    assert accuracy > 0.7
+    # The same examples in another order are the same search, and others another one.
+    for halves in tasks["ants"]:
+        halves.on_epoch_end()
+    made(fixed(1.0), grid(), tmp_path).search(tasks, epochs=20, verbose=0)
+    tasks["ants"][0].labels = 1 - tasks["ants"][0].labels[:-1]
+    tasks["ants"][0].order = np.arange(63)
+    with pytest.raises(ValueError, match="Expected the tasks, network"):
+        made(fixed(1.0), grid(), tmp_path).search(tasks, epochs=20, verbose=0)
+
+
 @pytest.mark.parametrize(
     ("tasks", "words"),
     [
@@ -413,6 +478,9 @@ X, Y = part(0, 8, 0)
             [((X, Y), tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat())],
             "the validation data of task 'task-1'. Received: one that repeats for ever",
         ),
+        ([((X, Y), Halves(X, Y, None))], "Received: one that repeats for ever"),
+        ([((X, Y), Endless(X, Y))], "Received: one that repeats for ever"),
+        ([((X, Y), Halves(X, Y, 0))], r"Expected batches \(x, y\) in the validation data"),
         ([((X, Y), tf.data.Dataset.from_tensor_slices((X, Y)))], "single examples"),
         ([((X, Y), tf.data.Dataset.from_tensor_slices(X).batch(4))], r"batches \(x, y\)"),
     ],
