@@ -44,8 +44,9 @@ from keras_mas.training import under_way
 from keras_mas.training.cli import main as command_line
 from keras_mas.training.continuing import FinishedRun
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import saved_heads, train
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import DamagedError
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import DataError, load_tasks
 from keras_mas.training.under_way import TaskUnderWay
@@ -169,85 +170,92 @@ def make_readers(folder: Path, running: contextlib.ExitStack) -> dict[str, Reade
         folder: Where they are written.
         running: Takes the server that some of them ask.
     """
-    random_numbers = np.random.default_rng(0)
-    x, y = random_numbers.normal(size=(24, 4)).astype("float32"), np.arange(24) % 2
+    x = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
+    y = np.arange(24) % 2
     np.savez(folder / "ants.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     (folder / "tasks.toml").write_text(TOML)
-    stream = load_tasks(str(folder / "tasks.toml"))
-    settings = Settings(method="mas", recipe=Recipe(backbone="mlp-4", epochs=2, batch_size=8))
-    run = folder / "run"
-    under_way_file = _train(stream, settings, run)
+    return {
+        **make_readers_of_memories(folder, x),
+        **make_readers_of_runs(folder),
+        **make_readers_of_tasks(folder),
+        **make_readers_of_requests(folder, running),
+    }
 
+
+def make_readers_of_memories(folder: Path, x: np.ndarray) -> dict[str, Reader]:
+    """Return the readers of what `SynapticMemory.save` writes, of a model that knows inputs."""
+    path = folder / "memory.npz"
     inputs = keras.Input([4])
     model = MASModel(inputs, keras.layers.Dense(2)(inputs))
     model.consolidate(x)
-    model.memory.save(folder / "memory.npz")
-    model.save(folder / "model.keras")
+    model.memory.save(path)
 
+    def read():
+        return arrays_of(SynapticMemory.load(path).state())
+
+    refuses = (*WORDED, ValueError)
+    return {
+        "memory": Reader(path, read, refuses),
+        "memory-values": Reader(path, read, refuses, changed_arrays, means_it=True),
+    }
+
+
+def make_readers_of_runs(folder: Path) -> dict[str, Reader]:
+    """Return the readers of a run of the tasks in a folder: finished, resumed and continued."""
+    run = folder / "run"
+    stream = load_tasks(str(folder / "tasks.toml"))
+    settings = Settings(method="mas", recipe=Recipe(backbone="mlp-4", epochs=2, batch_size=8))
+    under_way_file = _train(stream, settings, run)
     learner = Learner(stream)
-
-    def memory():
-        return arrays_of(SynapticMemory.load(folder / "memory.npz").state())
 
     def heads():
         models, classes = saved_heads(run, 2)
         return arrays_of({name: head.get_weights() for name, head in models.items()}), classes
 
-    def tasks(path):
-        read = load_tasks(str(path))
-        return [
-            (task.name, task.classes, [split.labels.tobytes() for split in task.splits.values()])
-            for task in read.tasks
-        ], [task.train.inputs.tobytes() for task in read.tasks]
-
     def task_under_way():
         read = TaskUnderWay.read(under_way_file.parent)
         return read and (read.number, read.epochs, read.history, arrays_of(read.arrays))
 
-    def again(path):
-        """Go on with a run, or read it."""
-        return train(stream, settings, path, learner=learner)["accuracy_matrix"]
+    def again():
+        return train(stream, settings, run, learner=learner)["accuracy_matrix"]
 
-    with_values = (*WORDED, ValueError)
+    def both(name, path, read, change):
+        """Return the readers of a damaged file, and of one with other values."""
+        damaged_file = Reader(path, read)
+        values = dataclasses.replace(damaged_file, change=change, means_it=True)
+        return {name: damaged_file, f"{name}-values": values}
+
+    result, arguments = run / "result.json", run / "arguments.json"
+    progress, memory = run / "2" / "progress.json", run / "2" / "memory.npz"
+    no_path = (*WORDED, OSError)  # of weights in a file that no path can be of
+    continued = Reader(result, lambda: as_finished(run), no_path, changed_json, means_it=True)
     return {
-        "memory": Reader(folder / "memory.npz", memory, with_values),
-        "memory-values": Reader(
-            folder / "memory.npz", memory, with_values, changed_arrays, means_it=True
-        ),
-        "result": Reader(run / "result.json", lambda: report(run)),
-        "result-values": Reader(
-            run / "result.json", lambda: report(run), change=changed_json, means_it=True
-        ),
-        "continued-values": Reader(
-            run / "result.json",
-            lambda: as_finished(run),
-            refuses=(*WORDED, OSError),  # of weights in a file that no path can be of
-            change=changed_json,
-            means_it=True,
-        ),
-        "continued-arguments": Reader(
-            run / "arguments.json", lambda: as_finished(run), change=changed_json, means_it=True
-        ),
-        "arguments": Reader(run / "arguments.json", lambda: again(run)),
-        "progress": Reader(run / "2" / "progress.json", heads),
-        "progress-values": Reader(
-            run / "2" / "progress.json", heads, change=changed_json, means_it=True
-        ),
+        **both("result", result, lambda: report(run), changed_json),
+        "continued-values": continued,
+        "continued-arguments": dataclasses.replace(continued, path=arguments, refuses=WORDED),
+        "arguments": Reader(arguments, again),
+        **both("progress", progress, heads, changed_json),
         "model": Reader(run / "2" / "model.keras", heads),
-        "task-memory": Reader(run / "2" / "memory.npz", lambda: again(run)),
-        "task-memory-values": Reader(
-            run / "2" / "memory.npz", lambda: again(run), change=changed_arrays, means_it=True
-        ),
+        **both("task-memory", memory, again, changed_arrays),
         "under-way": Reader(under_way_file, task_under_way),
-        "toml": Reader(folder / "tasks.toml", lambda: tasks(folder / "tasks.toml"), means_it=True),
-        "npz": Reader(folder / "ants.npz", lambda: tasks(folder / "tasks.toml")),
-        "npz-values": Reader(
-            folder / "ants.npz",
-            lambda: tasks(folder / "tasks.toml"),
-            change=changed_arrays,
-            means_it=True,
-        ),
-        **make_readers_of_requests(folder, running),
+    }
+
+
+def make_readers_of_tasks(folder: Path) -> dict[str, Reader]:
+    """Return the readers of a file of tasks, and of the data that it names."""
+    path, data = folder / "tasks.toml", folder / "ants.npz"
+
+    def read():
+        tasks = load_tasks(str(path)).tasks
+        return [
+            (task.name, task.classes, [split.labels.tobytes() for split in task.splits.values()])
+            for task in tasks
+        ], [task.train.inputs.tobytes() for task in tasks]
+
+    return {
+        "toml": Reader(path, read, means_it=True),
+        "npz": Reader(data, read),
+        "npz-values": Reader(data, read, change=changed_arrays, means_it=True),
     }
 
 

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mas.training.run import Listener
+from keras_mas.training.listening import Listener
 
 
 class Follower(Listener):

@@ -18,6 +18,7 @@ from keras_mas.errors import UsageError
 
 from .commands import COMMANDS, WITHOUT_TENSORFLOW
 from .start_tensorflow import import_tensorflow
+from .wording import sentence
 
 # How characters are written where the encoding of standard output lacks them.
 _IN_ASCII = {"λ": "lambda", "θ": "theta", "Ω": "Omega", "≥": ">=", "±": "+/-", "…": "...", "–": "-"}
@@ -59,7 +60,7 @@ def _run(argv: list[str] | None) -> int:
             warnings.showwarning = _show_all if args.debug else _show_ours
             if args.command not in WITHOUT_TENSORFLOW:
                 import_tensorflow(args.debug)
-            args.run(args)
+            args.run_command(args)
             sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` perhaps, has closed the pipe
         _drop_output()
@@ -124,8 +125,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": _Help} | options)
 
     def error(self, message: str) -> NoReturn:
-        sentence = message if message.endswith((".", "?")) else f"{message}."
-        self.exit(2, f"{self.prog}: {sentence} See '{self.prog} --help'.\n")
+        self.exit(2, f"{self.prog}: {sentence(message)} See '{self.prog} --help'.\n")
 
 
 class _Version(argparse.Action):
@@ -157,7 +157,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=module.SUMMARY, description=description)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run_command=module.run)
     return parser
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .compare import Entry, Observer, name_of
+from .listening import Listener
 from .progress import Bars, left
-from .run import Listener
 from .search.trial import Trial, trial_line
 from .settings import Settings
 

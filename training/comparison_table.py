@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from .report import print_table, report_rows
+from .report import print_rows, report_rows
 from .summary import ABOUT_SECONDS, WORST_CASE, Group, Spread, best, groups, have_worst_case
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def print_entries(entries: Sequence["Entry"], against: str, console: Console) ->
     for group in found:
         cells = [group.spread(measure).with_deviation() for measure in _COMPARED]
         rows.append([group.label, str(len(group.results)), *cells])
-    print_table(rows, console)
+    print_rows(rows, console)
     console.print(Text())
     _print_worst_case_and_seconds(found, console)
     if len(found) > 1:
@@ -65,7 +65,7 @@ def _print_worst_case_and_seconds(found, console):
     for group in found:
         cells = [group.spread(measure).with_deviation() for measure in measures]
         rows.append([group.label, *cells, f"{group.spread('seconds').mean:.1f}"])
-    print_table(rows, console)
+    print_rows(rows, console)
     console.print(ABOUT_SECONDS, soft_wrap=True)
 
 
@@ -78,7 +78,7 @@ def _print_differences(found, reference, console):
         cells = [_difference(spread) if is_other else "" for spread in differences]
         pairs = str(differences[0].runs) if differences[0] and is_other else ""
         rows.append([group.label, pairs, *cells])
-    print_table(rows, console)
+    print_rows(rows, console)
 
 
 def _difference(spread: Spread | None) -> str:

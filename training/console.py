@@ -19,12 +19,17 @@ def stderr_console() -> Console:
 
 
 def print_table(console: Console, table: RenderableType) -> None:
-    """Print a table; its lines end in no blanks where they go to a file or another program."""
+    """Print a table; its lines end in no blanks where they go to a file or another program.
+
+    Args:
+        console: Where to print; a line that is longer than its width is not cut.
+        table: The table.
+    """
     if console.is_terminal:
-        console.print(table)
+        console.print(table, crop=False)
         return
     with console.capture() as captured:
-        console.print(table)
+        console.print(table, crop=False)
     for line in captured.get().splitlines():
         console.print(line.rstrip(), soft_wrap=True)
 

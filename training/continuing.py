@@ -216,11 +216,21 @@ class FinishedRun:
         return known_encoding(self.directory, self.result)
 
     def load_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return where data lie and how they are read: what is given, else as it was recorded."""
+        """Return where data lie and how they are read: what is given, else as it was recorded.
+
+        Raises:
+            UsageError: If another scenario is given.
+        """
+        scenario = self.result["scenario"]
+        if given.get("scenario") not in (None, False, scenario):
+            raise UsageError(
+                f"Expected the scenario of what is gone on from, '{scenario}'. Received: "
+                f"--scenario {given['scenario']}. Leave the option out."
+            )
         recorded = [source.options for source in self.sources]
         known = dict(recorded[-1]) if recorded else {}
         asked = {name: value for name, value in given.items() if value is not False}
-        return {**known, **asked, "scenario": self.result["scenario"]}
+        return {**known, **asked, "scenario": scenario}
 
 
 def known_encoding(directory: Path, result: Mapping[str, Any]) -> Encoding | None:

@@ -143,7 +143,7 @@ class Devices:
         """Return a sum over examples, each device's part of them added up.
 
         Args:
-            function: Returns the sum over some rows of the tensors, a whole number.
+            function: Returns the sum over some rows of the tensors.
             *rows: Tensors `[n, ...]`.
         """
         if self.strategy is None:
@@ -156,7 +156,8 @@ class Devices:
 
         parts = self.strategy.run(part)
         total = self.strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
-        return total // tf.cast(replicas.copies(examples, self.replicas), total.dtype)
+        copies = tf.cast(replicas.copies(examples, self.replicas), total.dtype)
+        return total // copies if total.dtype.is_integer else total / copies
 
     def sharing_importance(self) -> contextlib.AbstractContextManager[None]:
         """Have the processes that learn together share the measurement of importance.

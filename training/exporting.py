@@ -15,7 +15,7 @@ from keras_mas.serving.paths import version_path
 from keras_mas.serving.publish import blessing_of, check_published, publish
 
 from .heads import heads_of, unique_heads
-from .run import Listener, TaskResult
+from .listening import Listener, TaskResult
 from .run_directory import task_folder
 from .settings import Settings
 from .tasks import TaskStream

@@ -25,6 +25,7 @@ from keras_mas.errors import UsageError
 from keras_mas.importance.shared_pass import SharedPass, sharing
 
 from .devices import _REFUSED, Devices
+from .rendezvous import meet
 from .run_directory import RUN_FILES
 
 # Seconds that the hosts wait for each other when they start.
@@ -35,6 +36,9 @@ _PIECE = 2**22
 
 # What of a run's folder a worker needs: not the locks, the logs and the picture.
 _SENT = re.compile(rf"(?!\.lock|accuracy|training\.csv|tensorboard)({RUN_FILES})")
+
+# A name or a number of a host, IPv6 in brackets, and a port from 1 to 65535, loosely.
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):0*[1-9]\d{0,4}")
 
 # What TensorFlow raises where another process has gone.
 _LOST = (
@@ -74,7 +78,7 @@ def cluster_of_environment() -> Cluster | None:
         return None
     try:
         content = json.loads(text)
-        jobs = {str(job): [str(each) for each in of] for job, of in content["cluster"].items()}
+        jobs = {str(job): list(of) for job, of in content["cluster"].items()}
         kind, number = str(content["task"]["type"]), int(content["task"]["index"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _unreadable(f"{text!r}") from None
@@ -91,6 +95,11 @@ def cluster_of_environment() -> Cluster | None:
     if len(numbered) == 1:
         return None
     addresses = tuple(jobs[job][k] for job, k in numbered)
+    for address in addresses:
+        if not (isinstance(address, str) and _ADDRESS.fullmatch(address)):
+            raise _unreadable(f"the address {address!r}")
+        if addresses.count(address) > 1:  # which all would wait for
+            raise _unreadable(f"the address '{address}' twice")
     return Cluster(addresses, numbered.index((kind, number)))
 
 
@@ -110,7 +119,8 @@ def join(cluster: Cluster, count: int | str) -> "Hosts":
         count: How many GPUs of each host, or "all"; on hosts without one, 1.
 
     Raises:
-        UsageError: If this host has fewer.
+        UsageError: If this host has fewer, or the processes were told different things.
+        MissingHostError: If not all have come in time.
         LostHostError: If another process has gone meanwhile.
     """
     gpus = tf.config.list_physical_devices("GPU")
@@ -121,7 +131,13 @@ def join(cluster: Cluster, count: int | str) -> "Hosts":
         )
     if isinstance(count, int):
         tf.config.set_visible_devices(gpus[:count], "GPU")
-    with giving_up(cluster), reporting_losses(), _keeping_sigterm():
+    others = [each for k, each in enumerate(cluster.addresses) if k != cluster.worker]
+    sys.stderr.write(
+        f"keras-mas: waiting for {', '.join(others)}, up to {START_TIMEOUT:g} seconds\n"
+    )
+    sys.stderr.flush()
+    meet(cluster.addresses, cluster.worker, START_TIMEOUT)
+    with reporting_losses(), _keeping_sigterm():
         return Hosts(tf.distribute.MultiWorkerMirroredStrategy(), cluster)
 
 
@@ -134,28 +150,6 @@ def _keeping_sigterm():
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-@contextlib.contextmanager
-def giving_up(cluster: Cluster) -> Iterator[None]:
-    """End the process if a block takes too long, which TensorFlow spends in waiting for others."""
-
-    def give_up():
-        sys.stderr.write(
-            f"keras-mas: not all of {', '.join(cluster.addresses)} have started within "
-            f"{START_TIMEOUT:g} seconds. Start the same command on every host, with its own index "
-            "in TF_CONFIG, and see that the ports can be reached.\n"
-        )
-        sys.stderr.flush()
-        os._exit(1)
-
-    timer = threading.Timer(START_TIMEOUT, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from keras_mas.serving.traffic import Asked, Collector, Counts, InputForm
 
 from .distributed import SentFile
 from .later_inputs import MOST_TESTED, HeadSums, Measuring, add_sums
-from .run import finished_network
+from .saved_tasks import finished_network
 
 # Inputs that are measured together, and so are in memory at a time.
 _AT_A_TIME = 1024

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -15,6 +14,7 @@ import tensorflow as tf
 
 from keras_mas.arrays import load_arrays, save_arrays
 from keras_mas.errors import UsageError
+from keras_mas.finite import FitDivergedError
 from keras_mas.heads import AllHeads
 from keras_mas.methods import load_method
 from keras_mas.methods.quadratic import QuadraticMethod
@@ -24,10 +24,14 @@ from .devices import Devices
 from .heads import heads_of
 from .loop import CompiledLoop
 from .network import Network
+from .optimizers import optimizer_of
 from .settings import Settings
 from .stability_decay import margin_of, strength_of_method
 from .tasks import Split, Task, TaskStream
 from .under_way import TaskUnderWay
+
+# Of how many training examples of a task the cross-entropy is measured.
+MEASURED = 1000
 
 
 class Learner:
@@ -101,6 +105,7 @@ class Learner:
 
         Raises:
             DamagedError: If `begun` is of something else than this task.
+            FitDivergedError: If the loss or a weight becomes NaN or infinite.
         """
         recipe, head = self.settings.recipe, self._head(number)
         learning_rate, epochs = recipe.for_task(number)
@@ -202,15 +207,13 @@ class Learner:
         before = [variable.numpy() for variable in variables]
         self.method.strength = strength
         try:
-            nan = keras.callbacks.TerminateOnNaN()
             with _without_warning():
-                loss = self.learn(number, task.train, callbacks=[nan])["loss"]
-            weights = self.network.model_of(self._head(number)).weights
-            is_finite = all(np.all(np.isfinite(weight.numpy())) for weight in weights)
-            diverged = not (math.isfinite(loss) and is_finite)
-            accuracy = 0.0 if diverged else self.accuracy(task, "validation")
+                self.learn(number, task.train)
+            accuracy = self.accuracy(task, "validation")
             assert accuracy is not None  # no task that is learned lacks validation data
             return accuracy
+        except FitDivergedError:
+            return 0.0
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
@@ -248,6 +251,18 @@ class Learner:
         self.network.load(head)
         examples = self._with_labels_of(head, task.splits[split])
         return self._loop(head).accuracy(examples, self.settings.recipe.batch_size)
+
+    def cross_entropy(self, task: Task) -> float:
+        """Return the mean cross-entropy over examples of a task, in nats, test data left out.
+
+        They are its validation data and `MEASURED` of its training data, or all if there are fewer.
+        """
+        rows = np.random.default_rng(0).permutation(len(task.train))[:MEASURED]
+        split = Split.joined(task.train.take(np.sort(rows)), task.validation)
+        head = self.head_of[task.name]
+        self.network.load(head)
+        batch_size = self.settings.recipe.batch_size
+        return self._loop(head).cross_entropy(self._with_labels_of(head, split), batch_size)
 
     def save_optimizer(self, path: Path) -> None:
         """Write what the optimizer goes on from, if it is kept, to a `.npz` file."""
@@ -297,7 +312,7 @@ class Learner:
         )
         self._check_shared_weights(settings)
         self.loops = {}
-        self.optimizer = _optimizer(recipe.optimizer)
+        self.optimizer = optimizer_of(recipe.optimizer)
         for logits, model in self.network.models.items():
             model.compile(
                 optimizer=self.optimizer,
@@ -323,7 +338,8 @@ class Learner:
             raise UsageError(
                 f"Expected weights that tasks share and train, for method '{settings.method}' to "
                 "protect. Received: a backbone that is frozen as a whole, so that a task trains "
-                "its own head alone. Use `--method finetune`, or lower `--freeze`."
+                "its own head alone. Use `--method finetune`, lower `--freeze`, or save a network "
+                "of your own with `trainable = True`."
             )
 
     def _head(self, number):
@@ -371,10 +387,6 @@ def _structure_of(stream):
     """Return what a network is built by; the heads in their order, in which they get weights."""
     heads = list(heads_of(stream).items())
     return stream.scenario, heads, stream.input_shape, stream.tasks[0].train.dtype, stream.rescale
-
-
-def _optimizer(name):
-    return keras.optimizers.SGD(momentum=0.9) if name == "sgd" else keras.optimizers.Adam()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas.binding import has_frozen_statistics
+from keras_mas.finite import check_fit
 from keras_mas.heads import AllHeads
 
 from .devices import Devices
@@ -52,7 +53,8 @@ class CompiledLoop:
         self.devices.follow_loss(model)
         self.devices.once(lambda: _make_variables_of_metrics(model))
         model.reset_metrics()
-        self._count = tf.function(self._count_right, autograph=False, input_signature=self.batches)
+        self._count = self._total_of(_right)
+        self._sum_losses = self._total_of(_losses)
 
     def fit(
         self,
@@ -85,6 +87,9 @@ class CompiledLoop:
 
         Returns:
             The metrics of the last epoch, by name; none if all had been learned before.
+
+        Raises:
+            FitDivergedError: If the loss or a weight becomes NaN or infinite.
         """
         model, steps = self.model, -(-len(split) // batch_size)
         following = keras.callbacks.CallbackList(
@@ -96,6 +101,7 @@ class CompiledLoop:
             epochs=epochs,
             steps=steps,
         )
+        check_fit(model)
         with self.devices.scope():
             self._prepare()
         logs: dict[str, float] = {}
@@ -119,11 +125,24 @@ class CompiledLoop:
             split: Examples; labels are the numbers of logits.
             batch_size: Examples in a call, or more if they are small.
         """
+        return self._mean(self._count, split, batch_size)
+
+    def cross_entropy(self, split: Split, batch_size: int) -> float:
+        """Return the mean cross-entropy of examples, in nats.
+
+        Args:
+            split: As for `accuracy`.
+            batch_size: As for `accuracy`.
+        """
+        return self._mean(self._sum_losses, split, batch_size)
+
+    def _mean(self, total, split, batch_size):
+        """Return the mean over examples of what a compiled function adds up over some of them."""
         size = max(batch_size, min(_EVALUATED, _BYTES_EVALUATED // _bytes_of_one(split)))
         starts = range(0, len(split), size)
         labels = np.split(split.labels, starts[1:])
-        right = map(self._count, split.batches(size), labels)
-        return sum(map(int, right)) / len(split)
+        totals = map(total, split.batches(size), labels)
+        return sum(each.numpy().item() for each in totals) / len(split)
 
     def _prepare(self):
         """Check what `fit` checks when it begins, and trace anew if the model asks for it."""
@@ -166,14 +185,28 @@ class CompiledLoop:
         tf.while_loop(lambda start: start < examples, step, (tf.constant(0),))
         return self.model.get_metrics_result()
 
-    def _count_right(self, inputs, labels):
-        return self.devices.total(self._right, inputs, labels)
+    def _total_of(self, measure):
+        """Return a compiled function that adds up a measure of logits and labels over examples."""
 
-    def _right(self, inputs, labels):
-        logits = self.model(inputs, training=False)
-        if isinstance(self.model, AllHeads):
-            logits = self.model.own_logits(logits, labels)
-        return tf.math.count_nonzero(tf.argmax(logits, axis=-1) == labels)
+        def measured(inputs, labels):
+            logits = self.model(inputs, training=False)
+            if isinstance(self.model, AllHeads):
+                logits = self.model.own_logits(logits, labels)
+            return tf.reduce_sum(measure(logits, labels))
+
+        def total(inputs, labels):
+            return self.devices.total(measured, inputs, labels)
+
+        return tf.function(total, autograph=False, input_signature=self.batches)
+
+
+def _right(logits, labels):
+    return tf.cast(tf.argmax(logits, axis=-1) == labels, tf.int64)
+
+
+def _losses(logits, labels):
+    logits = tf.cast(logits, tf.float32)
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
 
 
 def _make_variables_of_metrics(model):

@@ -248,6 +248,15 @@ def number(kind: Callable[[str], float], bounds: Bounds) -> Callable[[str], floa
     return parse
 
 
+def folder(text: str) -> Path:
+    """Return the path of a folder, for argparse; no text at all would be the current one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            f"expected the name of a folder, received {text!r}; a dot is the current one"
+        )
+    return Path(text)
+
+
 def count_or_all(text: str) -> int | str:
     """Return a number of at least 1, or "all", for argparse."""
     if text == "all":

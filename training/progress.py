@@ -11,7 +11,7 @@ from rich.progress import Task as Bar
 from rich.text import Text
 
 from .console import stderr_console
-from .run import Evaluation, Listener, TaskResult
+from .listening import Evaluation, Listener, TaskResult
 from .summary import mean_of_known, measure_text
 from .tasks import Task, TaskStream
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .console import print_table
 from .summary import (
     NOT_MEASURED,
     WORST_CASE,
@@ -116,10 +117,10 @@ def print_comparison(results: Sequence[Mapping[str, Any]], console: Console) -> 
         if runs > 1:
             spreads = (group.spread(name).with_deviation() for name in _PRINTED)
             rows.append([group.label, f"{runs} runs", *spreads])
-    print_table(rows, console)
+    print_rows(rows, console)
 
 
-def print_table(rows: Sequence[Sequence[str]], console: Console) -> None:
+def print_rows(rows: Sequence[Sequence[str]], console: Console) -> None:
     """Print rows under a heading; where the console is too narrow, the first column is folded.
 
     Args:
@@ -133,7 +134,7 @@ def print_table(rows: Sequence[Sequence[str]], console: Console) -> None:
         table.add_column(column[0], justify="right", min_width=max(map(len, column)))
     for row in rows[1:]:
         table.add_row(*row)
-    console.print(table, crop=False)
+    print_table(console, table)
 
 
 def report_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,21 +2,18 @@
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import math
 import sys
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_mas import metrics
-from keras_mas.errors import NotFiniteError, UsageError
+from keras_mas.errors import UsageError
 from keras_mas.files import UNFINISHED, atomic_file, atomic_folder
 from keras_mas.plugins import is_own, load_named
 from keras_mas.versions import library_versions
@@ -25,9 +22,16 @@ from .backbones import saved, weights_digest
 from .backbones.weights import digest_of_file
 from .continuing import Continued
 from .devices import Devices, refuse_scope
+from .divergence import (
+    check_weights,
+    naming_divergence,
+    naming_infinity,
+    warn_if_not_learned,
+)
 from .first_task import learned_once, link_files, share, shared_first_task
 from .heads import unique_heads
 from .learner import Learner
+from .listening import Evaluation, Listener, TaskResult
 from .run_directory import (
     MEMORY,
     MODEL,
@@ -42,122 +46,21 @@ from .run_directory import (
     check_there,
     claimed,
     is_finished,
-    is_measured_or_not,
     is_number,
-    is_text,
-    maps_to,
     naming_damage,
     read_json,
     read_result,
     task_folder,
     write_json,
 )
+from .saved_tasks import cure_of, load_model, read_progress, saved_baseline
 from .settings import Settings
 from .stability_decay import Decayed, margin_of, stability_decay
 from .starting import Start
-from .summary import title
-from .tasks import Split, Task, TaskStream, original_errors
+from .tasks import Split, TaskStream, original_errors
 from .under_way import SaveUnderWay, TaskUnderWay
 
-_PROGRESS = {
-    "accuracies": are(is_measured_or_not),
-    "seconds": maps_to(is_number),
-    "classes": maps_to(are(is_text)),
-}
 _TRIES = {"task": is_number, "tries": are(are(is_number))}
-
-
-class DivergedError(RuntimeError):
-    """A loss, weights or an importance became NaN or infinite."""
-
-
-class NotLearnedWarning(UserWarning):
-    """The first task was learned no better than by always naming its most frequent class."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskResult:
-    """What is known when a task has been learned.
-
-    Attributes:
-        number: How many tasks have been learned, this one included.
-        task: The task.
-        accuracies: Row of the accuracy matrix `[T]`; None for a task without examples, here and
-            in `Evaluation`.
-        models: The model of every task learned so far, by the name of its head.
-        classes: The class names of every such model.
-        seconds: Time the task took; 0 if it was read from the run's folder.
-        folder: Folder of what was saved after the task.
-        history: The metrics of each epoch, by name.
-        evaluations: What was measured while the task was being learned.
-        strength: λ that was found for the task; None if it was given.
-        free: Share of the weights that are free to learn the next task, with strength "auto".
-    """
-
-    number: int
-    task: Task
-    accuracies: list[float | None]
-    models: dict[str, keras.Model]
-    classes: dict[str, tuple[str, ...]]
-    seconds: float
-    folder: Path = Path()
-    history: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
-    evaluations: Sequence["Evaluation"] = ()
-    strength: float | None = None
-    free: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What was measured while a task was being learned.
-
-    Attributes:
-        task: Number of the task under way, from 1.
-        step: How many training steps of it had been taken.
-        steps: Of how many.
-        accuracies: Accuracy on the tasks up to it, its own the last `[task]`.
-    """
-
-    task: int
-    step: int
-    steps: int
-    accuracies: list[float | None]
-
-
-class Listener:
-    """Base class of what follows the progress of a run; this one ignores it.
-
-    Attributes:
-        callbacks: Keras callbacks that follow the training of every task as they follow `fit`, such
-            as those of Weights & Biases or MLflow.
-    """
-
-    callbacks: tuple[keras.callbacks.Callback, ...] = ()
-
-    def task_started(self, number: int, task: Task, epochs: int) -> None:
-        """Task `number`, counted from 1, is about to be learned in so many epochs."""
-
-    def task_resumed(
-        self, history: Mapping[str, Sequence[float]], evaluations: Sequence["Evaluation"]
-    ) -> None:
-        """The task that has just started goes on after epochs that another process learned.
-
-        Args:
-            history: The metrics of each of these epochs, by name.
-            evaluations: What was measured in them.
-        """
-
-    def strength_tried(self, strength: float, accuracy: float) -> None:
-        """The task has been learned with a λ, to see how well; of its validation data so much."""
-
-    def evaluated(self, evaluation: Evaluation) -> None:
-        """The tasks so far have been measured while another one is being learned."""
-
-    def importance_measured(self, examples: int, total: int | None) -> None:
-        """So many examples of the task have been measured; of how many, if that is known."""
-
-    def task_finished(self, result: TaskResult) -> None:
-        """A task has been learned, or has been read from the run's folder."""
 
 
 def train(
@@ -175,6 +78,7 @@ def train(
     first_tasks: Path | None = None,
     continued: Continued | None = None,
     start: Start | None = None,
+    keeps_models: bool = True,
 ) -> dict:
     """Learn all tasks of a stream in turn, or continue an interrupted run of the same settings.
 
@@ -206,6 +110,10 @@ def train(
             on from; None for a run that learns all tasks. That run's folder is only read.
         start: A trained network, which is taken for what was learned of the one task of the stream,
             or, of which the trunk alone is taken, is held from the first task on; None for neither.
+        keeps_models: Whether the folder is to hold the models of all tasks and the network. Without
+            them nothing can go on from the finished run, so that after the last task its importance
+            is not measured. It goes on as any other while it is not finished, from the folder in
+            `first_tasks` too.
 
     Returns:
         The result, as `result.json` holds it.
@@ -239,17 +147,21 @@ def train(
     elsewhere = _Elsewhere(shared, continued, start)
     with devices.own_folder(directory) as folder:
         run = _Run(stream, settings, folder, evaluate_on, listeners, verbose, learner, elsewhere)
+        run.keeps_models = keeps_models
         with claimed(folder, description, overwrite=overwrite), original_errors():
             devices.take_run(folder, description)
             _take_network(folder, start, continued)
             finished = is_finished(folder)
             if finished:
-                read_result(folder)
+                result = read_result(folder)
+                if not keeps_models:  # there is nothing else to read
+                    return result
             for number, task in enumerate(stream.tasks):
                 run.task(number, task)
             if not finished:
                 check_there(folder)
-                run.save_network()
+                if keeps_models:
+                    run.save_network()
                 write_json(folder / RESULT, run.result() | {"arguments": arguments or {}})
             (folder / UNDER_WAY).unlink(missing_ok=True)
             return read_result(folder)
@@ -286,96 +198,6 @@ def finished_result(
     # A finished run does not change: any number of processes may read it at a time.
     check_content(directory, describe(stream, settings, evaluate_on))
     return read_result(directory)
-
-
-def saved_heads(
-    directory: Path, number: int
-) -> tuple[dict[str, keras.Model], dict[str, tuple[str, ...]]]:
-    """Read the models of a run after so many tasks.
-
-    Args:
-        directory: Folder of the run.
-        number: How many tasks had been learned, from 1.
-
-    Returns:
-        The model of every head, and its class names, both by the head's name.
-
-    Raises:
-        DamagedError: If a file is missing or damaged.
-    """
-    folder = task_folder(directory, number)
-    classes = _read_progress(folder)["classes"]
-    names = list(classes)[:number]
-    network = _saved_network(folder, names[-1])
-    models = _models_of_heads(network)
-    # The folder of a task holds the heads that it changed. Of a head that is in several folders the
-    # newest one has the weights as they are.
-    for task in range(number - 1, 0, -1):
-        if len(models) < len(names):
-            folder = task_folder(directory, task)
-            older = _saved_network(folder, names[min(task, len(names)) - 1])
-            with naming_damage(folder / MODEL, _cure(folder)):
-                models = _models_of_heads(_on_trunk_of(network, older)) | models
-    return {name: models[name] for name in names}, {name: tuple(classes[name]) for name in names}
-
-
-def finished_network(directory: Path) -> keras.Model:
-    """Read the network of a finished run: one model from inputs to the logits of every head.
-
-    Args:
-        directory: Folder of the run.
-
-    Raises:
-        DamagedError: If the file is missing or damaged.
-    """
-    path = directory / MODEL
-    cure = f"Remove '{directory / RESULT}', and run the same `keras-mas train` command again."
-    with naming_damage(path, cure):
-        return keras.models.load_model(path)
-
-
-def _saved_network(folder, head):
-    """Return the network that was saved after a task, which changed a head."""
-    network = _load_model(folder)
-    with naming_damage(folder / MODEL, _cure(folder)):
-        if head not in network.output:
-            raise ValueError(f"it holds the head of {', '.join(network.output)}, not of '{head}'")
-    return network
-
-
-def _models_of_heads(network):
-    return {name: keras.Model(network.input, logits) for name, logits in network.output.items()}
-
-
-def _on_trunk_of(later, network):
-    """Return a network with the heads that were saved with it, on the trunk of a later one.
-
-    What is not of the trunk, the output layer and the task's own batch normalization, stays as it
-    was when the task was learned. Where a layer of the trunk has been applied to the same tensors
-    already, its outputs are taken, so that all heads read one tensor and an export runs the trunk
-    once.
-    """
-    trunk = {operation.name: operation for operation in later.operations}
-
-    def on_trunk(operation):
-        return functools.partial(_applied_once, trunk.get(operation.name, operation))
-
-    return keras.Model(later.input, network._run_through_graph(later.input, operation_fn=on_trunk))
-
-
-def _applied_once(operation, *args, **kwargs):
-    """Apply a layer, or return the outputs that it has for these symbolic tensors already."""
-    given = keras.tree.flatten((args, kwargs))
-    for node in operation._inbound_nodes:
-        before = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-        if len(before) == len(given) and all(map(_same, before, given)):
-            return node.outputs
-    return operation(*args, **kwargs)
-
-
-def _same(one, other):
-    # Tensors and arrays have no truth value to compare by.
-    return one is other or (isinstance(one, str | int | float) and one == other)
 
 
 def describe(
@@ -465,6 +287,7 @@ class _Run:
         self.decayed: Decayed | None = None
         self.memory = {"kept_by_method": 0}
         self.learner = learner
+        self.keeps_models = True
         with self._timed("training"):
             self.learner.begin(settings, stream)
 
@@ -488,7 +311,7 @@ class _Run:
             self.baseline = self._known_baseline(known)
         if known.exists() or self._is_of_continued(known, number):
             self._restore(known, number)
-            if known != saved:
+            if known != saved and self.keeps_models:
                 self._take(known, saved, number)
             seconds = 0.0
         else:
@@ -498,10 +321,12 @@ class _Run:
             self._learn(number, task)
             with self.learner.method.evaluated():
                 self.rows.append(self._accuracies())
-                self._save(saved, number)
+                if not self._is_the_end(number):
+                    self._save(saved, number)
             # Later tasks have other reasons, such as a λ that is too strong.
             if number == 0 and not self._adopts:
-                self._warn_if_not_learned(task)
+                labels = task.splits[self.evaluate_on].labels
+                warn_if_not_learned(task.name, self.settings, labels, self.rows[0][0])
             if elsewhere is not None:
                 share(saved, elsewhere)
             seconds = time.perf_counter() - started
@@ -510,6 +335,10 @@ class _Run:
         with self.learner.method.evaluated():
             for listener in self.listeners:
                 listener.task_finished(result)
+
+    def _is_the_end(self, number):
+        """Whether nothing goes on from what a task leaves; of the first one, other runs do."""
+        return not self.keeps_models and 0 < number == len(self.stream.tasks) - 1
 
     def result(self):
         """Return the result of the finished run, without the user's arguments."""
@@ -544,6 +373,7 @@ class _Run:
             "devices": self.learner.devices.replicas,
             "hosts": self.learner.devices.workers,
             "versions": library_versions(),
+            **({"cross_entropy": self._losses()} if self.evaluate_on == "validation" else {}),
             **(self._stability() if settings.evaluate_every else {}),
             **self.found,
             **(self._of_continued(self.continued.result) if self.continued else {}),
@@ -626,11 +456,14 @@ class _Run:
             earlier = [self._training_data(each) for each in self.stream.tasks[:number]]
         self.history = keras.callbacks.History()
         begun = self._begun(number)
-        with self._timed("training") as watch, _prints_to_stderr():
+        with (
+            self._timed("training") as watch,
+            _prints_to_stderr(),
+            naming_divergence(task.name, self.settings),
+        ):
             callbacks = [
                 *self._callbacks(number),
-                keras.callbacks.TerminateOnNaN(),
-                _CheckWeights(lambda epoch, name: self._refuse_weights(name, epoch, task)),
+                self.history,  # which has the check that all is finite: nothing else is saved
                 SaveUnderWay(lambda epochs: self._save_under_way(number, epochs, watch)),
             ]
             self.learner.learn(
@@ -642,10 +475,15 @@ class _Run:
                 pause_every=self.settings.evaluate_every,
                 begun=begun,
             )
-        self._check_finite(self.history.history["loss"], task)
-        with self._timed("importance"), self._naming_infinity(task):
-            self.learner.after_task(number, data, on_progress=self._importance_measured)
-        self._check_weights(number, task)
+        if self.learner.method.answers_depend_on_after_task or not self._is_the_end(number):
+            epochs = len(self.history.history["loss"])
+            with (
+                self._timed("importance"),
+                naming_infinity(task.name, self.settings, epochs),
+            ):
+                self.learner.after_task(number, data, on_progress=self._importance_measured)
+        changed = self._joint(self._heads_changed_by(number)).weights
+        check_weights(changed, task.name, self.settings)
 
     def _begun(self, number):
         """Return the task as an interrupted run left it after an epoch, None if it did not."""
@@ -687,7 +525,7 @@ class _Run:
         return Split.joined(task.train, task.validation)
 
     def _callbacks(self, number):
-        own: list[keras.callbacks.Callback] = [self.history]
+        own: list[keras.callbacks.Callback] = []
         every = self.settings.evaluate_every
         if every is not None:
             own.append(_EvaluateEvery(every, lambda *when: self._evaluate(number, *when)))
@@ -705,67 +543,18 @@ class _Run:
         for listener in self.listeners:
             listener.importance_measured(examples, total)
 
-    def _check_finite(self, losses, task):
-        """Refuse a loss that was no number in the last epoch, after which training stopped."""
-        if not math.isfinite(losses[-1]):
-            raise DivergedError(
-                f"Expected a finite loss. Received: {losses[-1]} in epoch {len(losses)} of task "
-                f"'{task.name}' with {title(self.settings.of_method)}. Lower {self._cure()}; the "
-                "tasks before it are kept."
-            )
-
-    def _refuse_weights(self, name, epoch, task):
-        """Refuse weights that a step has spoiled, before anything of them is saved."""
-        raise DivergedError(
-            f"Expected finite weights. Received: NaN or infinity in '{name}' after epoch {epoch} "
-            f"of task '{task.name}' with {title(self.settings.of_method)}, as a gradient leaves "
-            f"them that is not finite. Lower {self._cure()}; the tasks before it are kept."
-        )
-
-    @contextlib.contextmanager
-    def _naming_infinity(self, task):
-        """Say of an importance that is not finite when that was, and what may have led to it."""
-        try:
-            yield
-        except NotFiniteError as error:
-            raise DivergedError(
-                f"{error} It was measured after epoch {len(self.history.history['loss'])}, the "
-                f"last of task '{task.name}' with {title(self.settings.of_method)}. Lower "
-                f"{self._cure()}; the tasks before it are kept."
-            ) from error
-
-    def _check_weights(self, number, task):
-        """Refuse weights that a method has spoiled after a task: NaN would count as an answer."""
-        for weight in self._joint(self._heads_changed_by(number)).weights:
-            if not np.all(np.isfinite(weight.numpy())):
-                raise DivergedError(
-                    f"Expected finite weights. Received: NaN or infinity in '{weight.path}' after "
-                    f"task '{task.name}' was learned with {title(self.settings.of_method)}. Lower "
-                    f"{self._cure()}, or look at what the method does after a task."
-                )
-
-    def _warn_if_not_learned(self, task):
-        """Warn of a network that died, as a pretrained one does at a learning rate too high."""
-        labels = task.splits[self.evaluate_on].labels
-        most_frequent, accuracy = np.bincount(labels).max() / len(labels), self.rows[0][0]
-        if accuracy <= most_frequent:
-            warnings.warn(
-                f"Task '{task.name}' was not learned with {title(self.settings.of_method)}: its "
-                f"accuracy is {accuracy:.4f}, and naming the most frequent class every time gives "
-                f"{most_frequent:.4f}. Lower `--learning-rate`, or raise `--epochs`.",
-                NotLearnedWarning,
-                stacklevel=2,
-            )
-
-    def _cure(self):
-        """Return the options to lower where a training diverges."""
-        both = "`--learning-rate` or `--strength`"
-        return both if self.settings.has_strength else "`--learning-rate`"
-
     def _accuracies(self):
         """Return a row of the accuracy matrix: the accuracy on every task now."""
         with self._timed("evaluation"):
             return [self.learner.accuracy(task, self.evaluate_on) for task in self.stream.tasks]
+
+    def _losses(self):
+        """Return the cross-entropy of every task in the end, which tells more than accuracy does.
+
+        No test data is read for it.
+        """
+        with self._timed("evaluation"), self.learner.method.evaluated():
+            return [self.learner.cross_entropy(task) for task in self.stream.tasks]
 
     def _save(self, folder, number):
         check_there(self.directory)
@@ -791,8 +580,8 @@ class _Run:
         write_json(path, progress)
 
     def _restore(self, folder, number):
-        progress = _read_progress(folder)
-        with naming_damage(folder / PROGRESS, _cure(folder)):
+        progress = read_progress(folder)
+        with naming_damage(folder / PROGRESS, cure_of(folder)):
             row = self._row(folder, number, progress["accuracies"])
             self.seconds = {phase: progress["seconds"][phase] for phase in self.seconds}
             self.memory |= progress.get("memory", {})  # earlier versions did not record these
@@ -800,16 +589,16 @@ class _Run:
             self.history.history = progress.get("history", {})
             self.evaluations += [Evaluation(**each) for each in progress.get("evaluations", ())]
             self.decayed = _decayed(progress.get("decayed"))
-        saved = _load_model(folder)
-        with naming_damage(folder / MODEL, _cure(folder)):
+        saved = load_model(folder)
+        with naming_damage(folder / MODEL, cure_of(folder)):
             values = {weight.path: weight.numpy() for weight in saved.weights}
             for weight in self._joint(self._heads_changed_by(number)).weights:
                 weight.assign(values[weight.path])
-        with naming_damage(folder / MEMORY, _cure(folder)):
+        with naming_damage(folder / MEMORY, cure_of(folder)):
             self.learner.method.load(folder / MEMORY, number + 1)
         if self.decayed is not None:
             self.learner.method.strength = self.decayed.strength
-        with naming_damage(folder / OPTIMIZER, _cure(folder)):
+        with naming_damage(folder / OPTIMIZER, cure_of(folder)):
             self.learner.load_optimizer(folder / OPTIMIZER)
         if self._is_of_continued(folder, number) and number + 1 == self.continued.tasks:
             self.continued.take_memory(self.learner.method)
@@ -834,10 +623,10 @@ class _Run:
 
     def _known_baseline(self, folder):
         """Return the accuracies before training, of which those of added tasks are measured now."""
-        saved = _saved_baseline(folder)
+        saved = saved_baseline(folder)
         if saved is None or not self._is_of_continued(folder, 0):
             return saved or self._accuracies()
-        with naming_damage(folder / PROGRESS, _cure(folder)):
+        with naming_damage(folder / PROGRESS, cure_of(folder)):
             known = self.continued.accuracies(saved)
         # What the trunk began with is not known any more if that file is gone.
         return known if self.continued.run.has_lost_weights else self._with_measured(known)
@@ -939,29 +728,6 @@ def _decayed(found):
     return found and Decayed(found["best"], [tuple(each) for each in found["tries"]])
 
 
-def _load_model(folder):
-    with naming_damage(folder / MODEL, _cure(folder)):
-        return keras.models.load_model(folder / MODEL)
-
-
-def _read_progress(folder):
-    return read_json(folder / PROGRESS, _PROGRESS, cure=_cure(folder))
-
-
-def _saved_baseline(folder):
-    """Return the accuracies before training, if they have been saved with the first task."""
-    if not folder.exists():
-        return None
-    return _read_progress(folder).get("baseline")  # earlier versions did not record it
-
-
-def _cure(folder):
-    return (
-        f"Remove '{folder}' and the folders with higher numbers beside it, and run the "
-        "`keras-mas train` command of that run again: it learns these tasks again."
-    )
-
-
 def _checked_row(accuracies, tasks):
     if len(accuracies) != tasks:
         raise ValueError(f"it has {len(accuracies)} accuracies for {tasks} tasks")
@@ -971,27 +737,6 @@ def _checked_row(accuracies, tasks):
 def _prints_to_stderr():
     """Send what Keras and callbacks print to standard error: results are on standard output."""
     return contextlib.redirect_stdout(sys.stderr)
-
-
-class _CheckWeights(keras.callbacks.Callback):
-    """Looks after every epoch whether all weights are finite.
-
-    The loss of the last step is that of the weights before it, and a ReLU may hide a NaN.
-
-    Args:
-        refuse: Is called with the number of the epoch, from 1, and a weight that is not finite.
-    """
-
-    def __init__(self, refuse):
-        super().__init__()
-        self.refuse = refuse
-
-    def on_epoch_end(self, epoch, logs=None):
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
-            return  # which ends the training too, and says more
-        for weight in self.model.weights:
-            if "float" in weight.dtype and not tf.reduce_all(tf.math.is_finite(weight.value)):
-                self.refuse(epoch + 1, weight.path)
 
 
 class _EvaluateEvery(keras.callbacks.Callback):

@@ -415,6 +415,7 @@ _LATER_IN_RESULT: dict[str, Check] = {
     "min_accuracy": _is_number_or_null,
     "worst_case_accuracy": _is_number_or_null,
     "evaluations": are(_is_evaluation),
+    "cross_entropy": are(is_number),
 }
 
 

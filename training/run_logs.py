@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_mas.errors import UsageError
 
-from .run import Evaluation, Listener, TaskResult
+from .listening import Evaluation, Listener, TaskResult
 from .run_directory import CSV_LOG, TENSORBOARD, saved_importance
 from .settings import Following, Settings, load_callback
 from .summary import known, mean_of_known
@@ -45,7 +45,7 @@ def _as_listener(made: Any, name: str) -> Listener:
     if not isinstance(made, keras.callbacks.Callback):
         raise UsageError(
             f"Expected `{name}` to return a `keras.callbacks.Callback`, a "
-            "`keras_mas.training.run.Listener`, or a list of them. Received: "
+            "`keras_mas.training.listening.Listener`, or a list of them. Received: "
             f"{type(made).__name__}."
         )
     listener = Listener()

@@ -48,6 +48,8 @@ _SEEDS = Bounds(at_least=0, at_most=2**32 - 1)
 # More are a slip of the pen, and a comparison that would never end.
 _MOST_SEEDS = 1000
 _OWN_METHOD = "MODULE:CLASS for a method of your own"
+# The method that holds nothing.
+FINE_TUNING = "finetune"
 # The strengths that are found for each task: by a formula, or by trying.
 _FOUND = (AUTO, DECAY)
 _STRENGTHS = f"a number {NOT_NEGATIVE}, {AUTO} or {DECAY}"
@@ -324,6 +326,20 @@ class Settings:
         return not (self.has_strength and load_method(self.method).first_task_depends_on_strength)
 
     @property
+    def holds_nothing(self) -> bool:
+        """Whether the method does nothing but hold weights, and by λ = 0 not even that.
+
+        Then every task is learned as by `FINE_TUNING`, and all accuracies are the same.
+        """
+        method = load_method(self.method)
+        does_more = (
+            method.first_task_depends_on_strength
+            or method.answers_depend_on_after_task
+            or method.trains_all_heads
+        )
+        return self.strength == 0 and method.has_penalty and not does_more
+
+    @property
     def of_method(self) -> dict[str, str | float | None]:
         """Method, λ and penalty as results record them: None where the method has none."""
         return {
@@ -533,7 +549,13 @@ class ComparisonPlan:
     @property
     def method_names(self) -> tuple[str, ...]:
         """The names in `methods`."""
-        return _different("--methods", "method", listed(self.methods))
+        names = listed(self.methods)
+        if not all(names):
+            raise UsageError(
+                "Expected names of methods in `--methods`, with one comma between two of them. "
+                f"Received: '{self.methods}'."
+            )
+        return _different("--methods", "method", names)
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:

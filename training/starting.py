@@ -27,6 +27,9 @@ from .wording import one_of
 # Methods whose importance is computed from inputs alone, without the path of a training.
 METHODS = ("mas", "local_mas", "l2")
 
+# That of a network whose output is one of several heads.
+SCENARIO = "task"
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -176,4 +179,4 @@ def own_task(start: Start, name: str, classes: tuple[str, ...]) -> TaskStream:
         )
     inputs = start.unlabelled
     task = LearnedTask.without_examples(name, named, inputs.input_shape, inputs.dtype)
-    return TaskStream(name, "task", (task,), rescale=(1.0, 0.0))
+    return TaskStream(name, SCENARIO, (task,), rescale=(1.0, 0.0))

@@ -4,6 +4,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def sentence(text: str) -> str:
+    """Return a text that ends as a sentence does: one of others may, or may not."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def one_of(choices: Iterable[object], limit: int = 20) -> str:
     """Return values as `'a', 'b', 'c'` for an error message; `…` stands for those after `limit`."""
     shown = [repr(choice) for choice in choices]

@@ -9,7 +9,9 @@ import pytest
 
 from keras_mas.heads import AllHeads
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import Listener, saved_heads, train
+from keras_mas.training.listening import Listener
+from keras_mas.training.run import train
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.tasks import TaskStream
 
 ALL_HEADS = ("lwf", "ebll", "joint", "online_mas")

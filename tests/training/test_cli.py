@@ -526,6 +526,16 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["search", "insects.toml", "--vary", "epoch=1,2"], "Did you mean 'epochs'?"),
         (["search", "missing.toml", "--vary", "backbone=mlp-8,mlp-0"], "In --vary: Expected"),
         (["search", "insects.toml", "--trials", "0"], "expected a whole number ≥ 1"),
+        (["search", "insects.toml", "--vary", ""], "--vary to name an option"),
+        (["search", "insects.toml", "--strength", "1"], "--strength-min and --strength-max, since"),
+        (["search", "insects.toml", "--directory", ""], "expected the name of a folder, received"),
+        (["compare", "insects.toml", "--runs", " "], "expected the name of a folder, received ' '"),
+        (["compare", "insects.toml", "--methods", ","], "names of methods in `--methods`"),
+        (["compare", "insects.toml", "--methods", "mas,"], "Received: 'mas,'"),
+        (
+            ["compare", "insects.toml", "--trials", "20", "--complete-trials"],
+            "Expected --search with --trials, --complete-trials. Received: none",
+        ),
         (
             ["report", "runs/none"],
             "'runs/none' is not the folder of a finished run: it has no result",

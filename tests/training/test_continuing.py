@@ -1,3 +1,4 @@
+import argparse
 import json
 import shutil
 import subprocess
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 
 from keras_mas import SynapticMemory
+from keras_mas.errors import UsageError
 from keras_mas.metrics import forgetting
 from keras_mas.training.cli import main
+from keras_mas.training.commands import predict
 from keras_mas.training.continuing import FinishedRun, continued, default_folder
 from keras_mas.training.report import report_rows
-from keras_mas.training.run import saved_heads, train
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import DamagedError, read_result, write_json
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import DataError, LearnedTask, load_tasks
 
@@ -255,6 +259,13 @@ def test_a_memory_made_from_the_last_one_takes_its_place(data, first, tmp_path):
     assert read_result(found)["tasks"] == ["ants", "bees", "cats"]
 
 
+def test_another_scenario_is_refused(first):
+    finished = FinishedRun.read(first)
+    assert finished.load_options({"scenario": "task"})["scenario"] == "task"
+    with pytest.raises(UsageError, match="gone on from, 'task'. Received: --scenario domain"):
+        finished.load_options({"scenario": "domain"})
+
+
 def test_a_memory_of_another_network_is_refused(data, first, whole, tmp_path):
     with pytest.raises(ValueError, match=r"Received: other values θ\* of the weight '.*kernel'"):
         go_on(first, data / "third.toml", tmp_path / "a", memory=whole / "3" / "memory.npz")
@@ -340,7 +351,7 @@ def test_what_does_not_fit_is_one_sentence(data, first, tmp_path, capsys):
     assert "Expected new tasks behind `--add`" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore::keras_mas.training.run.NotLearnedWarning")
+@pytest.mark.filterwarnings("ignore::keras_mas.training.divergence.NotLearnedWarning")
 def test_a_class_incremental_run_is_not_continued(data, tmp_path):
     write_tasks(data, "classes.toml", "ants", "bees", scenario="class")
     run = learned(data, "classes.toml", tmp_path / "run", recipe=Recipe(backbone="mlp-2", epochs=1))
@@ -422,7 +433,7 @@ def write_shop(folder, name, rows):
     return str(folder / f"{name}.toml")
 
 
-def test_a_table_that_is_added_is_encoded_as_those_before_it(tmp_path):
+def test_a_table_that_is_added_is_encoded_as_those_before_it(tmp_path, capsys):
     march = write_shop(tmp_path, "march", "20,Bonn,no\n40,Ulm,yes\n")
     april = write_shop(tmp_path, "april", "60,Ulm,no\n80,Ulm,yes\n")
     train(load_tasks(march), Settings(recipe=RECIPE), tmp_path / "run", arguments={"tasks": march})
@@ -436,6 +447,26 @@ def test_a_table_that_is_added_is_encoded_as_those_before_it(tmp_path):
     train(found.stream, finished.settings({}, {}), tmp_path / "two", continued=found)
     again = FinishedRun.read(tmp_path / "two")
     assert again.encoding == finished.encoding
+    # As a server is asked about it, too.
+    own = {"run": tmp_path / "run", "debug": False}
+    asked = argparse.Namespace(examples_of=april, task=None, count=9, **own)
+    [question] = predict._from_stream(asked)
+    assert {tuple(row) for row in question.inputs} == {(60, 0, 1), (80, 0, 1)}
+    words = [
+        "predict",
+        "shop",
+        "--examples-of",
+        april,
+        "--run",
+        own["run"],
+        "--server",
+        "127.0.0.1:9",
+    ]
+    assert main([*map(str, words)]) == 1
+    assert "127.0.0.1:9" in capsys.readouterr().err
+    asked.run = None
+    with pytest.raises(UsageError, match="Expected `--run RUN` beside tables.*Received: None"):
+        predict._from_stream(asked)
     may = write_shop(tmp_path, "may", "60,Ulm,no\n80,Paris,yes\n")
     with pytest.raises(
         DataError, match="Received: 'Paris' in column 'city' of line . of .*may.csv"

@@ -24,7 +24,7 @@ from keras_mas.serving.signatures import trunk_of
 from keras_mas.serving.standin import LogSettings, ServerOptions, StandIn
 from keras_mas.training.cli import main
 from keras_mas.training.exporting import held_out_of
-from keras_mas.training.run import finished_network
+from keras_mas.training.saved_tasks import finished_network
 from keras_mas.training.tasks import load_tasks
 
 NAMES = ["ants", "bees", "cats"]

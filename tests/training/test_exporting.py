@@ -15,7 +15,9 @@ from keras_mas.serving.publish import publish
 from keras_mas.serving.runtime import LoadedVersion
 from keras_mas.training import exporting, network
 from keras_mas.training.exporting import export_heads, manifest_of
-from keras_mas.training.run import Listener, saved_heads, train
+from keras_mas.training.listening import Listener
+from keras_mas.training.run import train
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.tasks import Split, Task, TaskStream
 
 

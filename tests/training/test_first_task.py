@@ -8,8 +8,10 @@ from keras_mas import SynapticMemory
 from keras_mas.methods import METHODS, load_method
 from keras_mas.training.first_task import learned_once, share
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import Listener, saved_heads, train
+from keras_mas.training.listening import Listener
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import RESULT, read_json
+from keras_mas.training.saved_tasks import saved_heads
 
 SHARING = [name for name in METHODS if not load_method(name).first_task_depends_on_strength]
 

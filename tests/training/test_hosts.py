@@ -17,8 +17,10 @@ from keras_mas.errors import UsageError
 from keras_mas.training import hosts
 from keras_mas.training.cli import main
 from keras_mas.training.hosts import Cluster, cluster_of_environment
-from keras_mas.training.run import saved_heads
+from keras_mas.training.rendezvous import MissingHostError
 from keras_mas.training.run_directory import read_result
+from keras_mas.training.saved_tasks import saved_heads
+from keras_mas.training.under_way import TaskUnderWay
 
 
 def config(cluster, kind, index):
@@ -53,6 +55,13 @@ def test_the_hosts_are_those_of_the_environment(monkeypatch, text, found):
         (json.dumps({"cluster": TWO}), "Expected TF_CONFIG as"),
         (config(TWO, "worker", 2), "the task 'worker' 2, which its cluster has not"),
         (config(TWO, "worker", -1), "the task 'worker' -1"),
+        (config({"worker": "a:1"}, "worker", 0), "the address 'a'"),  # a list is needed
+        (config({"worker": ["a", "b:1"]}, "worker", 0), "Received: the address 'a'"),
+        (config({"worker": ["a:1", "b:x"]}, "worker", 0), "Received: the address 'b:x'"),
+        (config({"worker": ["a:1", 7]}, "worker", 0), "Received: the address 7"),
+        (config({"worker": ["a:1", "b:0"]}, "worker", 0), "Received: the address 'b:0'"),
+        (config({"worker": ["a:1", "b:1", "a:1"]}, "worker", 0), "the address 'a:1' twice"),
+        (config({**WITH_CHIEF, "worker": ["a:1"]}, "chief", 0), "the address 'a:1' twice"),
         (config({**TWO, "ps": ["c:1"]}, "ps", 0), "Received: 'ps': Keras 3 does not support it"),
         (config({**TWO, "evaluator": ["c:1"]}, "worker", 0), "Received: 'evaluator'. Make every"),
     ],
@@ -70,24 +79,14 @@ def test_a_trained_network_starts_in_one_process(monkeypatch, capsys):
     assert "Received: TF_CONFIG with several hosts" in capsys.readouterr().err
 
 
-def test_hosts_that_do_not_come_are_waited_for_so_long_and_no_longer(monkeypatch, capsys):
-    codes = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(hosts, "START_TIMEOUT", 0.01)
-    with hosts.giving_up(Cluster(("a:1", "b:1"), 0)):
-        until(lambda: codes, 10)
-    assert codes == [1]
-    assert "not all of a:1, b:1 have started within 0.01 seconds" in capsys.readouterr().err
+def test_hosts_meet_before_tensorflow_waits_for_them(monkeypatch, capsys):
+    def meet(*asked):
+        raise MissingHostError(f"{asked}")
 
-
-def test_hosts_that_come_end_the_wait(monkeypatch):
-    codes = []
-    monkeypatch.setattr(hosts, "START_TIMEOUT", 0.05)
-    monkeypatch.setattr(os, "_exit", codes.append)
-    with hosts.giving_up(Cluster(("a:1", "b:1"), 0)):
-        pass
-    time.sleep(0.2)
-    assert codes == []
+    monkeypatch.setattr(hosts, "meet", meet)
+    with pytest.raises(MissingHostError, match=r"\('a:1', 'b:1'\), 1, 600"):
+        hosts.join(Cluster(("a:1", "b:1"), 1), 1)
+    assert capsys.readouterr().err == "keras-mas: waiting for a:1, up to 600 seconds\n"
 
 
 @pytest.mark.parametrize("error", [tf.errors.UnavailableError, tf.errors.AbortedError])
@@ -193,13 +192,24 @@ def test_two_hosts_learn_what_one_process_does(folder, start):
     assert "cats" not in worker
 
 
+def in_third_task(start, output):
+    """Return two hosts in the middle of the last task."""
+    processes = start(output, [["--callback", "pausing:follow"], []])
+    until(lambda: (output / "2").exists() and under_way(output) == 2, 240)
+    return processes
+
+
+def under_way(output):
+    """Return the number, from 0, of the task of which an epoch was saved."""
+    begun = TaskUnderWay.read(output)
+    return None if begun is None else begun.number
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_host_ends_all_and_the_same_commands_go_on(folder, start, victim):
     output = folder / f"killed-{victim}"
-    processes = start(output, [["--callback", "pausing:follow"], []])
-    until(lambda: (output / "2").exists() and (output / "under-way.npz").exists(), 240)
-    time.sleep(2)  # in the third task
+    processes = in_third_task(start, output)
     processes[victim].send_signal(signal.SIGKILL)
     survivor = processes[1 - victim]
     said = survivor.communicate(timeout=120)[1]
@@ -207,6 +217,25 @@ def test_a_killed_host_ends_all_and_the_same_commands_go_on(folder, start, victi
     assert "keras-mas: Another host has ended or cannot be reached: " in said
     assert "Traceback" not in said
     assert not (output / "3").exists()
+    ended(start(output))
+    assert_like_one(folder, output)
+
+
+@pytest.mark.slow
+def test_hosts_that_are_told_to_end_do_and_the_same_commands_go_on(folder, start):
+    output = folder / "terminated"
+    processes = in_third_task(start, output)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    # The worker waits for the chief's part of a step, and may hear first that it has gone.
+    codes = [process.returncode for process in processes]
+    assert codes in ([143, 143], [143, 1]), said
+    assert "keras-mas: terminated. The same command continues" in said[0]
+    assert not any("Traceback" in each for each in said)
+    assert not (output / "3").exists()
+    saved_heads(output, 2)
+    assert under_way(output) == 2
     ended(start(output))
     assert_like_one(folder, output)
 

@@ -12,8 +12,9 @@ from keras_mas import SynapticMemory, compute_importance, importance_one_by_one
 from keras_mas.methods import load_method
 from keras_mas.training.cli import main
 from keras_mas.training.later_inputs import measure_drift
-from keras_mas.training.run import finished_network, train
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import read_json, write_json
+from keras_mas.training.saved_tasks import finished_network
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import Split, Task, TaskStream
 

@@ -3,8 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from keras_mas.training import learner as learner_module
+from keras_mas.training.divergence import DivergedError
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import DivergedError, saved_heads, train
+from keras_mas.training.run import train
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.search.search import search
 from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.tasks import Split, Task, TaskStream
@@ -128,3 +131,25 @@ def test_the_heads_of_other_tasks_stay_as_they_are(stream, settings):
     now = learner.network.model_of(learner.head_of["ants"]).get_weights()[2:]
     assert same(ants, now)
     assert same(learner.network.load(learner.head_of["ants"]).get_weights()[2:], ants)
+
+
+@pytest.mark.parametrize("measured", [1000, 7])
+def test_a_run_on_validation_data_tells_the_cross_entropy_of_all_data_but_the_test(
+    stream, settings, tmp_path, monkeypatch, measured
+):
+    monkeypatch.setattr(learner_module, "MEASURED", measured)
+    result = train(stream, settings, tmp_path, evaluate_on="validation")
+    models, _ = saved_heads(tmp_path, 3)
+    for task, found in zip(stream.tasks, result["cross_entropy"], strict=True):
+        rows = np.random.default_rng(0).permutation(64)[:measured]
+        inputs = np.concatenate([task.train.inputs[rows], task.validation.inputs])
+        labels = np.concatenate([task.train.labels[rows], task.validation.labels])
+        logits = models[task.name].predict(inputs, verbose=0)
+        of_right = logits[np.arange(len(labels)), labels]
+        expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - of_right)
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_on_test_data_does_not_tell_it(stream, settings, tmp_path):
+    quick = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=1))
+    assert "cross_entropy" not in train(stream, quick, tmp_path)

@@ -10,7 +10,8 @@ from interrupting import Follower
 from keras_mas.methods import METHODS, load_method
 from keras_mas.training import under_way
 from keras_mas.training.cli import main
-from keras_mas.training.run import saved_heads, train
+from keras_mas.training.run import train
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Settings, run_name
 from keras_mas.training.tasks import TaskStream
 

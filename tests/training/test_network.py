@@ -10,8 +10,10 @@ from keras_mas.binding import has_frozen_statistics
 from keras_mas.errors import UsageError
 from keras_mas.training import network
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import Listener, describe, saved_heads, train
+from keras_mas.training.listening import Listener
+from keras_mas.training.run import describe, train
 from keras_mas.training.run_directory import DamagedError
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Settings
 from keras_mas.training.tasks import TaskStream
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from keras_mas.serving.export import export_version
-from keras_mas.serving.standin import StandIn
+from keras_mas.serving.standin import ServerOptions, StandIn, config_of
 from keras_mas.training.cli import main
 from keras_mas.training.commands import predict
 
@@ -40,7 +41,11 @@ def server(tmp_path_factory):
     }
     classes = {"light": ["dark", "bright"], "hue": ["red", "other"]}
     export_version(heads, folder / "1", classes=classes, resize="crop", warmup_batch_sizes=[1])
-    with StandIn({"colours": folder}, grpc_port=0, rest_port=0) as server:
+    shutil.copytree(folder / "1", folder / "2")
+    config = config_of({"colours": folder})
+    config.model_config_list.config[0].version_labels.update({"stable": 1, "canary": 2})
+    options = ServerOptions(allow_version_labels_for_unavailable_models=True)
+    with StandIn(config, grpc_port=0, rest_port=0, options=options) as server:
         yield server
 
 
@@ -88,6 +93,23 @@ def test_one_task_of_several_can_be_asked_for(server, files, capsys):
     ]
 
 
+@pytest.mark.parametrize("via", ["rest", "grpc"])
+@pytest.mark.parametrize(
+    ("words", "version", "said"),
+    [
+        ([], 2, "version 2"),
+        (["--version", "1"], 1, "version 1"),
+        (["--label", "stable"], 1, "version 1, labelled 'stable'"),
+        (["--label", "canary"], 2, "version 2, labelled 'canary'"),
+    ],
+)
+def test_it_says_which_version_answered(server, files, capsys, via, words, version, said):
+    assert main(ask(server, via, "--json", *words, "--images", *files)) == 0
+    assert {row["version"] for row in json.loads(capsys.readouterr().out)} == {version}
+    assert main(ask(server, via, *words, "--images", *files)) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"colours, {said}, over {via}"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
@@ -122,14 +144,15 @@ def test_what_cannot_be_asked_is_one_sentence(
 
 def test_wrong_answers_are_marked_and_lines_end_in_no_blanks(capsys):
     rows = [
-        {"task": "light", "answer": "dark", "truth": "bright", "correct": False},
-        {"task": "light", "answer": "bright", "truth": "bright", "correct": True},
+        {"task": "a", "version": 1, "answer": "dark", "truth": "light", "correct": False},
+        {"task": "b", "version": 2, "answer": "light", "truth": "light", "correct": True},
     ]
-    predict._print(rows, argparse.Namespace(model="shop", via="rest"))
+    predict._print(rows, argparse.Namespace(model="shop", via="rest", label=None))
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "shop, version 1, version 2, over rest"
     assert [line.split() for line in lines[2:4]] == [
-        ["light", "dark", "bright", "wrong"],
-        ["light", "bright", "bright"],
+        ["a", "dark", "light", "wrong"],
+        ["b", "light", "light"],
     ]
     assert lines[4] == "1 of 2 right" and lines == [line.rstrip() for line in lines]
 

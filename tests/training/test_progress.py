@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from keras_mas.training import progress
+from keras_mas.training.listening import TaskResult
 from keras_mas.training.progress import DecodingLines, TaskLines, time_left
-from keras_mas.training.run import TaskResult, train
+from keras_mas.training.run import train
 
 # 80 examples a task, 6 epochs and one measurement of importance: 560 units a task.
 UNITS = 80 * (6 + 1)

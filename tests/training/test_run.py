@@ -11,16 +11,12 @@ import pytest
 from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
 from keras_mas.metrics import average_accuracy, forgetting
+from keras_mas.training.divergence import DivergedError, NotLearnedWarning
 from keras_mas.training.heads import heads_of
-from keras_mas.training.run import (
-    DivergedError,
-    Listener,
-    NotLearnedWarning,
-    describe,
-    saved_heads,
-    train,
-)
+from keras_mas.training.listening import Listener
+from keras_mas.training.run import describe, train
 from keras_mas.training.run_directory import DamagedError, read_json, write_json
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Recipe
 from keras_mas.training.tasks import Split, Task, TaskStream, load_tasks
 
@@ -217,6 +213,10 @@ def test_a_head_in_the_folder_of_another_task_is_noticed(stream, settings, tmp_p
     train(stream, settings, tmp_path / "run")
     shutil.copy(tmp_path / "run/2/model.keras", tmp_path / "run/1/model.keras")
     with pytest.raises(DamagedError, match="the head of bees, not of 'ants'"):
+        saved_heads(tmp_path / "run", 3)
+    progress = tmp_path / "run" / "3" / "progress.json"
+    write_json(progress, read_json(progress) | {"classes": {}})
+    with pytest.raises(DamagedError, match="3/progress.json' is damaged: it names no head"):
         saved_heads(tmp_path / "run", 3)
 
 

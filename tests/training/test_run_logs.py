@@ -14,9 +14,11 @@ from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
 from keras_mas.metrics import min_accuracy, worst_case_accuracy
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import Listener, saved_heads, train
+from keras_mas.training.listening import Listener
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import saved_importance
 from keras_mas.training.run_logs import followers
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Following
 from keras_mas.training.tasks import TaskStream
 
@@ -253,7 +255,7 @@ def test_what_has_no_importance_is_drawn_without(stream, quick, tmp_path):
 
 MODULE = """
 import keras
-from keras_mas.training.run import Listener
+from keras_mas.training.listening import Listener
 asked = []
 learned = []
 class Names(Listener):

@@ -13,8 +13,8 @@ from keras_mas.training.backbones import saved
 from keras_mas.training.cli import main
 from keras_mas.training.continuing import FinishedRun
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import saved_heads
 from keras_mas.training.run_directory import read_json, read_result, saved_importance
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.tasks import LearnedTask, Split, Task, TaskStream
 from keras_mas.training.tasks.images import ImageSize, read_image, resized
 
@@ -132,6 +132,23 @@ def test_how_a_network_of_one_s_own_had_its_images_resized_is_unknown():
     assert dataclasses.replace(added, resize="crop").resize_of_files == "crop"
 
 
+class OfAScript(keras.Model):
+    """As a script defines it, in `__main__`."""
+
+    __module__ = "__main__"
+
+    def call(self, x):
+        return x
+
+
+def test_a_class_of_a_script_is_named(tmp_path):
+    model = OfAScript()
+    model(np.zeros([1, 4]))
+    model.save(tmp_path / "own.keras")
+    with pytest.raises(UsageError, match=r"one with a OfAScript of '__main__', .* from a script"):
+        saved.read_network(tmp_path / "own.keras")
+
+
 def test_what_is_no_such_network_is_refused(folder, tmp_path):
     inputs = keras.Input([4])
 
@@ -147,6 +164,16 @@ def test_what_is_no_such_network_is_refused(folder, tmp_path):
     assert "ends in a Dropout" in refusal(keras.layers.Dropout(0.5)(inputs))
     assert "has 1 units" in refusal(dense(1)(inputs))
     assert "several inputs or outputs" in refusal([dense(2)(inputs), dense(2)(inputs)])
+    normalized = keras.layers.Normalization()
+    normalized.adapt(np.arange(12.0).reshape(3, 4))
+    assert "a Normalization that `adapt` was called of" in refusal(dense(2)(normalized(inputs)))
+    constant = keras.layers.Normalization(mean=[1.0] * 4, variance=[2.0] * 4)
+    keras.Model(inputs, dense(2)(constant(inputs))).save(tmp_path / "constant.keras")
+    saved.read_network(tmp_path / "constant.keras")
+    with pytest.warns(UserWarning, match="not yet been built"):
+        keras.Sequential([dense(2)]).save(tmp_path / "unbuilt.keras")
+    with pytest.raises(UsageError, match="a Sequential without the shape of its inputs"):
+        saved.read_network(tmp_path / "unbuilt.keras")
     (tmp_path / "text.keras").write_text("text")
     for name, received in [("text.keras", "no file that `model.save` wrote"), ("no", "no file in")]:
         with pytest.raises(UsageError, match=received):
@@ -175,6 +202,7 @@ def test_wrong_usage_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
         ([*start, "--unlabelled", data, "--head", "a=x,y,z"], "names of the 2 classes"),
         ([*start, "--unlabelled", data, "--head", "a=x,x"], "Received: 'x', 'x'. Rename those"),
         ([*start, "--unlabelled", data, "--backbone", "mlp-4"], "Received: --backbone"),
+        ([*start, "--unlabelled", data, "--scenario", "class"], "Received: --scenario class."),
         ([*start, "--unlabelled", data, "--continue", "run", "--add", "x"], "Received: both"),
         ([*start, "--unlabelled", "no.npz"], "Expected an .npz file with inputs"),
         ([*start, "--unlabelled", "huge.npz"], "file with inputs as an array `x`. Received: 'huge"),

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_mas.training.wording import amount, did_you_mean, one_of
+from keras_mas.training.wording import amount, did_you_mean, one_of, sentence
 
 
 def test_values_are_quoted_and_long_lists_cut():
@@ -21,3 +21,8 @@ def test_only_what_is_near_is_suggested():
 )
 def test_bytes_in_words(count, words):
     assert amount(count) == words
+
+
+@pytest.mark.parametrize("text", ["Lower it.", "Lower it", "Is it there?"])
+def test_a_sentence_ends_once(text):
+    assert sentence(text) in ("Lower it.", "Is it there?")

@@ -19,8 +19,9 @@ from keras_mas import replicas
 from keras_mas.training import under_way
 from keras_mas.training.cli import main as keras_mas
 from keras_mas.training.devices import devices_of
-from keras_mas.training.run import saved_heads, train
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import MEMORY, PROGRESS, read_json, task_folder
+from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Settings
 from keras_mas.training.tasks import TaskStream
 

@@ -82,11 +82,26 @@ def read_network(path: Path, layer: str | None = None) -> keras.Model:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise _refusal(path, f"a file that cannot be read as one ({reason})") from error
     if not isinstance(network, keras.Model) or not hasattr(network, "inputs"):
-        raise _refusal(path, f"a {type(network).__name__}")
+        unbuilt = isinstance(network, keras.Sequential) and not network.built
+        more = " without the shape of its inputs (begin it with `keras.Input`)" if unbuilt else ""
+        raise _refusal(path, f"a {type(network).__name__}{more}")
     if len(network.inputs or ()) != 1 or (layer is None and len(network.outputs) != 1):
         raise _refusal(path, "a network with several inputs or outputs, or none that are known")
+    _check_constants(network, path)
     _features_of(network, path, layer)
     return network
+
+
+def _check_constants(network, path):
+    """Refuse numbers that a layer has made of its weights, which a copy would not have."""
+    for layer in network._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
+            raise UsageError(
+                f"Expected a network whose preparation of inputs is constant. Received: the layer "
+                f"'{layer.name}' in '{path}', a Normalization that `adapt` was called of. Build "
+                "the network with `Normalization(mean=…, variance=…)` in its place, with the "
+                "`mean` and `variance` of that layer, give it the weights, and save it again."
+            )
 
 
 def _features_of(network, path, layer):
@@ -208,7 +223,8 @@ def _classes(config) -> Iterator[tuple[str | None, str]]:
             # Keras names what is registered by another package there.
             registered = config.get("registered_name") or ""
             module = registered.split(">")[0] if ">" in registered else config.get("module")
-            yield module, config["class_name"]
+            # A class of a script has a registered name, and no module.
+            yield module or (registered and "__main__") or None, config["class_name"]
         for value in config.values():
             yield from _classes(value)
     elif isinstance(config, list):

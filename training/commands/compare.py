@@ -4,7 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..options import add_options, flag, given_options, option_fields
+from keras_mas.errors import UsageError
+
+from ..options import add_options, flag, folder, given_options, option_fields
 from ..search.space import SearchSpace
 from ..settings import ComparisonPlan, Following, Recipe, Settings
 from ..tasks import LoadOptions
@@ -14,6 +16,7 @@ SUMMARY = "train several methods with several seeds, and compare them"
 
 # What the plan decides for each run.
 _PLANNED = ("method", "strength", "seed")
+_OF_SEARCH = tuple(name for name in option_fields(SearchSpace) if name != "vary")
 _FOLDERS = {"runs": Path("runs"), "searches": Path("search")}
 _COMMON = tuple(name for name in option_fields(Settings) if name not in _PLANNED)
 
@@ -25,15 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(group, ComparisonPlan)
     add_options(group, Settings, *_COMMON)
     group = parser.add_argument_group("search of λ, with --search")
-    add_options(
-        group, SearchSpace, *(name for name in option_fields(SearchSpace) if name != "vary")
-    )
+    # Without defaults, so that it shows which were given.
+    add_options(group, SearchSpace, *_OF_SEARCH, with_defaults=False, told=True)
     shared.add_recipe(parser)
     shared.add_following(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--runs",
-        type=Path,
+        type=folder,
         default=_FOLDERS["runs"],
         metavar="FOLDER",
         help="where each run has a folder; those that are finished are read, and others are "
@@ -41,14 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--searches",
-        type=Path,
+        type=folder,
         default=_FOLDERS["searches"],
         metavar="FOLDER",
         help="where searches are kept, as for `keras-mas search` (default: search)",
     )
     group.add_argument(
         "--output",
-        type=Path,
+        type=folder,
         metavar="FOLDER",
         help="folder of report.html, comparison.json and comparison.csv, which are replaced "
         "(default: comparisons/ and the stream's name)",
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.files import check_writable
 
     plan = ComparisonPlan(**given_options(ComparisonPlan, args))
+    _check_search(args)
     # What is refused before any data is loaded.
     plan.contestants(Recipe())
     following = Following(**given_options(Following, args))
@@ -86,6 +89,16 @@ def run(args: argparse.Namespace) -> None:
         raise RuntimeError(
             f"{len(failed)} of {len(entries)} runs failed: {', '.join(failed)}. The others are "
             "compared; the same command tries again what failed."
+        )
+
+
+def _check_search(args):
+    """Refuse options of a search without one: they would be ignored."""
+    given = [flag(name) for name in _OF_SEARCH if getattr(args, name) not in (None, False)]
+    if given and not args.search:
+        raise UsageError(
+            f"Expected --search with {', '.join(given)}. Received: none, so that no λ is searched "
+            "for. Add --search, or leave them out."
         )
 
 

@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.serving.paths import version_path
 
     from ..exporting import export_heads, held_out_of, manifest_of
-    from ..run import saved_heads
     from ..run_directory import read_result
+    from ..saved_tasks import saved_heads
 
     result = read_result(args.directory)
     base = args.to or Path("models") / result["stream"]

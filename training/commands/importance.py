@@ -21,6 +21,28 @@ _IMAGES = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("directory", type=Path, metavar="RUN", help="folder of a finished run")
+    _add_inputs(parser)
+    _add_workers(parser)
+    group = parser.add_argument_group("comparison with the data of the training")
+    group.add_argument(
+        "--trained-on",
+        metavar="TASKS",
+        help="the stream (default: that of the run's command; without it, drift is not measured)",
+    )
+    shared.add_data(group)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.npz",
+        help="where the memory with the added Ω is written; the run stays as it is",
+    )
+    shared.add_overwrite(group, "the file")
+    shared.add_json(group)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("inputs")
     group.add_argument(
         "--from-requests",
@@ -58,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"draw at most N different inputs; all: take all of them (default: {_MAX_EXAMPLES})",
     )
     group.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several processes or machines (pip: keras-mas[distributed])")
     group.add_argument(
         "--ray",
@@ -71,23 +96,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --ray local: processes at a time (default: one per core)",
     )
-    group = parser.add_argument_group("comparison with the data of the training")
-    group.add_argument(
-        "--trained-on",
-        metavar="TASKS",
-        help="the stream (default: that of the run's command; without it, drift is not measured)",
-    )
-    shared.add_data(group)
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE.npz",
-        help="where the memory with the added Ω is written; the run stays as it is",
-    )
-    shared.add_overwrite(group, "the file")
-    shared.add_json(group)
 
 
 def _limit(text: str) -> int | None:
@@ -99,8 +107,8 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.serving.traffic import InputForm
 
     from ..later_inputs import add_importance, check_method, save_memory
-    from ..run import finished_network
     from ..run_directory import read_result
+    from ..saved_tasks import finished_network
 
     shared.check_one_of(args, "--from-requests", "--from-data")
     if args.workers is not None and args.ray is None:

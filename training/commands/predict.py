@@ -28,6 +28,25 @@ SUMMARY = "ask a server about examples"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("model", metavar="NAME", help="name of the served model")
+    _add_examples(parser)
+    basics.add_server(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--version", type=basics.count, metavar="N", help="version (default: latest)"
+    )
+    which.add_argument("--label", metavar="LABEL", help="version with a label, such as canary")
+    parser.add_argument(
+        "--batch-size",
+        type=basics.count,
+        metavar="N",
+        default=_BATCH_SIZE,
+        help=f"examples per request; more are sent in several, which one version answers "
+        f"(default: {_BATCH_SIZE})",
+    )
+    basics.add_json(parser)
+
+
+def _add_examples(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("examples")
     group.add_argument(
         "--images",
@@ -48,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASKS",
         help="ask about test examples of a stream, and print the truth beside the answers",
     )
+    group.add_argument(
+        "--run",
+        type=Path,
+        metavar="RUN",
+        help="folder of the run that was exported, which encodes tables of --examples-of as it has "
+        "learned them",
+    )
     group.add_argument("--task", help="name of the task (default: all of them)")
     group.add_argument(
         "--count",
@@ -56,21 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="examples per task of --examples-of (default: 2)",
     )
     basics.add_data(group)
-    basics.add_server(parser)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--version", type=basics.count, metavar="N", help="version (default: latest)"
-    )
-    which.add_argument("--label", metavar="LABEL", help="version with a label, such as canary")
-    parser.add_argument(
-        "--batch-size",
-        type=basics.count,
-        metavar="N",
-        default=_BATCH_SIZE,
-        help=f"examples per request; more are sent in several, which one version answers "
-        f"(default: {_BATCH_SIZE})",
-    )
-    basics.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -119,7 +130,15 @@ def _from_stream(args):
     from ..heads import heads_of
     from ..tasks import load_tasks
 
-    stream = load_tasks(args.examples_of, **given_options(LoadOptions, args))
+    encoding = _encoding_of(args.run) if args.run else None
+    options = given_options(LoadOptions, args)
+    stream = load_tasks(args.examples_of, encoding=encoding, **options)
+    if stream.columns and encoding is None:
+        raise UsageError(
+            f"Expected `--run RUN` beside tables, which are encoded as the run has learned them: "
+            f"those of '{args.examples_of}' alone may have other inputs. Received: {args.run}. "
+            "Name the folder of the run that was exported."
+        )
     tasks = {task.name: task for task in stream.tasks}
     if args.task is not None and args.task not in tasks:
         raise UsageError(
@@ -133,6 +152,14 @@ def _from_stream(args):
         truth = task.test.labels[chosen] + head.offset
         questions.append(_Question(task.name, head.name, inputs, truth, head.classes))
     return questions
+
+
+def _encoding_of(run):
+    """Return what the network of a run takes of tables; None if it has learned none."""
+    from ..continuing import known_encoding
+    from ..run_directory import read_result
+
+    return known_encoding(run, read_result(run))
 
 
 def _about_inputs(inputs, args, client):
@@ -205,7 +232,7 @@ def _answers_about_images(args: argparse.Namespace, client: Any) -> Iterator[dic
     for k, path in enumerate(args.images):
         for head in chosen:
             outputs = {name: answer[f"{head}/{name}"] for name in ("label", "probabilities")}
-            yield {"file": str(path), "task": head} | _row(outputs, k)
+            yield {"file": str(path), "task": head, "version": answer.version} | _row(outputs, k)
 
 
 def _read_image(path: Path) -> bytes:
@@ -237,7 +264,7 @@ def _answers(question, args, client):
     answer = _ask(args, client, question.head, {"inputs": question.inputs})
     rows = []
     for k in range(len(question.inputs)):
-        row = {"task": question.task} | _row(answer, k)
+        row = {"task": question.task, "version": answer.version} | _row(answer, k)
         if question.truth is not None:
             # By number: a model exported elsewhere may have other names for its classes.
             row["truth"] = question.classes[question.truth[k]]
@@ -246,16 +273,24 @@ def _answers(question, args, client):
     return rows
 
 
+def _title(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    """Return what answered: tasks are asked about in turn, and versions may change meanwhile."""
+    versions = sorted({row["version"] for row in rows} - {None})
+    words = [args.model, *(f"version {version}" for version in versions)]
+    if args.label is not None:
+        words.append(f"labelled '{args.label}'")
+    return f"{', '.join(words)}, over {args.via}"
+
+
 def _print(rows, args):
     from rich.table import Table
 
     from ..console import print_table, result_console
 
     console = result_console()
-    table = Table(
-        title=f"{args.model} over {args.via}", title_justify="left", box=None, pad_edge=False
-    )
-    headings = [name for name in rows[0] if name != "correct"]
+    console.print(_title(rows, args), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    headings = [name for name in rows[0] if name not in ("version", "correct")]
     for heading in headings:
         table.add_column(heading)
     for row in rows:

@@ -123,7 +123,7 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in arguments.items()
-        if name != "run"
+        if name != "run_command"
     }
 
 

@@ -132,9 +132,10 @@ def run(args: argparse.Namespace) -> None:
     from ..devices import describe_role, devices_of
     from ..exporting import Exporter, check_export
     from ..hosts import cluster_of_environment
+    from ..listening import Listener
     from ..progress import TaskLines
     from ..report import print_result
-    from ..run import Listener, train
+    from ..run import train
     from ..run_logs import followers
     from ..summary import title
 
@@ -330,8 +331,14 @@ def _started(args):
     from ..continuing import digest
     from ..run import describe, train
     from ..settings import DEFAULT_FOR_IMAGES, DEFAULT_FOR_VECTORS
-    from ..starting import checked_settings, own_task
+    from ..starting import SCENARIO, checked_settings, own_task
 
+    if args.scenario not in (None, SCENARIO):
+        raise UsageError(
+            f"Expected the scenario '{SCENARIO}' for a network that keeps its own output as a "
+            f"head. Received: --scenario {args.scenario}. Leave the option out, or give "
+            "`--features LAYER`."
+        )
     name, _, classes = (args.head or "start").partition("=")
     given = given_options(Recipe, args)
     start = _start(args, dataclasses.replace(DEFAULT_FOR_VECTORS, **given))
