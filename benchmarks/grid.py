@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_mas.training.divergence import DivergedError
 from keras_mas.training.learner import Learner
-from keras_mas.training.run import DivergedError, finished_result, train
+from keras_mas.training.run import finished_result, train
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import Settings
 from keras_mas.training.summary import strength_text

@@ -16,7 +16,8 @@ import tensorflow as tf
 from peers_job import print_outcome
 from peers_streams import read_tasks
 
-from keras_mas.training.run import DivergedError, train
+from keras_mas.training.divergence import DivergedError
+from keras_mas.training.run import train
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import Split, Task, TaskStream
 

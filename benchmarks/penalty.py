@@ -22,7 +22,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from keras_mas.training.run import DivergedError, train
+from keras_mas.training.divergence import DivergedError
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import RECIPES, Settings
 from keras_mas.training.tasks import load_tasks

@@ -29,7 +29,8 @@ import psutil
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from keras_mas.training.run import Listener, train
+from keras_mas.training.listening import Listener
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import PROGRESS, read_json, task_folder, write_json
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import Split, Task, TaskStream
