@@ -38,11 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.
     """
-    with _interruptible():
-        return _run(argv)
+    with _interruptible() as signals:
+        return _run(argv, signals)
 
 
-def _run(argv: list[str] | None) -> int:
+def _run(argv: list[str] | None, signals: list[int]) -> int:
     _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         _write_any_character(stream)
@@ -64,14 +64,13 @@ def _run(argv: list[str] | None) -> int:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` perhaps, has closed the pipe
         _drop_output()
-    except KeyboardInterrupt as interrupt:
-        what, code = ("terminated", 143) if isinstance(interrupt, _Terminated) else _INTERRUPTED
-        resumes = args.command in _RESUMED
-        advice = " The same command continues where it stopped." if resumes else ""
-        return _failed(f"{what}.{advice}", code)
+    except KeyboardInterrupt:
+        return _interrupted(args, signals)
     except Exception as error:
         if args.debug:
             raise
+        if signals:  # what is given up may fail, as a step that was shared with another host
+            return _interrupted(args, signals)
         if isinstance(error, _OutputError):
             _drop_output()
         return _failed(_sentence(error), 2 if isinstance(error, UsageError) else 1)
@@ -81,21 +80,28 @@ def _run(argv: list[str] | None) -> int:
 # The commands that go on with what they had done when they were interrupted.
 _RESUMED = ("train", "compare", "search", "export")
 
-_INTERRUPTED = "interrupted", 130
 
-
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end, by SIGTERM."""
+def _interrupted(args: argparse.Namespace, signals: list[int]) -> int:
+    """Say what ended a command, and return its exit code."""
+    what, code = ("terminated", 143) if signal.SIGTERM in signals else ("interrupted", 130)
+    resumes = args.command in _RESUMED
+    advice = " The same command continues where it stopped." if resumes else ""
+    return _failed(f"{what}.{advice}", code)
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Have the first Ctrl-C or SIGTERM unwind the command, and a second one end it at once."""
+def _interruptible() -> Iterator[list[int]]:
+    """Have the first Ctrl-C or SIGTERM unwind the command, and a second one end it at once.
+
+    Yields a list that holds the number of the signal, once it has come.
+    """
+    received: list[int] = []
 
     def interrupt(number: int, frame: Any) -> NoReturn:
+        received.append(number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():  # which alone can handle any
@@ -105,7 +111,7 @@ def _interruptible() -> Iterator[None]:
         if handler != signal.SIG_IGN:  # as behind `nohup`, or in the background of a script
             signal.signal(number, interrupt)
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -962,6 +962,18 @@ def test_a_signal_unwinds_a_command_and_a_second_one_ends_it(
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_what_fails_while_a_command_is_given_up_does_not_hide_the_signal(monkeypatch, capsys):
+    def run(args):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise RuntimeError("A step that was shared with another host has failed.")
+
+    monkeypatch.setattr("keras_mas.training.commands.completion.run", run)
+    assert main(["completion", "bash"]) == 143
+    assert capsys.readouterr().err == "keras-mas: terminated.\n"
+
+
 def test_an_interruption_that_is_ignored_stays_so(monkeypatch):
     monkeypatch.setattr("keras_mas.training.commands.completion.run", Ends(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind `nohup`
