@@ -164,12 +164,10 @@ def test_what_is_no_such_network_is_refused(folder, tmp_path):
     assert "ends in a Dropout" in refusal(keras.layers.Dropout(0.5)(inputs))
     assert "has 1 units" in refusal(dense(1)(inputs))
     assert "several inputs or outputs" in refusal([dense(2)(inputs), dense(2)(inputs)])
-    normalized = keras.layers.Normalization()
-    normalized.adapt(np.arange(12.0).reshape(3, 4))
-    assert "a Normalization that `adapt` was called of" in refusal(dense(2)(normalized(inputs)))
-    constant = keras.layers.Normalization(mean=[1.0] * 4, variance=[2.0] * 4)
-    keras.Model(inputs, dense(2)(constant(inputs))).save(tmp_path / "constant.keras")
-    saved.read_network(tmp_path / "constant.keras")
+    inside = keras.layers.TimeDistributed(adapted(keras.layers.Normalization()))
+    steps = keras.layers.Reshape((1, 4))(inputs)
+    wrapped = keras.layers.Flatten()(inside(steps))
+    assert "Received: 'normalization" in refusal(dense(2)(wrapped))
     with pytest.warns(UserWarning, match="not yet been built"):
         keras.Sequential([dense(2)]).save(tmp_path / "unbuilt.keras")
     with pytest.raises(UsageError, match="a Sequential without the shape of its inputs"):
@@ -178,6 +176,53 @@ def test_what_is_no_such_network_is_refused(folder, tmp_path):
     for name, received in [("text.keras", "no file that `model.save` wrote"), ("no", "no file in")]:
         with pytest.raises(UsageError, match=received):
             saved.read_network(tmp_path / name)
+
+
+def adapted(layer, rows=12):
+    layer.adapt(np.arange(rows * 4).reshape(rows, 4) ** 2 % 7)
+    return layer
+
+
+def numbers_of(layer, shape, dtype):
+    """A saved network that standardizes or looks up its inputs, and such inputs."""
+    inputs = keras.Input(shape, dtype=dtype)
+    prepared = keras.layers.Flatten()(layer(inputs))
+    hidden = keras.layers.Dense(5, activation="relu")(keras.ops.cast(prepared, "float32"))
+    return keras.Model(inputs, keras.layers.Dense(2)(hidden))
+
+
+def by_first_axis():
+    layer = keras.layers.Normalization(axis=1)
+    layer.adapt(np.arange(24.0).reshape(2, 4, 3) ** 1.5)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "dtype"),
+    [
+        (lambda: keras.layers.Normalization(mean=1.0, variance=4.0), (4,), "float32"),
+        (lambda: adapted(keras.layers.Normalization()), (4,), "float32"),
+        (lambda: adapted(keras.layers.Normalization(axis=None)), (4,), "float32"),
+        (lambda: adapted(keras.layers.Normalization(invert=True)), (4,), "float32"),
+        (by_first_axis, (4, 3), "float32"),
+        (lambda: keras.Sequential([adapted(keras.layers.Normalization())]), (4,), "float32"),
+        (lambda: adapted(keras.layers.IntegerLookup()), (4,), "int64"),
+        (lambda: adapted(keras.layers.Discretization(num_bins=3)), (4,), "float32"),
+    ],
+    ids=["given", "adapted", "scalar", "inverse", "axis 1", "nested", "lookup", "discretized"],
+)
+def test_what_adapt_found_is_part_of_the_network(tmp_path, layer, shape, dtype):
+    network = numbers_of(layer(), shape, dtype)
+    network.save(path := tmp_path / "own.keras")
+    given = np.arange(2 * np.prod(shape)).reshape(2, *shape).astype(dtype)
+    np.testing.assert_array_equal(saved.read_network(path)(given), network(given))
+    # In what a run saves, too: the copy of a copy.
+    inputs = keras.Input(shape, dtype=dtype)
+    trunk = keras.Model(inputs, saved.find(str(path)).features(inputs))
+    trunk.save(tmp_path / "trunk.keras")
+    again = keras.models.load_model(tmp_path / "trunk.keras")
+    expected = keras.Model(network.input, network.layers[-1].input)(given)
+    np.testing.assert_array_equal(again(given), expected)
 
 
 def write_huge(path):

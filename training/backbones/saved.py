@@ -87,21 +87,48 @@ def read_network(path: Path, layer: str | None = None) -> keras.Model:
         raise _refusal(path, f"a {type(network).__name__}{more}")
     if len(network.inputs or ()) != 1 or (layer is None and len(network.outputs) != 1):
         raise _refusal(path, "a network with several inputs or outputs, or none that are known")
-    _check_constants(network, path)
+    network = _with_constants(network, path)
     _features_of(network, path, layer)
     return network
 
 
-def _check_constants(network, path):
-    """Refuse numbers that a layer has made of its weights, which a copy would not have."""
-    for layer in network._flatten_layers():
-        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
+def _with_constants(network, path):
+    """Return a network whose layers of `adapt` have what they found as constants.
+
+    Those numbers are no weights that could be trained, and in some layers none at all, so that a
+    copy of the layers and their weights would not have them.
+    """
+    if not any(map(_is_adapted, network._flatten_layers())):
+        return network
+    copy = keras.models.clone_model(network, clone_function=_constant_copy, recursive=True)
+    for layer in copy._flatten_layers():
+        if _is_adapted(layer):
             raise UsageError(
-                f"Expected a network whose preparation of inputs is constant. Received: the layer "
-                f"'{layer.name}' in '{path}', a Normalization that `adapt` was called of. Build "
-                "the network with `Normalization(mean=…, variance=…)` in its place, with the "
-                "`mean` and `variance` of that layer, give it the weights, and save it again."
+                f"Expected layers with `adapt` in the network itself. Received: '{layer.name}' in "
+                f"'{path}', inside of another layer. Put the {type(layer).__name__} before that "
+                "layer, and save the network again."
             )
+    adapted = filter(_is_adapted, network._flatten_layers())
+    found = {id(weight) for layer in adapted for weight in layer.weights}
+    copy.set_weights([w.numpy() for w in network.weights if id(w) not in found])
+    return copy
+
+
+def _is_adapted(layer):
+    if isinstance(layer, keras.layers.Normalization):
+        return layer.input_mean is None
+    return isinstance(layer, keras.layers.IntegerLookup) and layer.input_vocabulary is None
+
+
+def _constant_copy(layer):
+    """Return a copy of a layer without its weights, but with what `adapt` has found."""
+    config = layer.get_config()
+    if isinstance(layer, keras.layers.Normalization):
+        found = {"mean": layer.adapt_mean, "variance": layer.adapt_variance}
+        config |= {name: weight.numpy() for name, weight in found.items()}
+    elif isinstance(layer, keras.layers.IntegerLookup):
+        config |= {"vocabulary": layer.get_vocabulary(include_special_tokens=False)}
+    return type(layer).from_config(config)
 
 
 def _features_of(network, path, layer):
