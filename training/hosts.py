@@ -31,6 +31,9 @@ from .run_directory import RUN_FILES
 # Seconds that the hosts wait for each other when they start.
 START_TIMEOUT = 600.0
 
+# Seconds that TensorFlow may take to connect them when all are there.
+CONNECTION_TIMEOUT = 120
+
 # Bytes of a file that are sent at a time.
 _PIECE = 2**22
 
@@ -137,19 +140,37 @@ def join(cluster: Cluster, count: int | str) -> "Hosts":
     )
     sys.stderr.flush()
     meet(cluster.addresses, cluster.worker, START_TIMEOUT)
-    with reporting_losses(), _keeping_sigterm():
+    sys.stderr.write(
+        f"keras-mas: connecting; if another host ends now, this one does in {CONNECTION_TIMEOUT} "
+        "seconds\n"
+    )
+    sys.stderr.flush()
+    with reporting_losses(), _ended_by_signals(CONNECTION_TIMEOUT):
         return Hosts(tf.distribute.MultiWorkerMirroredStrategy(), cluster)
 
 
 @contextlib.contextmanager
-def _keeping_sigterm():
-    """Have SIGTERM do what it did before a block in which TensorFlow takes it for itself."""
-    handler = signal.getsignal(signal.SIGTERM)
+def _ended_by_signals(seconds):
+    """Have Ctrl-C end the process at once within a block, and an alarm after so many seconds.
+
+    In the block TensorFlow holds Python's lock, so that no handler in Python is run, and takes
+    SIGTERM for itself. Afterwards all signals do what they did before.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone can change them
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGALRM, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    if before[signal.SIGINT] != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -89,6 +89,31 @@ def test_hosts_meet_before_tensorflow_waits_for_them(monkeypatch, capsys):
     assert capsys.readouterr().err == "keras-mas: waiting for a:1, up to 600 seconds\n"
 
 
+LEFT_ALONE = """
+import sys
+from keras_mas.training import hosts
+
+hosts.meet = lambda *_: None  # the other one was there, and has ended
+hosts.CONNECTION_TIMEOUT = 3
+hosts.join(hosts.cluster_of_environment(), 1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_host_that_is_left_alone_while_it_connects_ends(index):
+    workers = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    process = subprocess.run(
+        [sys.executable, "-c", LEFT_ALONE],
+        env=os.environ | {"TF_CONFIG": config(workers, "worker", index)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == -signal.SIGALRM
+    assert "if another host ends now, this one does in 3 seconds" in process.stderr
+
+
 @pytest.mark.parametrize("error", [tf.errors.UnavailableError, tf.errors.AbortedError])
 def test_a_lost_host_is_told_in_a_sentence(error):
     said = "cannot be reached: reset by peer. See"
