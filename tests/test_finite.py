@@ -87,6 +87,35 @@ def test_a_gradient_that_is_not_finite_spoils_weights_though_the_loss_is_finite(
         fit(model, np.zeros([1, 1]), np.ones([1, 1]), epochs=3)
 
 
+@pytest.mark.parametrize("options", [{}, {"steps_per_epoch": 1}], ids=["arrays", "steps"])
+def test_weights_are_checked_before_another_callback_saves_them(tmp_path, options):
+    model = line(keras_mas.MASModel, lambda y: keras.ops.sqrt(keras.ops.relu(y)))
+    saving = keras.callbacks.ModelCheckpoint(tmp_path / "saved.keras")
+    with pytest.raises(FitDivergedError):
+        fit(model, np.zeros([1, 1]), np.ones([1, 1]), callbacks=[saving], **options)
+    assert not (tmp_path / "saved.keras").exists()
+
+
+class Masked(keras.layers.Layer):
+    """Adds the best value so far to nothing, which is −∞ until there is one."""
+
+    def build(self, shape):
+        self.best = self.add_weight(
+            name="best", initializer=keras.initializers.Constant(-np.inf), trainable=False
+        )
+
+    def call(self, x):
+        return keras.ops.maximum(x, self.best)
+
+
+def test_a_state_that_begins_with_infinity_may_keep_it():
+    model = line(keras_mas.MASModel, Masked())
+    assert "loss" in fit(model).history
+    model.trainable_weights[0].assign([[np.inf]])  # of what is trained nothing may be
+    with pytest.raises(FitDivergedError):
+        fit(model, np.zeros([1, 1]), np.zeros([1, 1]))
+
+
 def test_an_epoch_is_counted_from_where_the_fit_begins():
     model, _ = own()
     with pytest.raises(FitDivergedError, match="in epoch 6 in"):

@@ -14,7 +14,7 @@ from .search.plan import Observer as SearchObserver
 from .search.search import search
 from .search.space import SearchSpace, with_values
 from .search.trial import Trial
-from .settings import FINE_TUNING, Settings, run_name
+from .settings import Settings, run_name
 from .summary import title
 from .tasks import TaskStream
 from .tasks.inputs import ChangedArray
@@ -29,7 +29,7 @@ class Entry:
 
     Attributes:
         settings: How it was trained.
-        directory: Folder of the run; that of fine-tuning if it is the same and is compared too.
+        directory: Folder of the run.
         result: As `run.train` returns it; None if there is none.
         error: Why there is no result, in one line; empty if there is one.
         is_new: Whether it was trained now, rather than read from its folder.
@@ -106,7 +106,7 @@ def compare(
     def folder_of(settings):
         return directory / run_name(any_stream, settings)
 
-    runner = _Runner(streams, folder_of, arguments_of, observer, contestants)
+    runner = _Runner(streams, folder_of, arguments_of, observer)
     entries = []
     for asked in contestants:
         reason = ""
@@ -120,8 +120,7 @@ def compare(
 class _Runner:
     """Trains one run after the other with one learner."""
 
-    def __init__(self, stream_of, folder_of, arguments_of, observer, contestants):
-        self.fine_tunings = [each for each in contestants if each.method == FINE_TUNING]
+    def __init__(self, stream_of, folder_of, arguments_of, observer):
         self.stream_of, self.folder_of, self.arguments_of = stream_of, folder_of, arguments_of
         self.observer = observer or Observer()
         self._learner: Learner | None = None
@@ -152,18 +151,17 @@ class _Runner:
             return asked, _one_line(error)
 
     def _attempt(self, settings):
-        same = self._same(settings)
         try:
             stream = self.stream_of(settings.seed)
-            folder = self.folder_of(same)
-            result = finished_result(stream, same, folder)
+            folder = self.folder_of(settings)
+            result = finished_result(stream, settings, folder)
             if result is not None:
-                return Entry(settings, folder, result | settings.of_method, is_new=False)
+                return Entry(settings, folder, result, is_new=False)
             listeners = self.observer.run_started(settings, folder)
-            arguments = self.arguments_of(same)
+            arguments = self.arguments_of(settings)
             learner = self._learner_of(stream)
             result = train(
-                stream, same, folder, arguments=arguments, listeners=listeners, learner=learner
+                stream, settings, folder, arguments=arguments, listeners=listeners, learner=learner
             )
         except OSError:  # it would come for the next run too
             raise
@@ -171,16 +169,7 @@ class _Runner:
             if not isinstance(error, DivergedError):
                 self._learner = None  # half a network, perhaps
             return self._failed(settings, _one_line(error))
-        return Entry(settings, folder, result | settings.of_method)
-
-    def _same(self, settings):
-        """Return the settings of the run to train: fine-tuning, if that is the same, only once."""
-        for each in self.fine_tunings:
-            free = {"method": each.method, "strength": each.strength, "penalty": each.penalty}
-            seeded = dataclasses.replace(each, seed=settings.seed)
-            if settings.holds_nothing and dataclasses.replace(settings, **free) == seeded:
-                return seeded
-        return settings
+        return Entry(settings, folder, result)
 
     def _failed(self, settings, reason):
         return Entry(settings, self.folder_of(settings), None, reason)

@@ -18,7 +18,7 @@ from keras_mas import replicas
 from keras_mas.errors import UsageError
 
 # Strategies in whose scope a user may call us, and why they are refused.
-_REFUSED = {
+REFUSED_STRATEGIES = {
     "TPUStrategy": "a TPU compiles a step for one size of a batch, and the last one of an epoch is "
     "smaller",
     "ParameterServerStrategy": "Keras 3 does not support it: its workers change the weights each "
@@ -192,9 +192,9 @@ class _Accuracy(keras.metrics.SparseCategoricalAccuracy):
 
 
 def describe_role(devices: Devices) -> str:
-    """Return a sentence on what a worker does, for who looks at its output."""
+    """Return a sentence on what a worker does, for whoever looks at its output."""
     return (
-        f"worker {devices.worker} of {devices.workers - 1}: takes part in the steps of the chief, "
+        f"host {devices.worker + 1} of {devices.workers}: takes part in the steps of the chief, "
         "which writes the run and reports on it."
     )
 
@@ -235,7 +235,8 @@ def refuse_scope() -> None:
         name = type(tf.distribute.get_strategy()).__name__.removesuffix("V1").removesuffix("V2")
         raise UsageError(
             "Expected no scope of a `tf.distribute` strategy around a run. Received: one of "
-            f"{name}: {_REFUSED.get(name, _OTHERS)}. Leave the scope, and give `--devices N`."
+            f"{name}: {REFUSED_STRATEGIES.get(name, _OTHERS)}. Leave the scope, and give "
+            "`--devices N`."
         )
 
 
@@ -243,8 +244,9 @@ def _names_of(count):
     """Return the names of the first devices of this machine, GPUs where there are any."""
     if tf.config.list_physical_devices("TPU"):
         raise UsageError(
-            f"Expected GPUs for `--devices {count}`. Received: a TPU: {_REFUSED['TPUStrategy']}. "
-            "Leave `--devices` out, or use a machine with GPUs."
+            f"Expected GPUs for `--devices {count}`. Received: a TPU: "
+            f"{REFUSED_STRATEGIES['TPUStrategy']}. Leave `--devices` out, or use a machine with "
+            "GPUs."
         )
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     number = len(tf.config.list_logical_devices(kind))

@@ -24,7 +24,7 @@ import tensorflow as tf
 from keras_mas.errors import UsageError
 from keras_mas.importance.shared_pass import SharedPass, sharing
 
-from .devices import _REFUSED, Devices
+from .devices import REFUSED_STRATEGIES, Devices
 from .rendezvous import meet
 from .run_directory import RUN_FILES
 
@@ -40,8 +40,8 @@ _PIECE = 2**22
 # What of a run's folder a worker needs: not the locks, the logs and the picture.
 _SENT = re.compile(rf"(?!\.lock|accuracy|training\.csv|tensorboard)({RUN_FILES})")
 
-# A name or a number of a host, IPv6 in brackets, and a port from 1 to 65535, loosely.
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):0*[1-9]\d{0,4}")
+# A name or a number of a host, IPv6 in brackets, and a port.
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})")
 
 # What TensorFlow raises where another process has gone.
 _LOST = (
@@ -87,7 +87,7 @@ def cluster_of_environment() -> Cluster | None:
         raise _unreadable(f"{text!r}") from None
     for job in jobs:
         if job not in ("chief", "worker"):
-            why = f": {_REFUSED['ParameterServerStrategy']}" if job == "ps" else ""
+            why = f": {REFUSED_STRATEGIES['ParameterServerStrategy']}" if job == "ps" else ""
             raise UsageError(
                 f"Expected the jobs 'chief' and 'worker' in TF_CONFIG. Received: '{job}'{why}. "
                 "Make every process a worker."
@@ -99,11 +99,22 @@ def cluster_of_environment() -> Cluster | None:
         return None
     addresses = tuple(jobs[job][k] for job, k in numbered)
     for address in addresses:
-        if not (isinstance(address, str) and _ADDRESS.fullmatch(address)):
+        if not _is_address(address):
             raise _unreadable(f"the address {address!r}")
         if addresses.count(address) > 1:  # which all would wait for
             raise _unreadable(f"the address '{address}' twice")
     return Cluster(addresses, numbered.index((kind, number)))
+
+
+def _is_address(given):
+    parts = _ADDRESS.fullmatch(given) if isinstance(given, str) else None
+    if parts is None or not 1 <= int(parts[2]) <= 65535:
+        return False
+    try:
+        parts[1].encode("idna")  # as a name is looked up
+    except UnicodeError:
+        return False
+    return True
 
 
 def _unreadable(received):

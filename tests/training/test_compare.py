@@ -125,36 +125,6 @@ def test_a_seed_whose_data_cannot_be_loaded_is_an_entry_and_the_others_go_on(
     assert [entry.error for entry in entries] == ["", "Expected a photo. Received: none.", ""]
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_fine_tuning_and_no_protection_are_trained_once(
-    stream, contestants, tmp_path, monkeypatch, order
-):
-    trained, original = [], compare_module.train
-
-    def noting(stream, settings, directory, **options):
-        trained.append((settings.method, settings.seed))
-        return original(stream, settings, directory, **options)
-
-    monkeypatch.setattr(compare_module, "train", noting)
-    free = dataclasses.replace(contestants[0], strength=0.0)
-    alone = train(stream, free, tmp_path / "alone")
-    entries, _ = run_all(stream, [free, contestants[1]][::order], tmp_path / "runs")
-    assert trained == [("finetune", 0), ("finetune", 1)]
-    assert sorted((e.result["method"], e.result["strength"]) for e in entries[::2]) == [
-        ("finetune", None),
-        ("mas", 0.0),
-    ]
-    assert all(e.settings.of_method.items() <= e.result.items() for e in entries)
-    assert entries[0].directory == entries[2].directory
-    # It is what MAS learns, and what a second comparison reads.
-    assert {json.dumps(e.result["accuracy_matrix"]) for e in entries[::2]} == {
-        json.dumps(alone["accuracy_matrix"])
-    }
-    again, _ = run_all(stream, [free, contestants[1]][::order], tmp_path / "runs")
-    assert [e.result for e in again] == [e.result for e in entries]
-    assert len(trained) == 2
-
-
 def test_a_search_measures_nothing_under_way(stream, quick, tmp_path, monkeypatch):
     asked = dataclasses.replace(quick, evaluate_every=2)
     seen = []

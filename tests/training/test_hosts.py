@@ -60,6 +60,8 @@ def test_the_hosts_are_those_of_the_environment(monkeypatch, text, found):
         (config({"worker": ["a:1", "b:x"]}, "worker", 0), "Received: the address 'b:x'"),
         (config({"worker": ["a:1", 7]}, "worker", 0), "Received: the address 7"),
         (config({"worker": ["a:1", "b:0"]}, "worker", 0), "Received: the address 'b:0'"),
+        (config({"worker": ["a:1", "b:99999"]}, "worker", 0), "Received: the address 'b:99999'"),
+        (config({"worker": ["a:1", "b..c:1"]}, "worker", 0), "Received: the address 'b..c:1'"),
         (config({"worker": ["a:1", "b:1", "a:1"]}, "worker", 0), "the address 'a:1' twice"),
         (config({**WITH_CHIEF, "worker": ["a:1"]}, "chief", 0), "the address 'a:1' twice"),
         (config({**TWO, "ps": ["c:1"]}, "ps", 0), "Received: 'ps': Keras 3 does not support it"),
@@ -212,7 +214,7 @@ def assert_like_one(folder, output):
 def test_two_hosts_learn_what_one_process_does(folder, start):
     chief, worker = ended(start(folder / "two"))
     assert_like_one(folder, folder / "two")
-    assert "worker 1 of 1: takes part" in worker
+    assert "host 2 of 2: takes part" in worker
     assert "cats" in chief
     assert "cats" not in worker
 

@@ -1,13 +1,15 @@
 """The optimizers that tasks are trained with: what a step of Adam does, and that it is Keras's."""
 
 import functools
+import json
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mas.training.optimizers import FusedAdam, optimizer_of
+from keras_mas.training.optimizers import fused_adam, optimizer_of
 
 
 def test_steps_of_adam_by_hand():
@@ -29,7 +31,7 @@ def test_adam_is_that_of_keras(dtype):
     gradients = random.normal(size=(50, 3, 2)).astype(dtype)
     gradients[::7] = 0.0
     weights = []
-    for optimizer in (keras.optimizers.Adam(0.03), FusedAdam()):
+    for optimizer in (keras.optimizers.Adam(0.03), fused_adam()):
         optimizer.learning_rate = 0.03
         weight = keras.Variable(np.ones((3, 2), dtype), dtype=dtype)
         optimizer.build([weight])
@@ -52,7 +54,7 @@ def test_adam_takes_the_sparse_gradient_of_an_embedding_as_the_dense_one():
     weights = []
     for optimizer, as_taken in (
         (keras.optimizers.Adam(), tf.convert_to_tensor),
-        (FusedAdam(), None),
+        (fused_adam(), None),
     ):
         layer = keras.layers.Embedding(5, 2, embeddings_initializer="ones")
         layer.build()
@@ -72,7 +74,7 @@ def test_adam_takes_the_sparse_gradient_of_an_embedding_as_the_dense_one():
 def test_adam_has_the_variables_of_keras_by_which_runs_are_resumed():
     weight = keras.Variable(np.ones((3, 2)))
     paths = []
-    for optimizer in (keras.optimizers.Adam(name="adam"), FusedAdam()):
+    for optimizer in (keras.optimizers.Adam(name="adam"), fused_adam()):
         optimizer.build([weight])
         paths.append([(variable.name, variable.shape) for variable in optimizer.variables])
     assert paths[1] == paths[0]
@@ -80,7 +82,7 @@ def test_adam_has_the_variables_of_keras_by_which_runs_are_resumed():
 
 def test_a_step_of_adam_is_one_operation_per_weight():
     weights = [keras.Variable(np.ones(2)), keras.Variable(np.ones(3))]
-    optimizer = FusedAdam()
+    optimizer = fused_adam()
     optimizer.build(weights)
     step = tf.function(lambda: optimizer.apply([tf.ones(2), tf.ones(3)], weights))
     operations = [
@@ -88,3 +90,16 @@ def test_a_step_of_adam_is_one_operation_per_weight():
     ]
     assert operations.count("ResourceApplyAdam") == 2
     assert "Sqrt" not in operations
+
+
+def test_a_model_is_saved_with_the_adam_of_keras(tmp_path):
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+    model.compile(optimizer_of("adam"), "mse")
+    model.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)
+    model.save(tmp_path / "saved.keras")
+    with zipfile.ZipFile(tmp_path / "saved.keras") as archive:
+        optimizer = json.loads(archive.read("config.json"))["compile_config"]["optimizer"]
+    assert (optimizer["module"], optimizer["class_name"]) == ("keras.optimizers", "Adam")
+    again = keras.models.load_model(tmp_path / "saved.keras").optimizer
+    for mine, theirs in zip(again.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(mine, theirs)

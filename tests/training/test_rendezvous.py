@@ -1,6 +1,7 @@
 """Hosts that find each other before TensorFlow connects them: here threads, on loopback."""
 
 import concurrent.futures
+import contextlib
 import json
 import signal
 import socket
@@ -47,13 +48,26 @@ def test_all_go_on_when_all_are_there(addresses):
     assert outcomes(*((addresses, number, 30.0) for number in (0, 1, 2))) == [None] * 3
 
 
-def test_who_has_not_come_in_time_is_named(addresses):
-    chief, worker = outcomes((addresses, 0, 0.5), (addresses, 2, 0.5))
-    assert isinstance(chief, MissingHostError)
-    assert f"nothing from {addresses[1]}. Start" in str(chief)
-    assert isinstance(worker, MissingHostError)
+def test_who_has_not_come_in_time_is_named_by_all_the_others(addresses):
+    for error in outcomes((addresses, 0, 2.0), (addresses, 2, 30.0)):
+        assert isinstance(error, MissingHostError)
+        assert f"nothing from {addresses[1]}. Start" in str(error)
     [lonely] = outcomes((addresses, 1, 0.1))
     assert f"nothing from {addresses[0]}. Start" in str(lonely)
+
+
+def test_strangers_do_not_hold_up_the_chief_nor_keep_their_connections(addresses, monkeypatch):
+    monkeypatch.setattr("keras_mas.training.rendezvous._LINE_SECONDS", 0.2)
+    pair = addresses[:2]
+    with concurrent.futures.ThreadPoolExecutor() as pool, contextlib.ExitStack() as stack:
+        began = time.monotonic()
+        chief = pool.submit(meet, pair, 0, 2.0)
+        silent = [stack.enter_context(connected(pair[0])) for _ in range(20)]
+        for each in silent:
+            each.settimeout(10)
+            assert each.recv(1) == b""  # the chief has closed it
+        assert time.monotonic() - began < 2.0
+        assert isinstance(chief.exception(timeout=30), MissingHostError)
 
 
 def test_hosts_that_were_told_of_others_are_refused_everywhere(addresses):
@@ -68,7 +82,7 @@ def test_hosts_that_were_told_of_others_are_refused_everywhere(addresses):
 def test_two_of_one_index_are_refused_everywhere(addresses):
     errors = outcomes((addresses, 0, 30.0), (addresses, 1, 30.0), (addresses, 1, 30.0))
     assert [type(error) for error in errors] == [UsageError] * 3
-    assert "an index of its own in the TF_CONFIG of every host. Received: 1 of two" in str(
+    assert "an index of its own in the TF_CONFIG of every host. Received: index 1 from two" in str(
         errors[0]
     )
 
@@ -94,7 +108,9 @@ def test_a_host_that_went_and_came_again_counts_once(addresses):
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b'{"worker": "1"}\n', b"\xff\n", b"1" * 70000]
+    "said",
+    [b"", b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b'{"worker": "1"}\n', b"\xff\n", b"1" * 70000]
+    + [b"[" * 60000 + b"\n", b'{"worker": 1, "hosts": 5}\n', b'{"worker": 0, "hosts": []}\n'],
 )
 def test_somebody_else_at_the_port_is_ignored(addresses, said):
     pair = addresses[:2]

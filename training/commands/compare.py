@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_search(args):
     """Refuse options of a search without one: they would be ignored."""
-    given = [flag(name) for name in _OF_SEARCH if getattr(args, name) not in (None, False)]
+    values = ((name, getattr(args, name)) for name in _OF_SEARCH)
+    given = [flag(name) for name, value in values if value is not None and value is not False]
     if given and not args.search:
         raise UsageError(
             f"Expected --search with {', '.join(given)}. Received: none, so that no λ is searched "
