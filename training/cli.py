@@ -48,7 +48,7 @@ def _run(argv: list[str] | None, signals: list[int]) -> int:
         _write_any_character(stream)
     try:
         args = _parsed(argv)
-    except BrokenPipeError:
+    except _ReaderGoneError:
         _drop_output()
         return 0
     except _OutputError as error:
@@ -62,10 +62,11 @@ def _run(argv: list[str] | None, signals: list[int]) -> int:
                 import_tensorflow(args.debug)
             args.run_command(args)
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` perhaps, has closed the pipe
-        _drop_output()
     except KeyboardInterrupt:
         return _interrupted(args, signals)
+    except _ReaderGoneError:
+        _drop_output()
+        return _interrupted(args, signals) if signals else 0
     except Exception as error:
         if args.debug:
             raise
@@ -193,6 +194,10 @@ class _OutputError(RuntimeError):
     """Standard output cannot be written to."""
 
 
+class _ReaderGoneError(BrokenPipeError):
+    """What reads standard output, `head` perhaps, has closed the pipe: it has seen enough."""
+
+
 class _Output:
     """Standard output; an error in writing to it says so."""
 
@@ -218,8 +223,8 @@ class _Output:
     def _naming_errors(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError as error:
+            raise _ReaderGoneError(*error.args) from error
         except OSError as error:
             raise _OutputError(
                 f"Cannot write to standard output: {error.strerror}. Send it elsewhere, and run "

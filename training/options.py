@@ -248,11 +248,11 @@ def number(kind: Callable[[str], float], bounds: Bounds) -> Callable[[str], floa
     return parse
 
 
-def folder(text: str) -> Path:
-    """Return the path of a folder, for argparse; no text at all would be the current one."""
+def file_or_folder(text: str) -> Path:
+    """Return the path of a file or folder, for argparse; no text would be the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError(
-            f"expected the name of a folder, received {text!r}; a dot is the current one"
+            f"expected the name of a file or folder, received {text!r}; a dot is the current folder"
         )
     return Path(text)
 

@@ -30,6 +30,8 @@ class GrpcClient(Client):
             # By default a channel waits longer after each failure, up to two minutes, even if the
             # server is up again.
             ("grpc.max_reconnect_backoff_ms", 1000),
+            # As over REST: proxies are for the way out of a network, which a model server is in.
+            ("grpc.enable_http_proxy", 0),
         ]
         self._rpc_error = grpc.RpcError
         if self.tls is None:

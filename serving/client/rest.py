@@ -50,6 +50,19 @@ class RestClient(Client):
         self, which: Which, arrays: Arrays, signature: str, seconds: float
     ) -> tuple[Arrays, int | None]:
         deadline = time.monotonic() + seconds
+        try:
+            return self._predict_once(which, arrays, signature, seconds)
+        except ServingError as error:
+            # The version that was the newest, or had the label, has been unloaded meanwhile.
+            left = deadline - time.monotonic()
+            if error.code != "NOT_FOUND" or which.version is not None or left <= 0:
+                raise
+        return self._predict_once(which, arrays, signature, left)
+
+    def _predict_once(
+        self, which: Which, arrays: Arrays, signature: str, seconds: float
+    ) -> tuple[Arrays, int]:
+        deadline = time.monotonic() + seconds
         signatures, version = self._metadata(which, seconds)
         if signature not in signatures:
             message = f'signature "{signature}" not found among {", ".join(sorted(signatures))}'

@@ -19,6 +19,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.client import GrpcClient, RestClient, ServingError, Tls, retries
+from keras_mas.serving.conventions import HTTP_STATUS
 
 SIGNATURES = {
     "serving_default": {
@@ -77,8 +78,7 @@ class RestHalf(http.server.BaseHTTPRequestHandler):
         self.half.asked.append((self.path, len(x)))
         self.half.peers.add(self.client_address)
         if self.half.failures:
-            status = {"UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504, "RESOURCE_EXHAUSTED": 429}
-            self.answer({"error": "not now"}, status[self.half.failures.pop(0)])
+            self.answer({"error": "not now"}, HTTP_STATUS[self.half.failures.pop(0)])
         else:
             self.answer({"outputs": (x / 2).tolist()})
 
@@ -188,6 +188,28 @@ def test_nothing_else_is_asked_again_and_not_for_ever(connect, half, failures, a
         connect().predict("m", {"x": X})
     assert caught.value.code == failures[-1]
     assert len(half.asked) == attempts
+
+
+@pytest.mark.parametrize(
+    ("which", "attempts"), [({}, 2), ({"label": "stable"}, 2), ({"version": 7}, 1)]
+)
+def test_a_version_that_is_unloaded_before_it_answers_is_looked_up_again(
+    start, half, which, attempts
+):
+    half.failures = ["NOT_FOUND"] * attempts
+    with RestClient(f"127.0.0.1:{start(RestClient)}") as client:
+        with pytest.raises(ServingError, match="NOT_FOUND"):
+            client.predict("m", {"x": X}, **which)
+        assert len(half.asked) == attempts
+        if attempts == 2:
+            half.failures = ["NOT_FOUND"]
+            np.testing.assert_array_equal(client.predict("m", {"x": X}, **which)["y"], X / 2)
+
+
+def test_no_proxy_is_asked(connect, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "grpc_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    np.testing.assert_array_equal(connect().predict("m", {"x": X})["y"], X / 2)
 
 
 def test_retries_end_with_the_timeout(connect, half, monkeypatch):

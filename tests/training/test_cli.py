@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -528,14 +529,23 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["search", "insects.toml", "--trials", "0"], "expected a whole number ≥ 1"),
         (["search", "insects.toml", "--vary", ""], "--vary to name an option"),
         (["search", "insects.toml", "--strength", "1"], "--strength-min and --strength-max, since"),
-        (["search", "insects.toml", "--directory", ""], "expected the name of a folder, received"),
-        (["compare", "insects.toml", "--runs", " "], "expected the name of a folder, received ' '"),
+        (
+            ["search", "insects.toml", "--directory", ""],
+            "expected the name of a file or folder",
+        ),
+        (["compare", "insects.toml", "--runs", " "], "a file or folder, received ' '"),
         (["compare", "insects.toml", "--methods", ","], "names of methods in `--methods`"),
         (["compare", "insects.toml", "--methods", "mas,"], "Received: 'mas,'"),
         (
             ["compare", "insects.toml", "--trials", "20", "--complete-trials"],
             "Expected --search with --trials, --complete-trials. Received: none",
         ),
+        (
+            ["compare", "insects.toml", "--max-forgetting", "0"],
+            "Expected --search with --max-forgetting. Received: none",
+        ),
+        (["train", "insects.toml", "--output", ""], "expected the name of a file or folder"),
+        (["predict", "m", "--images", "x.png", "--run", "r"], "Expected --examples-of with --run"),
         (
             ["report", "runs/none"],
             "'runs/none' is not the folder of a finished run: it has no result",
@@ -972,6 +982,33 @@ def test_what_fails_while_a_command_is_given_up_does_not_hide_the_signal(monkeyp
     monkeypatch.setattr("keras_mas.training.commands.completion.run", run)
     assert main(["completion", "bash"]) == 143
     assert capsys.readouterr().err == "keras-mas: terminated.\n"
+
+
+def test_a_reader_that_goes_while_a_command_is_given_up_does_not_hide_the_signal(
+    monkeypatch, capsys
+):
+    def run(args):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            sys.stdout.write("the last line")
+
+    monkeypatch.setattr("keras_mas.training.commands.completion.run", run)
+    monkeypatch.setattr("keras_mas.training.cli._drop_output", lambda: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.stdout, "write", closed_pipe)
+        assert main(["completion", "bash"]) == 143
+    assert capsys.readouterr().err == "keras-mas: terminated.\n"
+
+
+def closed_pipe(text):
+    raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_broken_pipe_elsewhere_is_a_failure(monkeypatch, capsys):
+    monkeypatch.setattr("keras_mas.training.commands.completion.run", lambda _: closed_pipe(""))
+    assert main(["completion", "bash"]) == 1
+    assert "Broken pipe" in capsys.readouterr().err
 
 
 def test_an_interruption_that_is_ignored_stays_so(monkeypatch):

@@ -10,7 +10,7 @@ from keras_mas.errors import UsageError
 from keras_mas.serving.ports import GRPC, REST
 
 from ..load_options import LoadOptions
-from ..options import AT_LEAST_ONE, SECONDS, add_options, number
+from ..options import AT_LEAST_ONE, SECONDS, add_options, file_or_folder, number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,14 +56,19 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--tls-roots",
-        type=Path,
+        type=file_or_folder,
         metavar="FILE.pem",
         help="encrypt it, and trust these authorities instead",
     )
     group.add_argument(
-        "--tls-certificate", type=Path, metavar="FILE.pem", help="show the server this certificate"
+        "--tls-certificate",
+        type=file_or_folder,
+        metavar="FILE.pem",
+        help="show the server this certificate",
     )
-    group.add_argument("--tls-key", type=Path, metavar="FILE.pem", help="with its private key")
+    group.add_argument(
+        "--tls-key", type=file_or_folder, metavar="FILE.pem", help="with its private key"
+    )
 
 
 def check_one_of(args: argparse.Namespace, *options: str) -> None:

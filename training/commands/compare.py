@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keras_mas.errors import UsageError
 
-from ..options import add_options, flag, folder, given_options, option_fields
+from ..options import add_options, file_or_folder, flag, given_options, option_fields
 from ..search.space import SearchSpace
 from ..settings import ComparisonPlan, Following, Recipe, Settings
 from ..tasks import LoadOptions
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--runs",
-        type=folder,
+        type=file_or_folder,
         default=_FOLDERS["runs"],
         metavar="FOLDER",
         help="where each run has a folder; those that are finished are read, and others are "
@@ -43,14 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--searches",
-        type=folder,
+        type=file_or_folder,
         default=_FOLDERS["searches"],
         metavar="FOLDER",
         help="where searches are kept, as for `keras-mas search` (default: search)",
     )
     group.add_argument(
         "--output",
-        type=folder,
+        type=file_or_folder,
         metavar="FOLDER",
         help="folder of report.html, comparison.json and comparison.csv, which are replaced "
         "(default: comparisons/ and the stream's name)",

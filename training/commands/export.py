@@ -6,7 +6,7 @@ from pathlib import Path
 from keras_mas.errors import UsageError
 from keras_mas.serving.conventions import MAX_FORGETTING
 
-from ..options import Bounds, number, option_fields
+from ..options import Bounds, file_or_folder, number, option_fields
 from ..tasks import LoadOptions
 from ..tasks.images import RESIZE_MODES
 from . import rollouts, shared
@@ -18,10 +18,10 @@ _fraction = number(float, Bounds(at_least=0, at_most=1))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("directory", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("directory", type=file_or_folder, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--to",
-        type=Path,
+        type=file_or_folder,
         metavar="FOLDER",
         help="folder of the served model; versions are FOLDER/1, FOLDER/2, … "
         "(default: models/ and the stream's name)",

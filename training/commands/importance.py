@@ -6,6 +6,7 @@ from pathlib import Path
 
 from keras_mas.errors import UsageError
 
+from ..options import file_or_folder
 from ..tasks.images import RESIZE_MODES
 from . import shared
 
@@ -20,7 +21,9 @@ _IMAGES = 256
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("directory", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "directory", type=file_or_folder, metavar="RUN", help="folder of a finished run"
+    )
     _add_inputs(parser)
     _add_workers(parser)
     group = parser.add_argument_group("comparison with the data of the training")
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output",
-        type=Path,
+        type=file_or_folder,
         required=True,
         metavar="FILE.npz",
         help="where the memory with the added Ω is written; the run stays as it is",
@@ -46,14 +49,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("inputs")
     group.add_argument(
         "--from-requests",
-        type=Path,
+        type=file_or_folder,
         nargs="+",
         metavar="LOG",
         help="logs of requests: TFRecord files of PredictionLog, perhaps compressed by gzip",
     )
     group.add_argument(
         "--from-data",
-        type=Path,
+        type=file_or_folder,
         nargs="+",
         metavar="PATH",
         help="folders of JPEG and PNG files, .npy and .npz files of one array [N, ...] of inputs "

@@ -13,7 +13,7 @@ from keras_mas.errors import UsageError
 from keras_mas.serving.conventions import ENCODED, IMAGE_BEGINNINGS, IMAGE_BYTES
 
 from ..load_options import SHARED_HEADS, LoadOptions
-from ..options import given_options
+from ..options import file_or_folder, given_options
 from . import basics
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ def _add_examples(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("examples")
     group.add_argument(
         "--images",
-        type=Path,
+        type=file_or_folder,
         nargs="+",
         metavar="FILE",
         help="JPEG or PNG files, which the server decodes and resizes as in training",
     )
     group.add_argument(
         "--input",
-        type=Path,
+        type=file_or_folder,
         metavar="FILE.npy",
         help="array [N, ...] of examples as raw as in training; needs --task if the model has "
         "several heads",
@@ -69,7 +69,7 @@ def _add_examples(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--run",
-        type=Path,
+        type=file_or_folder,
         metavar="RUN",
         help="folder of the run that was exported, which encodes tables of --examples-of as it has "
         "learned them",
@@ -87,6 +87,11 @@ def _add_examples(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     basics.check_one_of(args, "--images", "--input", "--examples-of")
+    if args.run is not None and not args.examples_of:
+        raise UsageError(
+            "Expected --examples-of with --run, which tells how tables of examples are encoded. "
+            "Received: none. Leave --run out."
+        )
     questions = _from_stream(args) if args.examples_of else []
     inputs = _read_inputs(args.input) if args.input else None
     with basics.client_of(args) as client:
@@ -134,9 +139,10 @@ def _from_stream(args):
     options = given_options(LoadOptions, args)
     stream = load_tasks(args.examples_of, encoding=encoding, **options)
     if stream.columns and encoding is None:
+        received = f"'{args.run}', which has learned no tables" if args.run else "none"
         raise UsageError(
             f"Expected `--run RUN` beside tables, which are encoded as the run has learned them: "
-            f"those of '{args.examples_of}' alone may have other inputs. Received: {args.run}. "
+            f"those of '{args.examples_of}' alone may have other inputs. Received: {received}. "
             "Name the folder of the run that was exported."
         )
     tasks = {task.name: task for task in stream.tasks}

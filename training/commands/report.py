@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from keras_mas.errors import UsageError
 
+from ..options import file_or_folder
 from . import shared
 
 SUMMARY = "print and draw the results of runs, side by side"
@@ -13,16 +13,18 @@ SUMMARY = "print and draw the results of runs, side by side"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "runs", nargs="+", type=file_or_folder, metavar="RUN", help="folder of a run"
+    )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=file_or_folder,
         metavar="FILE.png",
         help="draw the runs side by side (default: no drawing)",
     )
     parser.add_argument(
         "--html",
-        type=Path,
+        type=file_or_folder,
         metavar="FILE.html",
         help="write a report that needs no other file: tables, pictures, settings (default: none)",
     )

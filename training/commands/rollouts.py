@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from keras_mas.errors import UsageError
 from keras_mas.serving.ports import GRPC
 
-from ..options import SECONDS, number
+from ..options import SECONDS, file_or_folder, number
 from .basics import print_json
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_config(group: argparse._ActionsContainer) -> None:
     """Add the model server configuration, which has the labels of versions."""
     group.add_argument(
         "--config",
-        type=Path,
+        type=file_or_folder,
         metavar="FILE",
         help="model server configuration, which has the labels (default: models.config beside the "
         "folder of the model)",

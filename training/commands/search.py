@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from keras_mas.errors import UsageError
 
-from ..options import add_options, flag, folder, given_options
+from ..options import add_options, file_or_folder, flag, given_options
 from ..search.dimensions import STRENGTH, values_of
 from ..search.space import SearchSpace
 from ..search.workers import Workers
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--directory",
-        type=folder,
+        type=file_or_folder,
         default=Path("search"),
         metavar="FOLDER",
         help="where searches are kept; the same search again continues there (default: search)",

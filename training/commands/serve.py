@@ -13,7 +13,7 @@ from keras_mas.errors import UsageError
 from keras_mas.serving.conventions import LONGEST_SECONDS
 from keras_mas.serving.ports import GRPC, REST
 
-from ..options import AT_LEAST_ONE, Bounds, number
+from ..options import AT_LEAST_ONE, Bounds, file_or_folder, number
 
 if TYPE_CHECKING:
     from keras_mas.serving.standin import StandIn
@@ -36,11 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     models = parser.add_mutually_exclusive_group(required=True)
     models.add_argument(
-        "model", nargs="?", type=Path, metavar="FOLDER", help="folder of the model, models/NAME"
+        "model",
+        nargs="?",
+        type=file_or_folder,
+        metavar="FOLDER",
+        help="folder of the model, models/NAME",
     )
     models.add_argument(
         "--config",
-        type=Path,
+        type=file_or_folder,
         metavar="FILE",
         help="ModelServerConfig as protobuf text: several models, versions, labels, logs",
     )
@@ -97,7 +101,7 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batching",
         nargs="?",
-        type=Path,
+        type=file_or_folder,
         const=True,
         metavar="FILE",
         help="answer requests that arrive together as one batch, with the BatchingParameters of a "

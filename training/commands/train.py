@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from keras_mas.errors import UsageError
 
-from ..options import add_options, count_or_all, flag, given_options, option_fields
+from ..options import add_options, count_or_all, file_or_folder, flag, given_options, option_fields
 from ..settings import Following, Recipe, Settings, run_name
 from ..tasks import LoadOptions, TaskStream
 from . import shared
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output",
-        type=Path,
+        type=file_or_folder,
         metavar="FOLDER",
         help="folder of the run (default: runs/ and a name made of the settings)",
     )
     shared.add_overwrite(group, "a run that is in the folder already")
     group.add_argument(
         "--export",
-        type=Path,
+        type=file_or_folder,
         metavar="FOLDER",
         help="export a SavedModel after each task to FOLDER/1, FOLDER/2, … (default: none)",
     )
@@ -70,7 +70,7 @@ def _add_continued(parser):
     group = parser.add_argument_group("in the place of TASKS, more tasks for a finished run")
     group.add_argument(
         "--continue",
-        type=Path,
+        type=file_or_folder,
         metavar="RUN",
         help="folder of a finished run, which stays as it is: a new run goes on from its models "
         "and its memory, with its settings where no others are given; its data are not needed",
@@ -86,7 +86,7 @@ def _add_continued(parser):
     )
     group.add_argument(
         "--memory",
-        type=Path,
+        type=file_or_folder,
         metavar="FILE",
         help="memory in the place of the last one of RUN, made from it",
     )
@@ -96,7 +96,7 @@ def _add_start(parser):
     group = parser.add_argument_group("TASKS for a network that was trained elsewhere")
     group.add_argument(
         "--start-from",
-        type=Path,
+        type=file_or_folder,
         metavar="FILE",
         help="functional model of Keras's own layers in a .keras file, whose last layer is Dense: "
         "what it knows is held while TASKS are learned, from its inputs as they are; its own "
