@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
+
+from ..options import file_or_folder
 
 SUMMARY = "print a completion script for a shell"
 SHELLS = ("bash", "zsh", "fish")
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
 
     parser = build_parser()
     for action in _actions(parser):
-        if action.type is Path or action.metavar == "TASKS":
+        if action.type is file_or_folder or action.metavar == "TASKS":
             action.complete = shtab.FILE
     sys.stdout.write(shtab.complete(parser, args.shell).rstrip("\n") + "\n")
 
