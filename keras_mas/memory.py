@@ -77,8 +77,9 @@ class SynapticMemory:
             the steps; with the penalty in the loss, it is divided by 1 − m under SGD with momentum
             m, and under Adam, Nadam and RMSprop by the root mean square that gradients had in the
             first task. κ is 30, or another number as in "auto:100". The steps are those of all
-            epochs, so early stopping makes the hold weaker than intended, and a rate that callbacks
-            change counts as it is when the fit begins. Where the penalty acts is said to a model,
+            epochs, also of those before `initial_epoch`, since a fit that is resumed is to go on
+            with the same λ. So early stopping makes the hold weaker than intended. A rate that
+            callbacks change counts as it is when the fit begins. Where the penalty acts is said to a model,
             not to the memory: it is in the loss, but for a `MASModel` with `penalty="decoupled"`,
             which suits "auto" better: `MASModel(…, memory=memory, penalty="decoupled")`.
 
@@ -474,7 +475,8 @@ class SynapticMemory:
                 _check_same(new, old)
         if tasks < self._tasks:
             _log.warning("what is remembered goes back from %d tasks to %d", self._tasks, tasks)
-        self.strength, self._tasks = strength, tasks
+        self._strength.assign(strength)
+        self._tasks = tasks
         self._set_auto(auto)
         _forget(set(self._states) - set(same))  # unknown to what is restored
         for new, old in pairs:

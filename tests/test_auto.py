@@ -332,3 +332,26 @@ def test_a_restored_method_goes_on_with_what_the_first_task_showed():
     method = load_method("mas")("auto")
     method.restore(state, 0)
     assert method.state()["auto"].tolist() == [30.0, 0.25]
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("penalty", ["in_loss", "decoupled"])
+def test_a_fit_that_a_callback_restores_goes_on_with_the_same_strength(tmp_path, penalty):
+    def interrupted(*callbacks):
+        model = remembering(5.0, strength="auto", penalty=penalty)
+        backup = keras.callbacks.BackupAndRestore(tmp_path / f"{penalty}-{len(callbacks)}")
+        try:
+            fit(model, callbacks=[backup, *callbacks], shuffle=False)
+        except KeyboardInterrupt:
+            history = fit(model, callbacks=[backup], shuffle=False)
+            assert len(history["strength"]) == 1  # the third epoch
+        return model
+
+    whole, resumed = interrupted(), interrupted(Interrupt())
+    assert resumed.strength == whole.strength
+    np.testing.assert_array_equal(resumed.get_weights()[0], whole.get_weights()[0])

@@ -54,6 +54,8 @@ def _run(argv: list[str] | None, signals: list[int]) -> int:
     except _OutputError as error:
         _drop_output()
         return _failed(str(error), 1)
+    except KeyboardInterrupt:
+        return _interrupted(signals)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(_Output.of(sys.stdout)):
             warnings.simplefilter("default", UserWarning)
@@ -63,15 +65,15 @@ def _run(argv: list[str] | None, signals: list[int]) -> int:
             args.run_command(args)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        return _interrupted(args, signals)
+        return _interrupted(signals, args.command)
     except _ReaderGoneError:
         _drop_output()
-        return _interrupted(args, signals) if signals else 0
+        return _interrupted(signals, args.command) if signals else 0
     except Exception as error:
         if args.debug:
             raise
         if signals:  # what is given up may fail, as a step that was shared with another host
-            return _interrupted(args, signals)
+            return _interrupted(signals, args.command)
         if isinstance(error, _OutputError):
             _drop_output()
         return _failed(_sentence(error), 2 if isinstance(error, UsageError) else 1)
@@ -82,11 +84,10 @@ def _run(argv: list[str] | None, signals: list[int]) -> int:
 _RESUMED = ("train", "compare", "search", "export")
 
 
-def _interrupted(args: argparse.Namespace, signals: list[int]) -> int:
-    """Say what ended a command, and return its exit code."""
+def _interrupted(signals: list[int], command: str = "") -> int:
+    """Say what ended a command, if it had begun, and return the exit code."""
     what, code = ("terminated", 143) if signal.SIGTERM in signals else ("interrupted", 130)
-    resumes = args.command in _RESUMED
-    advice = " The same command continues where it stopped." if resumes else ""
+    advice = " The same command continues where it stopped." if command in _RESUMED else ""
     return _failed(f"{what}.{advice}", code)
 
 

@@ -972,6 +972,15 @@ def test_a_signal_unwinds_a_command_and_a_second_one_ends_it(
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_a_signal_while_the_arguments_are_read_is_a_sentence_too(monkeypatch, capsys):
+    def parsed(argv):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("keras_mas.training.cli._parsed", parsed)
+    assert main(["train", "split-digits"]) == 143
+    assert capsys.readouterr().err == "keras-mas: terminated.\n"
+
+
 def test_what_fails_while_a_command_is_given_up_does_not_hide_the_signal(monkeypatch, capsys):
     def run(args):
         try:
