@@ -79,9 +79,10 @@ class SynapticMemory:
             first task. κ is 30, or another number as in "auto:100". The steps are those of all
             epochs, also of those before `initial_epoch`, since a fit that is resumed is to go on
             with the same λ. So early stopping makes the hold weaker than intended. A rate that
-            callbacks change counts as it is when the fit begins. Where the penalty acts is said to a model,
-            not to the memory: it is in the loss, but for a `MASModel` with `penalty="decoupled"`,
-            which suits "auto" better: `MASModel(…, memory=memory, penalty="decoupled")`.
+            callbacks change counts as it is when the fit begins. Where the penalty acts is said to
+            a model, not to the memory: it is in the loss, but for a `MASModel` with
+            `penalty="decoupled"`, which suits "auto" better: `MASModel(…, memory=memory,
+            penalty="decoupled")`.
 
     Raises:
         ValueError: If `strength` is negative, not a finite number in float32, or another text.

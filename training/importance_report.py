@@ -9,7 +9,8 @@ import numpy as np
 
 from . import pictures
 from .html_report import figure, section
-from .run_directory import saved_importance, task_folder
+from .run_directory import task_folder
+from .saved_tasks import saved_importance
 from .summary import Result
 
 # With more tasks, what each of them added is not drawn.

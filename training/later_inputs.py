@@ -21,6 +21,7 @@ from keras_mas.serving.traffic import Asked
 from keras_mas.states import SAVED_BY
 
 from .run_directory import MEMORY, naming_damage, task_folder
+from .saved_tasks import saved_file
 
 # The probability of a warning if nothing has drifted.
 _SIGNIFICANCE = 0.01
@@ -206,7 +207,7 @@ def save_memory(directory: Path, result: dict[str, Any], memory: SynapticMemory,
 
 
 def _memory_path(directory, result):
-    return task_folder(directory, len(result["tasks"])) / MEMORY
+    return saved_file(task_folder(directory, len(result["tasks"])), MEMORY)
 
 
 def _add(importance, anchor, now, weight):

@@ -53,7 +53,14 @@ from .run_directory import (
     task_folder,
     write_json,
 )
-from .saved_tasks import cure_of, load_model, read_progress, saved_baseline
+from .saved_tasks import (
+    cure_of,
+    digests_of,
+    load_model,
+    read_progress,
+    saved_baseline,
+    saved_file,
+)
 from .settings import Settings
 from .stability_decay import Decayed, margin_of, stability_decay
 from .starting import Start
@@ -160,9 +167,11 @@ def train(
                 run.task(number, task)
             if not finished:
                 check_there(folder)
+                recorded = {"arguments": arguments or {}}
                 if keeps_models:
                     run.save_network()
-                write_json(folder / RESULT, run.result() | {"arguments": arguments or {}})
+                    recorded |= {"network": digest_of_file(folder / MODEL)}
+                write_json(folder / RESULT, run.result() | recorded)
             (folder / UNDER_WAY).unlink(missing_ok=True)
             return read_result(folder)
 
@@ -575,6 +584,7 @@ class _Run:
             "memory": self.memory,
             "history": self.history.history,
             "evaluations": [dataclasses.asdict(each) for each in self._evaluations_of(number)],
+            "files": digests_of(path.parent),
             **({"decayed": dataclasses.asdict(self.decayed)} if self.decayed else {}),
         }
         write_json(path, progress)
@@ -594,12 +604,14 @@ class _Run:
             values = {weight.path: weight.numpy() for weight in saved.weights}
             for weight in self._joint(self._heads_changed_by(number)).weights:
                 weight.assign(values[weight.path])
-        with naming_damage(folder / MEMORY, cure_of(folder)):
-            self.learner.method.load(folder / MEMORY, number + 1)
+        memory = saved_file(folder, MEMORY)
+        with naming_damage(memory, cure_of(folder)):
+            self.learner.method.load(memory, number + 1)
         if self.decayed is not None:
             self.learner.method.strength = self.decayed.strength
-        with naming_damage(folder / OPTIMIZER, cure_of(folder)):
-            self.learner.load_optimizer(folder / OPTIMIZER)
+        optimizer = saved_file(folder, OPTIMIZER)
+        with naming_damage(optimizer, cure_of(folder)):
+            self.learner.load_optimizer(optimizer)
         if self._is_of_continued(folder, number) and number + 1 == self.continued.tasks:
             self.continued.take_memory(self.learner.method)
         with self.learner.method.evaluated():

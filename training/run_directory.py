@@ -41,9 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 
-from keras_mas.arrays import load_arrays
 from keras_mas.errors import UsageError
 from keras_mas.files import UNFINISHED, atomic_file, check_writable, remove_unfinished
 
@@ -59,8 +57,6 @@ OPTIMIZER = "optimizer.npz"
 UNDER_WAY = "under-way.npz"
 TRIES = "tries.json"
 CSV_LOG, TENSORBOARD = "training.csv", "tensorboard"
-_MEMORY_PART = "memory:"
-_IMPORTANCE = "importance/"  # what precedes a weight's name in what `SynapticMemory.save` writes
 _LOCK, _HOLDER = ".lock", ".lock.json"
 
 # The key of a JSON file under which are its checksum and the number of its format, raised when a
@@ -187,31 +183,6 @@ def read_result(directory: Path) -> dict:
     if result["method"] == "finetune":  # whose λ was recorded once, though it has none
         result |= {"strength": None, "penalty": None}
     return result
-
-
-def saved_importance(folder: Path) -> dict[str, np.ndarray]:
-    """Read Ω of every weight as it was saved after a task, by the name of the weight.
-
-    Args:
-        folder: Folder of what was saved after the task.
-
-    Returns:
-        Ω so far; empty if the method keeps none.
-
-    Raises:
-        DamagedError: If the file is damaged.
-    """
-    path = folder / MEMORY
-    if not path.exists():
-        return {}
-    with naming_damage(path, "Remove the folder of this task and those after it."):
-        arrays = load_arrays(path, dict, "what a method remembers")
-    # A method that keeps more than a memory names each part before a colon.
-    return {
-        name.removeprefix(_MEMORY_PART).removeprefix(_IMPORTANCE): array
-        for name, array in arrays.items()
-        if name.removeprefix(_MEMORY_PART).startswith(_IMPORTANCE)
-    }
 
 
 def read_json(

@@ -12,7 +12,8 @@ import tensorflow as tf
 from keras_mas.errors import UsageError
 
 from .listening import Evaluation, Listener, TaskResult
-from .run_directory import CSV_LOG, TENSORBOARD, saved_importance
+from .run_directory import CSV_LOG, TENSORBOARD
+from .saved_tasks import saved_importance
 from .settings import Following, Settings, load_callback
 from .summary import known, mean_of_known
 from .tasks import Task

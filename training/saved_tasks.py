@@ -5,9 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_mas.arrays import load_arrays
+
+from .backbones.weights import digest_of_file
 from .run_directory import (
+    MEMORY,
     MODEL,
+    OPTIMIZER,
     PROGRESS,
     RESULT,
     are,
@@ -17,6 +23,7 @@ from .run_directory import (
     maps_to,
     naming_damage,
     read_json,
+    read_result,
     task_folder,
 )
 
@@ -25,6 +32,13 @@ _PROGRESS = {
     "seconds": maps_to(is_number),
     "classes": maps_to(are(is_text)),
 }
+
+# The files of a task that belong together, and to what was recorded of it.
+_FILES = (MODEL, MEMORY, OPTIMIZER)
+
+# What precedes the name of a weight in what `SynapticMemory.save` writes, and that again in what a
+# method writes that keeps more than a memory.
+_IMPORTANCE, _MEMORY_PART = "importance/", "memory:"
 
 
 def saved_heads(
@@ -72,7 +86,10 @@ def finished_network(directory: Path) -> keras.Model:
     """
     path = directory / MODEL
     cure = f"Remove '{directory / RESULT}', and run the same `keras-mas train` command again."
+    recorded = read_result(directory).get("network")  # earlier versions did not record it
     with naming_damage(path, cure):
+        if recorded not in (None, digest_of_file(path)):
+            raise ValueError("its content is not what was saved with the result")
         return keras.models.load_model(path)
 
 
@@ -126,8 +143,60 @@ def load_model(folder: Path) -> keras.Model:
     Raises:
         DamagedError: If the file is missing or damaged.
     """
-    with naming_damage(folder / MODEL, cure_of(folder)):
-        return keras.models.load_model(folder / MODEL)
+    path = saved_file(folder, MODEL)
+    with naming_damage(path, cure_of(folder)):
+        return keras.models.load_model(path)
+
+
+def saved_importance(folder: Path) -> dict[str, np.ndarray]:
+    """Read Ω of every weight as it was saved after a task, by the name of the weight.
+
+    Args:
+        folder: Folder of what was saved after the task.
+
+    Returns:
+        Ω so far; empty if the method keeps none.
+
+    Raises:
+        DamagedError: If the file is damaged.
+    """
+    path = saved_file(folder, MEMORY)
+    if not path.exists():
+        return {}
+    with naming_damage(path, "Remove the folder of this task and those after it."):
+        arrays = load_arrays(path, dict, "what a method remembers")
+    # A method that keeps more than a memory names each part before a colon.
+    return {
+        name.removeprefix(_MEMORY_PART).removeprefix(_IMPORTANCE): array
+        for name, array in arrays.items()
+        if name.removeprefix(_MEMORY_PART).startswith(_IMPORTANCE)
+    }
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return a hash of each file that was saved after a task, by its name, for `saved_file`."""
+    return {name: digest_of_file(folder / name) for name in _FILES if (folder / name).exists()}
+
+
+def saved_file(folder: Path, name: str) -> Path:
+    """Return the path of a file that was saved after a task, if it is still the same file.
+
+    One of another run may be as whole as the right one, and have other numbers.
+
+    Args:
+        folder: Folder of what was saved after the task.
+        name: Name of the file in it, which need not exist.
+
+    Raises:
+        DamagedError: If it is another file than was saved with the others.
+    """
+    path = folder / name
+    if path.exists() and (folder / PROGRESS).exists():
+        recorded = read_progress(folder).get("files", {})  # earlier versions did not record them
+        with naming_damage(path, cure_of(folder)):
+            if recorded.get(name) not in (None, digest_of_file(path)):
+                raise ValueError("its content is not what was saved with the files beside it")
+    return path
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -136,7 +205,8 @@ def read_progress(folder: Path) -> dict[str, Any]:
     Raises:
         DamagedError: If the file is missing or damaged.
     """
-    return read_json(folder / PROGRESS, _PROGRESS, cure=cure_of(folder))
+    later = {"files": maps_to(is_text)}
+    return read_json(folder / PROGRESS, _PROGRESS, later=later, cure=cure_of(folder))
 
 
 def saved_baseline(folder: Path) -> list[float | None] | None:

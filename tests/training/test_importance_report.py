@@ -9,7 +9,8 @@ from keras_mas.training import importance_report
 from keras_mas.training.html_report import write_html
 from keras_mas.training.importance_report import importance_sections, pixel_importance
 from keras_mas.training.run import train
-from keras_mas.training.run_directory import DamagedError, saved_importance
+from keras_mas.training.run_directory import DamagedError
+from keras_mas.training.saved_tasks import saved_importance
 from keras_mas.training.tasks import Split, Task, TaskStream
 
 # 2×2 pixels of 2 channels, 3 hidden units: Ω[i, h] = 10 i + h, i = 4 row + 2 column + channel.

@@ -16,7 +16,7 @@ from keras_mas.training.heads import heads_of
 from keras_mas.training.listening import Listener
 from keras_mas.training.run import describe, train
 from keras_mas.training.run_directory import DamagedError, read_json, write_json
-from keras_mas.training.saved_tasks import saved_heads
+from keras_mas.training.saved_tasks import finished_network, saved_heads
 from keras_mas.training.settings import Recipe
 from keras_mas.training.tasks import Split, Task, TaskStream, load_tasks
 
@@ -211,6 +211,7 @@ def test_the_whole_network_is_saved_in_the_end(stream, settings, tmp_path):
 
 def test_a_head_in_the_folder_of_another_task_is_noticed(stream, settings, tmp_path):
     train(stream, settings, tmp_path / "run")
+    forget_files(tmp_path / "run/1")
     shutil.copy(tmp_path / "run/2/model.keras", tmp_path / "run/1/model.keras")
     with pytest.raises(DamagedError, match="the head of bees, not of 'ants'"):
         saved_heads(tmp_path / "run", 3)
@@ -426,9 +427,37 @@ def test_every_damage_of_a_task_is_named_with_its_cure(finished):
     assert (directory / "2/model.keras").is_file()
 
 
+def forget_files(folder):
+    """Leave out what earlier versions did not record: the hashes of a task's files."""
+    recorded = read_json(folder / "progress.json")
+    write_json(folder / "progress.json", {k: v for k, v in recorded.items() if k != "files"})
+
+
+@pytest.mark.parametrize("name", ["model.keras", "memory.npz"])
+def test_a_file_of_another_run_is_damage(finished, stream, settings, tmp_path, name):
+    directory, run_again = finished
+    short = TaskStream("insects", "task", stream.tasks[:2], stream.rescale)
+    quick = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=1))
+    train(short, dataclasses.replace(quick, seed=7), tmp_path / "other")
+    (directory / "result.json").unlink()
+    shutil.copy(tmp_path / "other/2" / name, directory / "2" / name)
+    with pytest.raises(
+        DamagedError, match=f"2/{name}' is damaged: its content is not what was saved with"
+    ):
+        run_again()
+
+
+def test_the_network_of_another_run_is_damage(finished):
+    directory, _ = finished
+    shutil.copy(directory / "2/model.keras", directory / "model.keras")
+    with pytest.raises(DamagedError, match="is damaged: its content is not what was saved with"):
+        finished_network(directory)
+
+
 def test_the_memory_of_another_task_is_damage(finished, stream, settings):
     directory, run_again = finished
     (directory / "result.json").unlink()
+    forget_files(directory / "2")
     shutil.copy(directory / "1/memory.npz", directory / "2/memory.npz")
     cure = f"Remove '{directory / '2'}' and the folders with higher numbers"
     with pytest.raises(

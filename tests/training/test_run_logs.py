@@ -16,9 +16,8 @@ from keras_mas.metrics import min_accuracy, worst_case_accuracy
 from keras_mas.training.learner import Learner
 from keras_mas.training.listening import Listener
 from keras_mas.training.run import train
-from keras_mas.training.run_directory import saved_importance
 from keras_mas.training.run_logs import followers
-from keras_mas.training.saved_tasks import saved_heads
+from keras_mas.training.saved_tasks import saved_heads, saved_importance
 from keras_mas.training.settings import Following
 from keras_mas.training.tasks import TaskStream
 

@@ -13,8 +13,8 @@ from keras_mas.training.backbones import saved
 from keras_mas.training.cli import main
 from keras_mas.training.continuing import FinishedRun
 from keras_mas.training.learner import Learner
-from keras_mas.training.run_directory import read_json, read_result, saved_importance
-from keras_mas.training.saved_tasks import saved_heads
+from keras_mas.training.run_directory import read_json, read_result
+from keras_mas.training.saved_tasks import saved_heads, saved_importance
 from keras_mas.training.tasks import LearnedTask, Split, Task, TaskStream
 from keras_mas.training.tasks.images import ImageSize, read_image, resized
 
