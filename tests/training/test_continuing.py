@@ -465,7 +465,7 @@ def test_a_table_that_is_added_is_encoded_as_those_before_it(tmp_path, capsys):
     assert main([*map(str, words)]) == 1
     assert "127.0.0.1:9" in capsys.readouterr().err
     asked.run = None
-    with pytest.raises(UsageError, match="Expected `--run RUN` beside tables.*Received: None"):
+    with pytest.raises(UsageError, match="Expected `--run RUN` beside tables.*Received: none"):
         predict._from_stream(asked)
     may = write_shop(tmp_path, "may", "60,Ulm,no\n80,Paris,yes\n")
     with pytest.raises(
