@@ -3,11 +3,11 @@
     python benchmarks/recommended.py [--tasks split-digits] [--trials 20] [--seeds 0,1,2,3,4]
 
 For every seed a search is made as `keras-mas search` makes it, on the examples that the seed holds
-out. What it recommends is trained with all seeds, and so is λ = 1, and what was recommended before
-the cross-entropy was looked at: of the most accurate trials that forget least, the middle one.
-Searches are kept under search/ and runs under runs/grids; none is repeated. Differences from λ = 1
-are paired by seed, with their standard error. Writes results/recommended.json, in which other
-streams stay as they are.
+out. What it recommends is trained with all seeds, and so are λ = 1 and the λ of a simpler rule: of
+the most accurate trials that forget least, the middle one. Searches are kept under search/ and runs
+under runs/grids; none is repeated. Differences from λ = 1 are paired by seed, with their standard
+error; means over the searches have that of the searches. Writes results/recommended.json, in which
+other streams stay as they are.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MEASURES = ("average_accuracy", "forgetting")
 
 
 def middle(as_good):
-    """Return λ by the former rule, which did not know the cross-entropy."""
+    """Return λ by the simpler rule, which does not know the cross-entropy."""
     order = [(trial.forgetting, -trial.accuracy) for trial in as_good]
     pairs = zip(as_good, order, strict=True)
     alike = sorted(trial.strength for trial, each in pairs if each == min(order))
@@ -80,6 +80,8 @@ def main():
     parser.add_argument("--seeds", default="0,1,2,3,4")
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
+    if len(seeds) < 2:
+        parser.error(f"expected two seeds or more, for a standard error, received {args.seeds}")
     grid = Grid(args.tasks, args.scenario, seeds=seeds)
     chosen = [recommended(grid, seed, args.trials) for seed in seeds]
     strengths = {each[rule] for each in chosen for rule in each} | {REFERENCE}

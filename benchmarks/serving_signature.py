@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def measure(models: Path, images: np.ndarray) -> dict[str, dict[str, float]]:
         name: lambda version=version: version.run(TASK, {"inputs": images})
         for name, version in versions.items()
     }
-    with serving(models) as address, GrpcClient(address) as client:
+    with served(models) as address, GrpcClient(address) as client:
         of_client = {
             name: lambda name=name: client.predict(name, {"inputs": images}, signature=TASK)
             for name in versions
@@ -115,23 +115,27 @@ def in_c(directory: Path, version: LoadedVersion, images: np.ndarray) -> Ask:
 
 
 @contextmanager
-def serving(models: Path) -> Iterator[str]:
+def served(models: Path) -> Iterator[str]:
     """Serve both models in a process of their own; give its gRPC address."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=[models, theirs])
     process.start()
-    yield f"localhost:{ours.recv()}"
-    ours.send("stop")
-    process.join()
+    theirs.close()  # so that the end of the process is the end of the pipe
+    try:
+        yield f"localhost:{ours.recv()}"
+    finally:
+        ours.close()
+        process.join()
 
 
 def serve(models: Path, pipe: Any) -> None:
-    """Serve until something is said."""
+    """Serve until the other end of the pipe is closed."""
     bases = {name: models / name for name in (OURS, BARE)}
     with StandIn(bases, grpc_port=0, rest_port=0) as server:
         pipe.send(server.grpc_port)
-        pipe.recv()
+        with suppress(EOFError):
+            pipe.recv()
 
 
 def export(model: keras.Model, shape: tuple[int, ...], models: Path) -> None:

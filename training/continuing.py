@@ -224,7 +224,7 @@ class FinishedRun:
         scenario = self.result["scenario"]
         if given.get("scenario") not in (None, False, scenario):
             raise UsageError(
-                f"Expected the scenario of what is gone on from, '{scenario}'. Received: "
+                f"Expected the scenario of the continued run, '{scenario}'. Received: "
                 f"--scenario {given['scenario']}. Leave the option out."
             )
         recorded = [source.options for source in self.sources]

@@ -30,8 +30,8 @@ from .stability_decay import margin_of, strength_of_method
 from .tasks import Split, Task, TaskStream
 from .under_way import TaskUnderWay
 
-# Of how many training examples of a task the cross-entropy is measured.
-MEASURED = 1000
+# Training examples of a task that its cross-entropy is measured on, at most.
+CROSS_ENTROPY_EXAMPLES = 1000
 
 
 class Learner:
@@ -255,9 +255,9 @@ class Learner:
     def cross_entropy(self, task: Task) -> float:
         """Return the mean cross-entropy over examples of a task, in nats, test data left out.
 
-        They are its validation data and `MEASURED` of its training data, or all if there are fewer.
+        They are its validation data and up to `CROSS_ENTROPY_EXAMPLES` of its training data.
         """
-        rows = np.random.default_rng(0).permutation(len(task.train))[:MEASURED]
+        rows = np.random.default_rng(0).permutation(len(task.train))[:CROSS_ENTROPY_EXAMPLES]
         split = Split.joined(task.train.take(np.sort(rows)), task.validation)
         head = self.head_of[task.name]
         self.network.load(head)

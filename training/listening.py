@@ -82,7 +82,12 @@ class Listener:
         """
 
     def strength_tried(self, strength: float, accuracy: float) -> None:
-        """The task has been learned with a λ, to see how well; of its validation data so much."""
+        """The task has been learned with a λ, as a try.
+
+        Args:
+            strength: λ.
+            accuracy: On the validation data of the task.
+        """
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """The tasks so far have been measured while another one is being learned."""

@@ -153,8 +153,17 @@ def train(
         shared = shared_first_task(first_tasks, description)
     elsewhere = _Elsewhere(shared, continued, start)
     with devices.own_folder(directory) as folder:
-        run = _Run(stream, settings, folder, evaluate_on, listeners, verbose, learner, elsewhere)
-        run.keeps_models = keeps_models
+        run = _Run(
+            stream,
+            settings,
+            folder,
+            evaluate_on,
+            listeners,
+            verbose,
+            learner,
+            elsewhere,
+            keeps_models,
+        )
         with claimed(folder, description, overwrite=overwrite), original_errors():
             devices.take_run(folder, description)
             _take_network(folder, start, continued)
@@ -281,7 +290,16 @@ class _Run:
     """The state of a run in memory: the network, the method, the accuracies so far."""
 
     def __init__(
-        self, stream, settings, directory, evaluate_on, listeners, verbose, learner, elsewhere
+        self,
+        stream,
+        settings,
+        directory,
+        evaluate_on,
+        listeners,
+        verbose,
+        learner,
+        elsewhere,
+        keeps_models,
     ):
         self.elsewhere, self.continued = elsewhere, elsewhere.continued
         self.start = elsewhere.start
@@ -296,7 +314,7 @@ class _Run:
         self.decayed: Decayed | None = None
         self.memory = {"kept_by_method": 0}
         self.learner = learner
-        self.keeps_models = True
+        self.keeps_models = keeps_models
         with self._timed("training"):
             self.learner.begin(settings, stream)
 
@@ -347,7 +365,8 @@ class _Run:
 
     def _is_the_end(self, number):
         """Whether nothing goes on from what a task leaves; of the first one, other runs do."""
-        return not self.keeps_models and 0 < number == len(self.stream.tasks) - 1
+        is_last = number == len(self.stream.tasks) - 1
+        return is_last and number > 0 and not self.keeps_models
 
     def result(self):
         """Return the result of the finished run, without the user's arguments."""

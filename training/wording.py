@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def sentence(text: str) -> str:
-    """Return a text that ends as a sentence does: one of others may, or may not."""
+    """Return a text with a full stop, unless it ends as a sentence does already."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 

@@ -186,10 +186,10 @@ def _offsets(a, z, window):
     if window.is_a_point:
         return lambda part: [part]  # without a copy
     pads = _pads(a, z, window)
-    reach = (tf.shape(z)[1:-1] - 1) * window.strides + 1
+    span = (tf.shape(z)[1:-1] - 1) * window.strides + 1  # of what an offset sees
     offsets = itertools.product(*map(range, window.sizes))
     starts = [[0, *map(operator.mul, offset, window.dilations), 0] for offset in offsets]
-    ends = tf.unstack(tf.pad(reach, [[1, 1]]) + starts)
+    ends = tf.unstack(tf.pad(span, [[1, 1]]) + starts)
     whole = 1 | 1 << len(window.sizes) + 1  # the first axis and the last
     strides = [1, *window.strides, 1]
 
