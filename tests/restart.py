@@ -71,10 +71,13 @@ def towers():
 
 
 def mobile_net():
-    network = keras.applications.MobileNetV2(
-        weights=None, include_top=False, input_shape=(32, 32, 3), alpha=0.35, pooling="avg"
+    """The first five blocks of a MobileNet, all kinds of its layers; the first three are frozen."""
+    whole = keras.applications.MobileNetV2(
+        weights=None, include_top=False, input_shape=(32, 32, 3), alpha=0.35
     )
-    for layer in network.layers[:100]:
+    features = layers.GlobalAveragePooling2D()(whole.get_layer("block_4_add").output)
+    network = keras.Model(whole.input, features)
+    for layer in network.layers[: network.layers.index(whole.get_layer("block_2_add")) + 1]:
         layer.trainable = False
     return network
 
