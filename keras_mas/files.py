@@ -23,7 +23,7 @@ def atomic_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     or the new one, and an error leaves the old one.
 
     Args:
-        path: File to write; an existing one is replaced.
+        path: File to write; an existing one is replaced, of a link the file that it leads to.
         mode: `"wb"`, or `"w"` for UTF-8 text.
 
     Yields:
@@ -31,10 +31,15 @@ def atomic_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
     Raises:
         FileNotFoundError: If its folder does not exist.
+        FileExistsError: If there is something else than a file, such as a device.
     """
     path = Path(os.fsdecode(path))
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "It is no regular file", str(path))
     unfinished = _unfinished(path)
     try:
         with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:

@@ -25,6 +25,19 @@ def test_a_missing_folder_is_named(tmp_path):
         pass
 
 
+def test_a_link_stays_and_a_device_is_not_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with atomic_file(tmp_path / "link", "w") as file:
+        file.write("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(FileExistsError, match="no regular file"), atomic_file(path):
+            raise AssertionError
+    assert not (tmp_path / "pipe").is_file()
+
+
 def test_an_error_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
