@@ -1,5 +1,7 @@
 """The error of both clients: what was expected, what came from the server, and what to do."""
 
+from ..conventions import in_one_line
+
 _ADVICE = {
     "INVALID_ARGUMENT": "Compare the request with the signatures in the model's metadata.",
     "FAILED_PRECONDITION": "Compare the request with the signatures in the model's metadata.",
@@ -46,10 +48,9 @@ def error_of(name: str, host_port: str, code: str, message: str | None) -> Servi
     if _NO_TLS in (message or ""):
         message = "no encrypted connection, for what answers does not speak TLS"
         advice = "Connect without TLS, or correct the port."
-    # The lines from the first with brackets list nodes of the graph.
-    lines = [" ".join((message or "no reason").partition("\n\t [[")[0].split())]
+    said = in_one_line(message or "no reason").rstrip(".")
     return ServingError(
         f"Expected an answer about model '{name}' from {host_port}. "
-        f"Received: {code}: {lines[0].rstrip('.')}. {advice}",
+        f"Received: {code}: {said}. {advice}",
         code,
     )
