@@ -12,6 +12,9 @@ _ADVICE = {
 }
 OTHER_ADVICE = "The log of the server may say more."
 
+# What Python says of a handshake that is never answered.
+NO_HANDSHAKE = "no answer to the TLS handshake"
+
 # What both libraries say of an answer to their TLS handshake that is none.
 _NO_TLS = "WRONG_VERSION_NUMBER"
 
@@ -48,6 +51,8 @@ def error_of(name: str, host_port: str, code: str, message: str | None) -> Servi
     if _NO_TLS in (message or ""):
         message = "no encrypted connection, for what answers does not speak TLS"
         advice = "Connect without TLS, or correct the port."
+    if NO_HANDSHAKE in (message or ""):
+        advice = "Connect without TLS, correct the port, or allow more time."
     said = in_one_line(message or "no reason").rstrip(".")
     return ServingError(
         f"Expected an answer about model '{name}' from {host_port}. "
