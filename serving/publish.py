@@ -219,8 +219,8 @@ def is_published(
     if not is_exported(heads, directory):
         return False
     check_published(directory)
-    options = {"input_name": input_name, "classes": classes, "resize": resize}
-    expected = _described(description_of(heads, **options) | {"run": manifest or {}})
+    description = description_of(heads, input_name=input_name, classes=classes, resize=resize)
+    expected = _described(description | {"run": manifest or {}})
     found = _described(read_manifest(directory))
     # Versions that were exported by other means say less of their run.
     keys = [key for key in expected if key in found and expected[key] != found[key]]

@@ -5,6 +5,7 @@ Here a version is restored by the restore operation of its graph, and the arrays
 the C++ runtime unchecked, so that the same requests fail as in the server.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class LoadError(RuntimeError):
     """A version's folder does not hold a SavedModel that can be loaded."""
 
 
-def damaged(directory: str | Path, reason: str) -> LoadError:
+def damaged(directory: str | os.PathLike, reason: str) -> LoadError:
     """Return the error of a version that exists, and is not as it was published.
 
     Args:
