@@ -25,9 +25,10 @@ from .trials import NOT_OF_THE_TRIAL, Trials
 from .workers import NAME, is_of_this_machine, worker_name
 
 # For how many seconds a chief is waited for: one that has not been reached yet, since it loads its
-# data first; one that is not reached any more; and such a one on this machine, where nothing lies
-# between that could have failed in its place.
-_FIRST, _LOST, _LOST_HERE = 60.0, 30.0, 3.0
+# data first; one that has started this process, so that it listens already; one that is not reached
+# any more; and such a one on this machine, where nothing lies between that could have failed in its
+# place.
+_FIRST, _PARENT, _LOST, _LOST_HERE = 60.0, 10.0, 30.0, 3.0
 _PAUSE, _TIMEOUT = 0.5, 10.0
 
 _AWAY = (
@@ -142,8 +143,7 @@ class _Chief:
         self.address, self.name = address, worker_name()
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = channel.services.OracleStub(self._channel)
-        # The chief that started this process has been listening since before.
-        self._patience = _LOST if NAME in os.environ else _FIRST
+        self._patience = _PARENT if NAME in os.environ else _FIRST
         self._was_reached, self._waits = False, False
 
     def close(self):

@@ -434,7 +434,7 @@ def test_more_workers_than_the_cores_have_use_for_are_refused(monkeypatch):
 
 def test_a_worker_that_a_chief_started_does_not_wait_for_it_to_begin(monkeypatch):
     monkeypatch.setattr(worker, "_FIRST", 600.0)
-    monkeypatch.setattr(worker, "_LOST", 0.05)
+    monkeypatch.setattr(worker, "_PARENT", 0.05)
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "7")
     with (
         contextlib.closing(worker._Chief("127.0.0.1:1", Observer())) as away,
