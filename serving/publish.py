@@ -38,6 +38,7 @@ from .gate import (
     judge,
     read_blessing,
     refusal_sentence,
+    unmeasured_sentence,
     write_blessing,
 )
 from .labels import STABLE
@@ -63,6 +64,7 @@ def publish(
     bounds: Bounds | None = None,
     force: str | None = None,
     config: str | os.PathLike | None = None,
+    examples: np.ndarray | None = None,
     **options: Any,
 ) -> Path:
     """Publish a version of a model, unless it is damaged or lost what an earlier one knew.
@@ -82,27 +84,31 @@ def publish(
     Args:
         heads: As for `export_version`.
         base_path: Folder of the model, `models/NAME`.
-        held_out: Held-out examples of every task of the version.
+        held_out: Held-out examples of every task of the version; a task without any is published
+            unmeasured, which the note says.
         version: Number of the version; None for the next one.
         after: Versions that have been published, which have to be there still: if they vanished
             meanwhile, there would be nothing to compare this one with.
         bounds: What it has to meet; by default nothing: it is measured only, and not judged.
         force: Reason to publish it even if it does not meet the bounds.
         config: The model server configuration with the labels; by default `models/models.config`.
+        examples: Inputs `[n, *input_shape]` that are answered as the Keras models do if no task of
+            the version has held-out examples; those of other tasks, for example.
         **options: Further arguments of `export_version`.
 
     Returns:
         The folder of the version.
 
     Raises:
-        UsageError: As `export_version`; or if there are no held-out examples, or `force` is empty.
+        UsageError: As `export_version`; or if there are no held-out examples, and no `examples`
+            either, or `force` is empty.
         ExportError: As `export_version`; or if one of the versions `after` is missing.
         RefusedError: If it does not meet the bounds, or there is no telling what was lost since
             the version to compare it with cannot be loaded.
         ConfigError: If the labels cannot be read.
     """
     base_path = Path(base_path)
-    _check_held_out(heads, held_out)
+    _check_held_out(heads, held_out, examples)
     if force is not None and not force.strip():
         raise UsageError(
             "Expected `force` to say why the version is published all the same. Received: nothing. "
@@ -112,7 +118,8 @@ def publish(
     check_exportable(heads, base_path)
     labels = config if config is not None else config_path(base_path)
     gate = _Gate(base_path, held_out, bounds or Bounds(), force, Path(labels), after)
-    examples = np.concatenate([_first_batch(each) for each in held_out])
+    batches = [_first_batch(each) for each in held_out if len(each.labels)]
+    examples = np.concatenate(batches) if batches else examples
     while True:
         number = max(list_versions(base_path), default=0) + 1 if version is None else version
         folder = version_path(base_path, number)
@@ -311,6 +318,8 @@ class _Gate:
         if failure is not None and self.bounds.max_forgetting is not None:
             blessing["refusals"] = [*blessing["refusals"], str(note).rstrip(".")]
             blessing["blessed"] = False
+        notes = [note, _unmeasured(self.held_out)]
+        note = " ".join(filter(None, notes)) or None
         return {"model": self._model, **blessing, "forced": self.force, "note": note}
 
     def _earlier(self, number: int) -> tuple[int | None, str]:
@@ -352,11 +361,18 @@ def _check_still_there(base_path: Path, versions: Collection[int]) -> None:
         )
 
 
-def _check_held_out(heads: Mapping[str, keras.Model], held_out: Sequence[HeldOut]) -> None:
-    if not held_out or any(len(each.labels) == 0 for each in held_out):
+def _unmeasured(held_out: Sequence[HeldOut]) -> str:
+    sentence = unmeasured_sentence(each.task for each in held_out if not len(each.labels))
+    return sentence and f"{sentence}."
+
+
+def _check_held_out(
+    heads: Mapping[str, keras.Model], held_out: Sequence[HeldOut], examples: np.ndarray | None
+) -> None:
+    if examples is None and not any(len(each.labels) for each in held_out):
         raise UsageError(
-            "Expected held-out examples of every task. Received: none, or a task without any. They "
-            "show that the version answers as it should, and what it forgot."
+            "Expected held-out examples of one task at least. Received: none. They show that the "
+            "version answers as it should, and what it forgot."
         )
     missing = [name for name in heads if all(each.head != name for each in held_out)]
     unknown = [each.head for each in held_out if each.head not in heads]

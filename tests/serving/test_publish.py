@@ -26,7 +26,7 @@ FRUIT = np.array([2, 2, 2, 2])
 
 
 def held_out(*names):
-    labels = {"pets": PETS, "fruit": FRUIT}
+    labels = {"pets": PETS, "fruit": FRUIT, "none": PETS[:0]}
     return [HeldOut(name, name, labels[name], lambda _: [POINTS]) for name in names]
 
 
@@ -236,7 +236,8 @@ def test_a_model_that_answers_otherwise_than_keras_is_not_published(tmp_path):
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
-        ([], "Expected held-out examples of every task. Received: none"),
+        ([], "Expected held-out examples of one task at least. Received: none"),
+        (held_out("none"), "Expected held-out examples of one task at least. Received: none"),
         (held_out("pets"), "of these heads: 'pets', 'fruit'. Received: 'pets'."),
         (
             [HeldOut("cats", "cats", PETS, lambda _: [POINTS]), *BOTH],
@@ -248,6 +249,20 @@ def test_every_head_needs_held_out_examples(tmp_path, make_heads, examples, mess
     with pytest.raises(UsageError) as caught:
         publish(make_heads(), tmp_path / "shop", examples)
     assert message in str(caught.value) and not (tmp_path / "shop").exists()
+
+
+def test_a_task_without_examples_is_published_unmeasured(tmp_path, make_heads):
+    without = [HeldOut(name, name, PETS[:0], lambda _: iter([])) for name in ("pets", "fruit")]
+    folder = publish(make_heads(), tmp_path / "shop", without, examples=POINTS)
+    blessing = blessing_of(folder / "assets.extra")
+    assert blessing["note"] == (
+        "The first version: there is nothing to compare it with. 'pets', 'fruit' were not "
+        "measured, since there are no examples of them."
+    )
+    folder = publish(make_heads(), tmp_path / "shop", [without[0], BOTH[1]])
+    blessing = blessing_of(folder / "assets.extra")
+    assert [row["accuracy"] for row in blessing["tasks"]] == [None, 1.0]
+    assert blessing["note"] == "'pets' was not measured, since there are no examples of it."
 
 
 def test_images_are_answered_alike_as_pixels_files_and_examples(tmp_path):

@@ -14,7 +14,14 @@ from keras_mas.serving.gate import Bounds, Compared, HeldOut, judge, write_bless
 from keras_mas.serving.publish import publish
 from keras_mas.serving.runtime import LoadedVersion
 from keras_mas.training import exporting, network
-from keras_mas.training.exporting import export_heads, manifest_of
+from keras_mas.training.exporting import (
+    examples_of,
+    export_heads,
+    held_out_of,
+    manifest_of,
+    warn_of_unmeasured,
+    with_all_tasks,
+)
 from keras_mas.training.listening import Listener
 from keras_mas.training.run import train
 from keras_mas.training.saved_tasks import saved_heads
@@ -92,6 +99,26 @@ def test_a_manifest_says_what_was_known_after_its_task():
         "accuracy_matrix": [[0.9, 0.1], [0.8, 0.7]],
         "command": "keras-mas train letters",
     }
+
+
+def test_tasks_without_examples_keep_their_place_and_their_heads():
+    stream = stream_of(np.arange(8, dtype=np.float32).reshape(4, 2))
+    [pets] = stream.tasks
+    classes = {"fruit": ["apple", "pear", "plum"], "pets": ["cat", "dog"]}
+    result = {"stream": "shop", "scenario": "task", "tasks": ["fruit", "pets"], "classes": classes}
+    result["input_shape"] = [2]
+    found = with_all_tasks(result, {"pets": pets}, "'pets.toml'")
+    assert [(each.task, len(each.labels)) for each in held_out_of(found, 2)] == [
+        ("fruit", 0),
+        ("pets", 4),
+    ]
+    np.testing.assert_array_equal(examples_of(found), pets.test.inputs)
+    with pytest.warns(UserWarning, match="'fruit' was not measured, since there are no examples"):
+        warn_of_unmeasured(found, 1)
+    with pytest.raises(UsageError, match="'fruit', 'pets', .*none in what is left.*--examples-of"):
+        with_all_tasks(result, {}, "what is left of their data")
+    with pytest.raises(UsageError, match="Expected the 3 classes of task 'fruit'.*Received: 2 in"):
+        with_all_tasks(result, {"fruit": pets}, "'pets.toml'")
 
 
 class ExportLast(Listener):
