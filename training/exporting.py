@@ -10,10 +10,10 @@ import numpy as np
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.conventions import MAX_FORGETTING
-from keras_mas.serving.export import check_exportable, is_exported
+from keras_mas.serving.export import check_exportable
 from keras_mas.serving.gate import HeldOut, losses, unmeasured_sentence
 from keras_mas.serving.paths import version_path
-from keras_mas.serving.publish import blessing_of, check_published, publish
+from keras_mas.serving.publish import blessing_of, is_published, publish
 
 from .heads import heads_of, unique_heads
 from .listening import Listener, TaskResult
@@ -59,6 +59,7 @@ class Exporter(Listener):
             "tasks": [task.name for task in stream.tasks],
         }
         self.rows: list[list[float | None]] = []
+        self.published: list[int] = []
 
     def task_finished(self, result: TaskResult) -> None:
         """Export the heads learned so far, unless they have been exported already."""
@@ -70,11 +71,13 @@ class Exporter(Listener):
             result.classes,
             held_out_of(self.stream, result.number),
             examples=examples_of(self.stream),
+            after=self.published,
             resize=self.resize,
             manifest=manifest_of(
                 self.result | {"accuracy_matrix": self.rows}, result.number, self.command
             ),
         )
+        self.published.append(result.number)
         if published:
             warn_of_losses(version_path(self.base, result.number))
 
@@ -116,25 +119,19 @@ def export_heads(
         Whether it was published now; a version that is there already is not judged again.
 
     Raises:
-        LoadError: If the version that holds these heads is damaged.
+        LoadError: If the version that is there is damaged.
+        UsageError: If it holds other heads, or these with other options.
     """
     folder = version_path(base, number)
-    if _is_published(models, folder):
+    if is_published(models, folder, classes=classes, **options):
         return False
     try:
         publish(models, base, held_out, version=number, classes=classes, **options)
     except UsageError:
         # While this process waited for its turn, another one published the same.
-        if _is_published(models, folder):
+        if is_published(models, folder, classes=classes, **options):
             return False
         raise
-    return True
-
-
-def _is_published(models, folder):
-    if not (folder.exists() and is_exported(models, folder)):
-        return False
-    check_published(folder)
     return True
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 import warnings
 from collections import Counter
 from contextlib import closing
@@ -9,7 +10,7 @@ import pytest
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.export import export_version
+from keras_mas.serving.export import ExportError, export_version
 from keras_mas.serving.gate import Bounds, Compared, HeldOut, judge, write_blessing
 from keras_mas.serving.publish import publish
 from keras_mas.serving.runtime import LoadedVersion
@@ -71,6 +72,25 @@ def test_a_version_that_another_process_publishes_meanwhile_is_no_failure(tmp_pa
     assert not export_heads(tmp_path / "a", 1, {"pets": heads["same"]}, names, held_out)
     with pytest.raises(UsageError, match="'.*1', which does. A version is never overwritten"):
         export_heads(tmp_path / "b", 1, {"pets": heads["other"]}, names, held_out)
+
+
+def test_a_version_that_would_be_another_or_vanished_is_not_published_already(tmp_path):
+    inputs = keras.Input((2,))
+    models = {"pets": keras.Model(inputs, keras.layers.Dense(2)(inputs))}
+    points, labels = np.float32([[0, 1], [1, 0]]), np.array([1, 0])
+    given = [
+        models,
+        {"pets": ("cat", "dog")},
+        [HeldOut("pets", "pets", labels, lambda _: [points])],
+    ]
+    assert export_heads(tmp_path / "m", 1, *given)
+    assert not export_heads(tmp_path / "m", 1, *given)
+    given[1] = {"pets": ("cat", "hound")}
+    with pytest.raises(UsageError, match="other options: classes .*'dog'.* instead of .*'hound'"):
+        export_heads(tmp_path / "m", 1, *given)
+    shutil.rmtree(tmp_path / "m")
+    with pytest.raises(ExportError, match="before this one: 1. .* that folder has vanished"):
+        export_heads(tmp_path / "m", 2, *given, after=[1])
 
 
 def test_a_version_that_lost_much_is_published_with_a_warning(tmp_path):

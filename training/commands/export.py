@@ -107,13 +107,15 @@ def run(args: argparse.Namespace) -> None:
     bounds = GateBounds(args.max_forgetting, args.min_accuracy)
     stream = _held_out_stream(args, result)
     warn_of_unmeasured(stream, args.version or learned)
-    for tasks in [args.version] if args.version else range(1, learned + 1):
+    numbers = [args.version] if args.version else range(1, learned + 1)
+    for tasks in numbers:
         published = export_heads(
             base,
             tasks,
             *saved_heads(args.directory, tasks),
             held_out_of(stream, tasks),
             examples=examples_of(stream),
+            after=[number for number in numbers if number < tasks],
             bounds=bounds,
             force=args.force,
             config=args.config,
