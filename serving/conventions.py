@@ -41,3 +41,9 @@ HTTP_STATUS: dict[str, int] = {
     "DEADLINE_EXCEEDED": 504,
 }
 """Name of a gRPC status code to the HTTP status that TensorFlow Serving gives it."""
+
+
+def in_one_line(message: object) -> str:
+    """Return what TensorFlow says went wrong, without the nodes of the graph that it lists."""
+    text = str(message).removeprefix("Graph execution error:").partition("\n\t [[")[0]
+    return " ".join(text.split())

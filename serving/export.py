@@ -20,11 +20,11 @@ from keras_mas.versions import library_versions
 
 from . import warmup
 from .answers import different_answer, tolerance_of
-from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES
+from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES, in_one_line
 from .images import RESIZE_MODES
 from .manifest import weights_checksum, write_manifest
 from .paths import check_model_folder, new_version, refuse_existing
-from .runtime import LoadedVersion, LoadError
+from .runtime import LoadedVersion, LoadError, damaged
 from .signatures import Shape, Signature, build_signatures
 
 # The end of the name of a variable's value in a checkpoint.
@@ -164,9 +164,7 @@ def export_version(
                     _check_answers(signatures, version, examples, heads)
                 judged = approve(unfinished, version) if approve else {}
             content = {
-                "classes": labels,
-                "input": {"name": input_name, "shape": list(input_shape)},
-                "resize": resize,
+                **description_of(heads, input_name=input_name, classes=classes, resize=resize),
                 "weights": weights_checksum(_stored_weights(unfinished)),
                 "versions": library_versions(),
                 "run": dict(manifest or {}),
@@ -188,13 +186,44 @@ def is_exported(heads: Mapping[str, keras.Model], directory: str | os.PathLike) 
     Args:
         heads: As for `export_version`.
         directory: Folder of a version, which need not exist.
+
+    Raises:
+        LoadError: If there is one whose weights cannot be read.
     """
+    if not Path(directory).exists():
+        return False
     weights = {id(weight): weight for head in heads.values() for weight in head.weights}
     try:
         stored = weights_checksum(_stored_weights(directory))
-    except tf.errors.OpError:  # there is none, or it is damaged
-        return False
+    except Exception as error:  # reading raises errors of many classes
+        reason = f"Its weights cannot be read: {in_one_line(error).rstrip('.')}."
+        raise damaged(directory, reason) from error
     return stored == weights_checksum(weight.numpy() for weight in weights.values())
+
+
+def description_of(
+    heads: Mapping[str, keras.Model],
+    *,
+    input_name: str = "inputs",
+    classes: Mapping[str, Sequence[object]] | None = None,
+    resize: str | None = None,
+) -> dict[str, Any]:
+    """Return what the manifest of a version says of what it takes and answers.
+
+    Args:
+        heads: As for `export_version`, as the others are.
+        input_name: Name of the input.
+        classes: Class names of tasks.
+        resize: How images get the size of inputs.
+
+    Returns:
+        The entries `classes`, `input` and `resize`.
+    """
+    return {
+        "classes": _labels(heads, classes or {}),
+        "input": {"name": input_name, "shape": list(_shared_input_shape(heads))},
+        "resize": resize,
+    }
 
 
 def _stored_weights(directory: str | os.PathLike) -> Iterator[np.ndarray]:
@@ -377,8 +406,8 @@ def _write(signatures: Iterable[Signature], directory: Path) -> None:
             archive.write_out(str(directory), verbose=False)
     except tf.errors.OpError as error:
         raise ExportError(
-            f"Expected to write '{directory.parent}'. Received: {error.message}. "
-            "Nothing was published."
+            f"Expected to write '{directory.parent}'. Received: "
+            f"{in_one_line(error.message).rstrip('.')}. Nothing was published."
         ) from error
     except AssertionError as error:  # how TensorFlow refuses a resource that is not tracked
         raise ExportError(

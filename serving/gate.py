@@ -38,6 +38,12 @@ BLESSING = "blessing.json"
 _FORMAT = 1
 _BATCH_SIZE = 128
 
+# What a judgement says of a task; None where there is nothing to say.
+_NUMBERS = (
+    *("accuracy", "interval"),
+    *("before", "drop", "drop_interval", "lost", "gained", "p_value"),
+)
+
 
 class RefusedError(RuntimeError):
     """A version was not published; the message says which task lost how much."""
@@ -50,7 +56,8 @@ class HeldOut:
     Attributes:
         task: Name of the task.
         head: Signature that answers for it, which tasks may share.
-        labels: The classes `[N]` as the head numbers them, N ≥ 1.
+        labels: The classes `[N]` as the head numbers them; none, N = 0, if there are no examples of
+            the task, which is then not measured.
         batches: From a batch size to the inputs `[n, ...]`, batch after batch.
     """
 
@@ -117,6 +124,8 @@ def answered_right(version: LoadedVersion, held_out: HeldOut) -> np.ndarray:
     Raises:
         tf.errors.OpError: If the version refuses the examples.
     """
+    if not len(held_out.labels):
+        return np.zeros(0, bool)
     [name] = version.signatures[held_out.head].inputs
     answers = [
         version.run(held_out.head, {name: batch.astype(np.float32)})
@@ -138,7 +147,7 @@ def judge(
     Args:
         version: Number of the new version.
         right: From the name of each of its tasks to whether each held-out example is answered
-            right, bool `[N]`.
+            right, bool `[N]`; N = 0 for a task that cannot be measured, whose numbers are None.
         bounds: What it has to meet.
         compared: The earlier version; None if there is none.
 
@@ -147,7 +156,8 @@ def judge(
 
             format          number of this format
             version         number of the version
-            blessed         whether it meets the bounds; None, not judged, if there is none
+            blessed         whether it meets the bounds; None, not judged, if there is none, or no
+                            task was measured
             refusals        a sentence for each bound that it does not meet
             missing         tasks that the earlier version answers and this one does not, which is
                             refused if there is a bound for what a task may lose
@@ -167,10 +177,11 @@ def judge(
             f"task '{task}', which {compared} answers, is not answered by a signature of that name"
             for task in missing
         ]
+    is_judged = bounds != Bounds() and any(row["examples"] for row in tasks)
     return {
         "format": _FORMAT,
         "version": version,
-        "blessed": None if bounds == Bounds() else not refusals,
+        "blessed": not refusals if is_judged or refusals else None,
         "refusals": refusals,
         "missing": missing,
         "compared_with": compared
@@ -187,15 +198,13 @@ def _missing(compared: Compared, right: Collection[str]) -> list[str]:
 
 
 def _of_task(task: str, right: np.ndarray, compared: Compared | None) -> dict[str, Any]:
-    row = {
-        "task": task,
-        "examples": len(right),
-        "accuracy": right.mean().item(),
-        "interval": list(wilson_interval(int(right.sum()), len(right))),
-    }
+    row = {"task": task, "examples": len(right), **dict.fromkeys(_NUMBERS)}
+    if not len(right):
+        return row
+    row["accuracy"] = right.mean().item()
+    row["interval"] = list(wilson_interval(int(right.sum()), len(right)))
     if compared is None or task not in compared.right:
-        nothing = ("before", "drop", "drop_interval", "lost", "gained", "p_value")
-        return row | dict.fromkeys(nothing)
+        return row
     before = compared.right[task]
     lost, gained = int((before & ~right).sum()), int((right & ~before).sum())
     return row | {
@@ -209,6 +218,8 @@ def _of_task(task: str, right: np.ndarray, compared: Compared | None) -> dict[st
 
 
 def _refusals(row: Mapping[str, Any], bounds: Bounds, compared: Compared | None) -> Iterable[str]:
+    if row["accuracy"] is None:
+        return
     if row["drop"] is None:
         if bounds.min_accuracy is not None and row["accuracy"] < bounds.min_accuracy:
             low, high = row["interval"]
@@ -314,8 +325,22 @@ def comparison_sentence(blessing: Mapping[str, Any]) -> str:
         note: str = blessing["note"].rstrip(".")
         return note[0].lower() + note[1:]
     said = f"compared with version {compared['version']} ({compared['label'] or 'the latest'})"
-    lost = losses(blessing, 0.0)
-    return f"{said}: {lost}" if lost else f"{said}: no task lost accuracy"
+    unmeasured = unmeasured_sentence(
+        row["task"] for row in blessing["tasks"] if not row["examples"]
+    )
+    if all(row["accuracy"] is None for row in blessing["tasks"]):
+        return f"{said}: {unmeasured}"
+    lost = losses(blessing, 0.0) or "no task lost accuracy"
+    return f"{said}: {lost}; {unmeasured}" if unmeasured else f"{said}: {lost}"
+
+
+def unmeasured_sentence(tasks: Iterable[str]) -> str:
+    """Return that tasks were not measured, and why; empty for none."""
+    names = [f"'{task}'" for task in tasks]
+    if not names:
+        return ""
+    were, them = ("were", "them") if len(names) > 1 else ("was", "it")
+    return f"{', '.join(names)} {were} not measured, since there are no examples of {them}"
 
 
 def losses(blessing: Mapping[str, Any], allowed: float) -> str:

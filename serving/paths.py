@@ -111,8 +111,9 @@ def new_version(directory: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         UsageError: If the version exists.
-        OSError: If it cannot be written, or has appeared meanwhile from a machine that does not see
-            the lock. What was written is removed, as after any error.
+        OSError: If it cannot be written, the folder of the model has vanished, or the version has
+            appeared meanwhile from a machine that does not see the lock. What was written is
+            removed, as after any error.
     """
     directory = Path(directory)
     refuse_existing(directory)
@@ -120,7 +121,20 @@ def new_version(directory: str | os.PathLike) -> Iterator[Path]:
     with _alone(directory.parent):
         refuse_existing(directory)
         with atomic_folder(directory) as unfinished:
-            yield unfinished
+            try:
+                yield unfinished
+            except Exception as error:
+                _check_still_there(directory.parent, error)
+                raise
+            _check_still_there(directory.parent)
+
+
+def _check_still_there(base_path: Path, error: Exception | None = None) -> None:
+    """Raise FileNotFoundError if a folder was removed, even if TensorFlow has made it anew."""
+    if not (base_path / _LOCK).exists():
+        raise FileNotFoundError(
+            f"the folder '{base_path}' has vanished while the version was written"
+        ) from error
 
 
 def remove_versions(base_path: str | os.PathLike, versions: Collection[int]) -> None:

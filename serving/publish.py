@@ -4,8 +4,9 @@ A process that is killed leaves no version, or a whole one; see `paths.new_versi
 """
 
 import contextlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,17 @@ from keras_mas.errors import UsageError
 
 from . import warmup
 from .config import config_path, labels_of, read_config
-from .export import Approval, check_exportable, export_version
+from .conventions import in_one_line
+from .export import (
+    Approval,
+    ExportError,
+    check_exportable,
+    description_of,
+    export_version,
+    is_exported,
+)
 from .gate import (
+    BLESSING,
     Bounds,
     Compared,
     HeldOut,
@@ -28,15 +38,20 @@ from .gate import (
     judge,
     read_blessing,
     refusal_sentence,
+    unmeasured_sentence,
     write_blessing,
 )
 from .labels import STABLE
 from .manifest import ManifestError, read_manifest
-from .paths import list_versions, parse_version, version_path
-from .runtime import LoadedVersion, LoadError
+from .paths import list_versions, version_path
+from .runtime import LoadedVersion, LoadError, damaged
 
 _EXTRA = "assets.extra"
 _EXAMPLES_OF_A_TASK = 16
+
+# The entries of a manifest that say what a version takes and answers; and of its run, which.
+_DESCRIBED = ("classes", "input", "resize", "run")
+_OF_RUN = ("scenario", "tasks")
 
 
 def publish(
@@ -45,9 +60,11 @@ def publish(
     held_out: Sequence[HeldOut],
     *,
     version: int | None = None,
+    after: Collection[int] = (),
     bounds: Bounds | None = None,
     force: str | None = None,
     config: str | os.PathLike | None = None,
+    examples: np.ndarray | None = None,
     **options: Any,
 ) -> Path:
     """Publish a version of a model, unless it is damaged or lost what an earlier one knew.
@@ -67,34 +84,42 @@ def publish(
     Args:
         heads: As for `export_version`.
         base_path: Folder of the model, `models/NAME`.
-        held_out: Held-out examples of every task of the version.
+        held_out: Held-out examples of every task of the version; a task without any is published
+            unmeasured, which the note says.
         version: Number of the version; None for the next one.
+        after: Versions that have been published, which have to be there still: if they vanished
+            meanwhile, there would be nothing to compare this one with.
         bounds: What it has to meet; by default nothing: it is measured only, and not judged.
         force: Reason to publish it even if it does not meet the bounds.
         config: The model server configuration with the labels; by default `models/models.config`.
+        examples: Inputs `[n, *input_shape]` that are answered as the Keras models do if no task of
+            the version has held-out examples; those of other tasks, for example.
         **options: Further arguments of `export_version`.
 
     Returns:
         The folder of the version.
 
     Raises:
-        UsageError: As `export_version`; or if there are no held-out examples, or `force` is empty.
-        ExportError: As `export_version`.
+        UsageError: As `export_version`; or if there are no held-out examples, and no `examples`
+            either, or `force` is empty.
+        ExportError: As `export_version`; or if one of the versions `after` is missing.
         RefusedError: If it does not meet the bounds, or there is no telling what was lost since
             the version to compare it with cannot be loaded.
         ConfigError: If the labels cannot be read.
     """
     base_path = Path(base_path)
-    _check_held_out(heads, held_out)
+    _check_held_out(heads, held_out, examples)
     if force is not None and not force.strip():
         raise UsageError(
             "Expected `force` to say why the version is published all the same. Received: nothing. "
             "Give a reason, which its manifest records."
         )
+    _check_still_there(base_path, after)
     check_exportable(heads, base_path)
     labels = config if config is not None else config_path(base_path)
-    gate = _Gate(base_path, held_out, bounds or Bounds(), force, Path(labels))
-    examples = np.concatenate([_first_batch(each) for each in held_out])
+    gate = _Gate(base_path, held_out, bounds or Bounds(), force, Path(labels), after)
+    batches = [_first_batch(each) for each in held_out if len(each.labels)]
+    examples = np.concatenate(batches) if batches else examples
     while True:
         number = max(list_versions(base_path), default=0) + 1 if version is None else version
         folder = version_path(base_path, number)
@@ -126,7 +151,7 @@ def check_version(directory: str | os.PathLike) -> None:
             raise LoadError(
                 f"Expected the version in '{directory}' to answer the warm-up requests in its "
                 f"folder, without which a server refuses it. Received: "
-                f"{getattr(error, 'message', error)}. Export the version again."
+                f"{in_one_line(error).rstrip('.')}. Export the version again."
             ) from error
 
 
@@ -140,17 +165,90 @@ def check_published(directory: str | os.PathLike) -> None:
         LoadError: If it is damaged.
     """
     try:
-        read_manifest(directory)
+        _check_records(directory)
         if not warmup.has_warmup(directory):
             raise LoadError(f"Expected warm-up requests in '{directory}'. Received: none.")
         check_version(directory)
     except (ManifestError, LoadError) as error:
+        raise damaged(directory, str(error)) from error
+
+
+def _check_records(directory: str | os.PathLike) -> None:
+    """Check that a version has the manifest, and if that names one, the judgement of `publish`."""
+    manifest = read_manifest(directory)
+    if missing := [key for key in _DESCRIBED if key not in manifest]:
         raise LoadError(
-            f"Expected version {parse_version(directory)} in '{directory}' to be whole, since it "
-            f"holds these weights. Received: a damaged version. {error} It is not overwritten, "
-            "since a server may have loaded it: remove its folder and export again, or export "
-            "under a higher number."
+            f"Expected its manifest to have {', '.join(map(repr, missing))}. Received: "
+            f"{', '.join(map(repr, manifest))}."
+        )
+    if "blessing" not in manifest:  # it was exported without a judgement
+        return
+    try:
+        blessing_of(directory)["tasks"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(
+            f"Expected its judgement in '{Path(directory) / _EXTRA / BLESSING}'. Received: "
+            f"{type(error).__name__}: {error}."
         ) from error
+
+
+def is_published(
+    heads: Mapping[str, keras.Model],
+    directory: str | os.PathLike,
+    *,
+    input_name: str = "inputs",
+    classes: Mapping[str, Sequence[object]] | None = None,
+    resize: str | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> bool:
+    """Return whether a version is there already that `publish` would publish.
+
+    How its network was trained and judged is not compared, for the weights are: the first task of
+    several runs may be one. Nor is what depends on the machine.
+
+    Args:
+        heads: As for `publish`, as the others are.
+        directory: Folder of the version, which need not exist.
+        input_name: Name of the input.
+        classes: Class names of tasks.
+        resize: How images get the size of inputs.
+        manifest: The entry `run` of the manifest, of which `scenario` and `tasks` are compared.
+        **_: What else `publish` takes.
+
+    Returns:
+        False if there is none, or one of other weights, which `publish` refuses to overwrite.
+
+    Raises:
+        LoadError: If there is a damaged one.
+        UsageError: If there is one of these weights that takes or answers something else.
+    """
+    if not is_exported(heads, directory):
+        return False
+    check_published(directory)
+    description = description_of(heads, input_name=input_name, classes=classes, resize=resize)
+    expected = _described(description | {"run": manifest or {}})
+    found = _described(read_manifest(directory))
+    # Versions that were exported by other means say less of their run.
+    keys = [key for key in expected if key in found and expected[key] != found[key]]
+    if keys:
+        said = "; ".join(f"{key} {found[key]!r} instead of {expected[key]!r}" for key in keys)
+        raise UsageError(
+            f"Expected '{directory}', which holds these weights already, to be the version that "
+            f"would be published. Received: one of other options: {said}. A version is never "
+            "overwritten, since a server may be answering from it: export as it was, to another "
+            "folder, or under a higher number."
+        )
+    return True
+
+
+def _described(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is compared of a manifest, as JSON has it, by the name of each entry."""
+    run = manifest["run"] if isinstance(manifest["run"], Mapping) else {}
+    compared = {key: manifest[key] for key in _DESCRIBED if key != "run"}
+    compared |= {key: run[key] for key in _OF_RUN if key in run}
+    described: dict[str, Any] = json.loads(json.dumps(compared))
+    return described
 
 
 def blessing_of(directory: str | os.PathLike) -> dict[str, Any]:
@@ -171,6 +269,7 @@ class _Gate:
         bounds: As for `publish`.
         force: As for `publish`.
         config: The model server configuration, which need not exist.
+        after: As for `publish`.
     """
 
     def __init__(
@@ -180,14 +279,16 @@ class _Gate:
         bounds: Bounds,
         force: str | None,
         config: Path,
+        after: Collection[int],
     ):
         self.base_path, self.held_out, self.bounds = base_path, held_out, bounds
-        self.force, self.config = force, config
+        self.force, self.config, self.after = force, config, after
 
     def approve(self, number: int) -> Approval:
         """Return what approves version `number`, for `export_version`."""
 
         def approve(folder: Path, version: LoadedVersion) -> dict[str, Any]:
+            _check_still_there(self.base_path, self.after)
             blessing = self._judge(number, version)
             path = write_blessing(self.base_path, blessing)
             if blessing["blessed"] is False and self.force is None:
@@ -212,11 +313,13 @@ class _Gate:
                 compared = self._compared(earlier, label)
             except (LoadError, tf.errors.OpError) as error:
                 failure = f"version {earlier} ({label or 'the latest'}), which it is compared with,"
-                note = f"{failure} cannot answer: {getattr(error, 'message', error)}"
+                note = f"{failure} cannot answer: {in_one_line(error)}"
         blessing = judge(number, right, self.bounds, compared)
         if failure is not None and self.bounds.max_forgetting is not None:
             blessing["refusals"] = [*blessing["refusals"], str(note).rstrip(".")]
             blessing["blessed"] = False
+        notes = [note, _unmeasured(self.held_out)]
+        note = " ".join(filter(None, notes)) or None
         return {"model": self._model, **blessing, "forced": self.force, "note": note}
 
     def _earlier(self, number: int) -> tuple[int | None, str]:
@@ -247,11 +350,29 @@ def _tasks_of(folder: Path, version: LoadedVersion) -> list[str]:
         return [name for name, sig in version.signatures.items() if "class" in sig.outputs]
 
 
-def _check_held_out(heads: Mapping[str, keras.Model], held_out: Sequence[HeldOut]) -> None:
-    if not held_out or any(len(each.labels) == 0 for each in held_out):
+def _check_still_there(base_path: Path, versions: Collection[int]) -> None:
+    there = list_versions(base_path)
+    if missing := [str(version) for version in versions if version not in there]:
+        vanished = "that folder has vanished" if not base_path.is_dir() else "they have vanished"
+        raise ExportError(
+            f"Expected versions in '{base_path}' that were published before this one: "
+            f"{', '.join(missing)}. Received: none, for {vanished} meanwhile. Nothing more was "
+            "published; restore the folder, or export all versions again."
+        )
+
+
+def _unmeasured(held_out: Sequence[HeldOut]) -> str:
+    sentence = unmeasured_sentence(each.task for each in held_out if not len(each.labels))
+    return sentence and f"{sentence}."
+
+
+def _check_held_out(
+    heads: Mapping[str, keras.Model], held_out: Sequence[HeldOut], examples: np.ndarray | None
+) -> None:
+    if examples is None and not any(len(each.labels) for each in held_out):
         raise UsageError(
-            "Expected held-out examples of every task. Received: none, or a task without any. They "
-            "show that the version answers as it should, and what it forgot."
+            "Expected held-out examples of one task at least. Received: none. They show that the "
+            "version answers as it should, and what it forgot."
         )
     missing = [name for name in heads if all(each.head != name for each in held_out)]
     unknown = [each.head for each in held_out if each.head not in heads]

@@ -5,6 +5,7 @@ Here a version is restored by the restore operation of its graph, and the arrays
 the C++ runtime unchecked, so that the same requests fail as in the server.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,28 @@ from tensorflow.python.client import pywrap_tf_session
 
 from keras_mas.logs import quiet
 
-from .conventions import DEFAULT_SIGNATURE
+from .conventions import DEFAULT_SIGNATURE, in_one_line
+from .paths import parse_version
 
 _Call = Callable[[Mapping[str, np.ndarray], Sequence[str]], dict[str, np.ndarray]]
 
 
 class LoadError(RuntimeError):
     """A version's folder does not hold a SavedModel that can be loaded."""
+
+
+def damaged(directory: str | os.PathLike, reason: str) -> LoadError:
+    """Return the error of a version that exists, and is not as it was published.
+
+    Args:
+        directory: Folder of the version.
+        reason: What is wrong with it, as a sentence.
+    """
+    return LoadError(
+        f"Expected version {parse_version(directory)} in '{directory}', which exists already, to "
+        f"be whole. Received: a damaged version. {reason} It is not overwritten, since a server "
+        "may have loaded it: remove its folder and export again, or export under a higher number."
+    )
 
 
 class LoadedVersion:
@@ -53,7 +69,8 @@ class LoadedVersion:
             self.close()
             raise LoadError(
                 f"Expected a complete SavedModel in '{directory}'. Received: "
-                f"{type(error).__name__}: {error}. Export the version again."
+                f"{type(error).__name__}: {in_one_line(error).rstrip('.')}. Export the version "
+                "again."
             ) from error
 
     def run(

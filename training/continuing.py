@@ -492,28 +492,54 @@ def _with_channels_of(run, added):
     )
 
 
-def _what_is_left(run, options, load) -> dict[str, Task]:
+_OLD_DATA = (
+    "These tasks are not evaluated, and the averages are over the others; `--old-data` says where "
+    "their data are now."
+)
+
+
+def _what_is_left(run, options, load, advice=_OLD_DATA) -> dict[str, Task]:
     """Return the run's tasks whose data are where they were, and as they were."""
     found: dict[str, Task] = {}
-    seed = run.description.get("seed", 0)
     for source in run.sources:
-        where = {**source.options, **options}
-        reason = "they have changed since"
-        try:
-            stream = load(source.tasks, seed=seed, **where)
-        except (UsageError, DataError, OSError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            stream = None
-        if stream is not None and stream.fingerprint == source.fingerprint:
-            found |= {task.name: _like(run, task) for task in stream.tasks}
-            continue
-        warnings.warn(
-            f"The data of {one_of(source.names)} are not there as they were ({reason}). These "
-            "tasks are not evaluated, and the averages are over the others; `--old-data` says "
-            "where their data are now.",
-            stacklevel=3,
-        )
+        found |= _of_source(run, source, options, load, advice)
     return {name: found[name] for name in run.names if name in found}
+
+
+def _of_source(run, source, options, load, advice):
+    """Return the tasks of a source by name; none, with a warning, if it is not as it was."""
+    reason = "they have changed since"
+    try:
+        stream = load(
+            source.tasks, seed=run.description.get("seed", 0), **{**source.options, **options}
+        )
+        if stream.fingerprint == source.fingerprint:
+            return {task.name: _like(run, task) for task in _with_channels_of(run, stream)}
+    except (UsageError, DataError, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+    warnings.warn(
+        f"The data of {one_of(source.names)} are not there as they were ({reason}). {advice}",
+        stacklevel=4,
+    )
+    return {}
+
+
+def tasks_left(
+    run: FinishedRun, options: Mapping[str, Any], on_decoded: OnDecoded = lambda *_: None
+) -> dict[str, Task]:
+    """Return the tasks of a run that went on from another one of which the data are left, by name.
+
+    Of others it warns.
+
+    Args:
+        run: The run.
+        options: Options of `LoadOptions` in the place of those that were recorded, by field.
+        on_decoded: As for `load_tasks`.
+    """
+    load = functools.partial(load_tasks, on_decoded=on_decoded, encoding=run.encoding)
+    where = {**options, "scenario": run.result["scenario"]}
+    advice = "`--examples-of TASKS` names a stream with examples of them."
+    return _what_is_left(run, where, load, advice)
 
 
 def _given_data(run, old_data, options, load):

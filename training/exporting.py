@@ -6,22 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.conventions import MAX_FORGETTING
-from keras_mas.serving.export import check_exportable, is_exported
-from keras_mas.serving.gate import HeldOut, losses
+from keras_mas.serving.export import check_exportable
+from keras_mas.serving.gate import HeldOut, losses, unmeasured_sentence
 from keras_mas.serving.paths import version_path
-from keras_mas.serving.publish import blessing_of, check_published, publish
+from keras_mas.serving.publish import blessing_of, is_published, publish
 
 from .heads import heads_of, unique_heads
 from .listening import Listener, TaskResult
 from .run_directory import task_folder
 from .settings import Settings
-from .tasks import TaskStream
+from .tasks import LearnedTask, Task, TaskStream
+from .wording import one_of
 
 # What the manifest of a version takes from the result of its run.
 _OF_RUN = ("stream", "scenario", "method", "strength", "penalty", "seed", "data")
+
+# How many examples of one task stand in for those of a task that has none.
+_EXAMPLES = 16
 
 
 class Exporter(Listener):
@@ -54,6 +59,7 @@ class Exporter(Listener):
             "tasks": [task.name for task in stream.tasks],
         }
         self.rows: list[list[float | None]] = []
+        self.published: list[int] = []
 
     def task_finished(self, result: TaskResult) -> None:
         """Export the heads learned so far, unless they have been exported already."""
@@ -64,11 +70,14 @@ class Exporter(Listener):
             result.models,
             result.classes,
             held_out_of(self.stream, result.number),
+            examples=examples_of(self.stream),
+            after=self.published,
             resize=self.resize,
             manifest=manifest_of(
                 self.result | {"accuracy_matrix": self.rows}, result.number, self.command
             ),
         )
+        self.published.append(result.number)
         if published:
             warn_of_losses(version_path(self.base, result.number))
 
@@ -103,32 +112,26 @@ def export_heads(
         number: The version.
         models: Model of every head, by the head's name.
         classes: Class names of every head.
-        held_out: Held-out examples of every task.
+        held_out: Held-out examples of every task; none of a task that cannot be measured.
         **options: Further arguments of `publish`.
 
     Returns:
         Whether it was published now; a version that is there already is not judged again.
 
     Raises:
-        LoadError: If the version that holds these heads is damaged.
+        LoadError: If the version that is there is damaged.
+        UsageError: If it holds other heads, or these with other options.
     """
     folder = version_path(base, number)
-    if _is_published(models, folder):
+    if is_published(models, folder, classes=classes, **options):
         return False
     try:
         publish(models, base, held_out, version=number, classes=classes, **options)
     except UsageError:
         # While this process waited for its turn, another one published the same.
-        if _is_published(models, folder):
+        if is_published(models, folder, classes=classes, **options):
             return False
         raise
-    return True
-
-
-def _is_published(models, folder):
-    if not (folder.exists() and is_exported(models, folder)):
-        return False
-    check_published(folder)
     return True
 
 
@@ -144,6 +147,68 @@ def held_out_of(stream: TaskStream, tasks: int) -> list[HeldOut]:
         )
         for task in stream.tasks[:tasks]
     ]
+
+
+def examples_of(stream: TaskStream) -> np.ndarray:
+    """Return test inputs `[n, ...]` of a stream, n ≥ 1, to compare the answers of heads by.
+
+    They are those of one task, and stand in for those of a task without any.
+
+    Args:
+        stream: The tasks, one with examples among them.
+    """
+    test = next(task.test for task in stream.tasks if len(task.test))
+    return next(test.batches(_EXAMPLES))
+
+
+def with_all_tasks(
+    result: Mapping[str, Any], found: Mapping[str, Task], received: str
+) -> TaskStream:
+    """Return the tasks of a run in their order, without examples where there are none left.
+
+    Args:
+        result: The result of the run.
+        found: Tasks with examples, by name; those that the run did not learn are left out.
+        received: What they were looked for in, for the error message.
+
+    Raises:
+        UsageError: If examples of all tasks are missing, or a task has another number of classes
+            than the run learned.
+    """
+    names, classes = result["tasks"], result.get("classes", {})
+    with_examples = {name: found[name] for name in names if name in found}
+    # Earlier versions recorded neither the classes nor the shape: nothing can stand in then.
+    if not with_examples or ("input_shape" not in result and len(with_examples) < len(names)):
+        raise UsageError(
+            f"Expected test examples of tasks that the run has learned, {one_of(names)}, to "
+            f"measure what it forgot. Received: {one_of(found) if found else 'none'} in "
+            f"{received}. Name a stream that has some with `--examples-of TASKS`."
+        )
+    for name, task in with_examples.items():
+        if name in classes and len(classes[name]) != len(task.classes):
+            raise UsageError(
+                f"Expected the {len(classes[name])} classes of task '{name}' that the run has "
+                f"learned. Received: {len(task.classes)} in {received}."
+            )
+    test = next(iter(with_examples.values())).test
+    kind = test.input_shape, test.dtype
+    tasks = tuple(
+        with_examples.get(name) or LearnedTask.without_examples(name, tuple(classes[name]), *kind)
+        for name in names
+    )
+    return TaskStream(result["stream"], result["scenario"], tasks, rescale=(1.0, 0.0))
+
+
+def warn_of_unmeasured(stream: TaskStream, tasks: int) -> None:
+    """Warn of the first tasks of a stream that will be exported without being measured.
+
+    Args:
+        stream: The tasks.
+        tasks: How many of them.
+    """
+    without = [task.name for task in stream.tasks[:tasks] if not len(task.test)]
+    if said := unmeasured_sentence(without):
+        warnings.warn(f"In what is exported, {said}.", stacklevel=3)
 
 
 def check_same_data(stream: TaskStream, result: Mapping[str, Any], run: Path) -> None:
@@ -199,7 +264,10 @@ def check_export(stream: TaskStream, base: Path, runs: Sequence[Path]) -> None:
     Raises:
         UsageError: If a head cannot name a signature, the folder cannot be written, or a version
             of another run is in it.
+
+    Warns of tasks without examples.
     """
+    warn_of_unmeasured(stream, len(stream.tasks))
     check_exportable([head.name for head in unique_heads(stream)], base)
     for number in range(1, len(stream.tasks) + 1):
         folder = version_path(base, number)

@@ -122,7 +122,7 @@ def claimed(
     check_writable(directory)
     check_content(directory, description, files, overwrite=overwrite)
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory):
+    with locked(directory):
         # By now another may have begun.
         check_content(directory, description, files, overwrite=overwrite)
         remove_unfinished(directory)
@@ -399,7 +399,12 @@ def _damaged(path, what, cure):
 
 
 @contextlib.contextmanager
-def _locked(directory):
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a folder that exists, so that no other process works in it within the block.
+
+    Raises:
+        InUseError: If another process holds it.
+    """
     lock = filelock.FileLock(directory / _LOCK)
     try:
         lock.acquire(blocking=False)

@@ -1,6 +1,7 @@
 """The methods of both clients."""
 
 import abc
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,8 +13,8 @@ from numpy.typing import ArrayLike
 from keras_mas.errors import UsageError
 
 from ..conventions import DEFAULT_SIGNATURE, LONGEST_SECONDS
-from .batches import Arrays, as_array, batches, joined
-from .errors import OTHER_ADVICE, ServingError
+from .batches import Arrays, as_array, batches, joined, without_rows
+from .errors import OTHER_ADVICE, ServingError, error_of
 from .retries import retried
 from .tls import Tls
 from .versions import Readiness, VersionStatus, newest, readiness
@@ -22,6 +23,10 @@ _Result = TypeVar("_Result")
 
 _POLL_SECONDS = 0.2
 
+# A number behind the last colon; what precedes it is any of the many kinds of addresses.
+_LAST_PORT = 65535
+_PORT = re.compile(r":(-?[0-9]+)$")
+
 
 class Which(NamedTuple):
     """What a request is about: a model, and if given, its version by number or label."""
@@ -29,6 +34,15 @@ class Which(NamedTuple):
     name: str
     version: int | None = None
     label: str | None = None
+
+
+def _check_port(host_port: str) -> None:
+    port = _PORT.search(host_port)
+    if port and not 1 <= int(port[1]) <= _LAST_PORT and not host_port.startswith("unix"):
+        raise UsageError(
+            f"Expected the address of a server as HOST:PORT, with a port from 1 to {_LAST_PORT}. "
+            f"Received: '{host_port}'. Correct the port."
+        )
 
 
 class Prediction(dict[str, np.ndarray]):
@@ -58,8 +72,8 @@ class Client(abc.ABC):
         tls: How the connection is encrypted; None for a connection that is not.
 
     Raises:
-        UsageError: If `timeout` is no positive number up to `LONGEST_SECONDS`, or `retries` no
-            integer ≥ 0.
+        UsageError: If `timeout` is no positive number up to `LONGEST_SECONDS`, `retries` no integer
+            ≥ 0, or the port none from 1 to 65535.
     """
 
     def __init__(
@@ -77,6 +91,7 @@ class Client(abc.ABC):
             )
         if type(retries) is not int or retries < 0:
             raise UsageError(f"Expected `retries` to be an integer ≥ 0. Received: {retries!r}.")
+        _check_port(host_port)
         self.host_port = host_port
         self.timeout = timeout
         self.retries = retries
@@ -102,7 +117,8 @@ class Client(abc.ABC):
             version: Version to use. Default: the latest that the server has loaded.
             label: Label of the version to use instead, such as "canary".
             batch_size: Inputs per request, ≥ 1. More are sent in several requests, one after the
-                other, which the same version answers. Default: all in one.
+                other, which the same version answers. Every output then has to have a row per
+                input. Default: all in one, whatever the shapes of the outputs are.
 
         Returns:
             A `Prediction`: a dict from output name to array of the signature's dtype, where strings
@@ -112,7 +128,8 @@ class Client(abc.ABC):
             UsageError: If an input cannot be written as a tensor, both a version and a label are
                 given, or inputs cannot be divided.
             ServingError: If the server refuses the request, fails, does not answer, or answers
-                with something other than the outputs of the signature.
+                with something other than the outputs of the signature, or with more or fewer rows
+                than `batch_size` asks for.
         """
         if version is not None and label is not None:
             raise UsageError(
@@ -124,6 +141,8 @@ class Client(abc.ABC):
         answers = []
         for batch in batches(arrays, batch_size):
             answer, answered = self._retried(partial(self._predict, which, batch, signature))
+            if batch_size is not None and (wrong := without_rows(answer, batch)):
+                raise error_of(name, self.host_port, "UNKNOWN", wrong)
             answers.append(answer)
             if answered is not None:  # a label may move to another version meanwhile
                 which = Which(name, answered)

@@ -44,13 +44,26 @@ def batches(arrays: Arrays, batch_size: int | None) -> Iterator[Arrays]:
         yield {name: array[start : start + batch_size] for name, array in arrays.items()}
 
 
+def without_rows(answer: Arrays, batch: Arrays) -> str:
+    """Return which outputs do not have a row per input, as what was received; empty for none.
+
+    Args:
+        answer: The outputs of a request.
+        batch: Its inputs, `[N, …]` of one N.
+    """
+    count = len(next(iter(batch.values())))
+    wrong = [
+        f"'{name}' {list(array.shape)}"
+        for name, array in sorted(answer.items())
+        if array.shape[:1] != (count,)
+    ]
+    if not wrong:
+        return ""
+    return f"outputs without one row for each of {count} inputs, {', '.join(wrong)}"
+
+
 def joined(answers: list[Arrays]) -> Arrays:
     """Return the outputs of all inputs."""
     if len(answers) == 1:
         return answers[0]
-    if whole := sorted(name for name, array in answers[0].items() if not array.ndim):
-        raise UsageError(
-            "Expected outputs [N, …], to join those of several requests. Received: no row per "
-            f"input in {', '.join(whole)}. Leave `batch_size` out."
-        )
     return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}

@@ -1,5 +1,7 @@
 """The error of both clients: what was expected, what came from the server, and what to do."""
 
+from ..conventions import in_one_line
+
 _ADVICE = {
     "INVALID_ARGUMENT": "Compare the request with the signatures in the model's metadata.",
     "FAILED_PRECONDITION": "Compare the request with the signatures in the model's metadata.",
@@ -9,6 +11,9 @@ _ADVICE = {
     "DEADLINE_EXCEEDED": "Allow more time, or send fewer inputs at once.",
 }
 OTHER_ADVICE = "The log of the server may say more."
+
+# What Python says of a handshake that is never answered.
+NO_HANDSHAKE = "no answer to the TLS handshake"
 
 # What both libraries say of an answer to their TLS handshake that is none.
 _NO_TLS = "WRONG_VERSION_NUMBER"
@@ -46,10 +51,11 @@ def error_of(name: str, host_port: str, code: str, message: str | None) -> Servi
     if _NO_TLS in (message or ""):
         message = "no encrypted connection, for what answers does not speak TLS"
         advice = "Connect without TLS, or correct the port."
-    # The lines from the first with brackets list nodes of the graph.
-    lines = [" ".join((message or "no reason").partition("\n\t [[")[0].split())]
+    if NO_HANDSHAKE in (message or ""):
+        advice = "Connect without TLS, correct the port, or allow more time."
+    said = in_one_line(message or "no reason").rstrip(".")
     return ServingError(
         f"Expected an answer about model '{name}' from {host_port}. "
-        f"Received: {code}: {lines[0].rstrip('.')}. {advice}",
+        f"Received: {code}: {said}. {advice}",
         code,
     )

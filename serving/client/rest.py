@@ -14,7 +14,7 @@ from .. import messages
 from ..conventions import HTTP_STATUS
 from .base import Client, Which
 from .batches import Arrays
-from .errors import ServingError, error_of
+from .errors import NO_HANDSHAKE, ServingError, error_of
 from .versions import VersionStatus, statuses_of
 
 _Result = TypeVar("_Result")
@@ -153,6 +153,9 @@ class RestClient(Client):
         except exceptions.NewConnectionError as error:  # a kind of timeout to urllib3
             raise _unavailable(name, self.host_port, error) from error
         except exceptions.TimeoutError as error:
+            if any("handshake" in str(cause) for cause in _causes(error)):
+                message = f"{NO_HANDSHAKE} within {seconds:.3g} s"
+                late = error_of(name, self.host_port, "DEADLINE_EXCEEDED", message)
             raise late from error
         except (exceptions.HTTPError, OSError, ValueError) as error:
             raise _unavailable(name, self.host_port, error) from error

@@ -1,5 +1,6 @@
 """How a connection is encrypted."""
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ class Tls:
         key: Its private key; given if and only if `certificate` is.
 
     Raises:
-        UsageError: If there is a certificate without a key or the reverse, or no such file.
+        UsageError: If there is a certificate without a key or the reverse, no such file, one that
+            is damaged or encrypted, or a key of another certificate.
     """
 
     roots: Path | None = None
@@ -36,6 +38,33 @@ class Tls:
                     f"Expected certificates or a key in PEM in '{file}'. Received: a file without "
                     "'-----BEGIN'. Convert it, for example with `openssl x509 -inform der`."
                 )
+        _check_pems(self)
+
+
+def _check_pems(tls: Tls) -> None:
+    """Read the files as a connection will, which would only fail for one that is damaged."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if tls.roots is not None:
+        try:
+            context.load_verify_locations(tls.roots)
+        except ssl.SSLError as error:
+            raise UsageError(
+                f"Expected certificates in PEM in '{tls.roots}'. Received: a damaged file, or one "
+                f"without certificates ({_reason(error)}). Take it from a copy."
+            ) from error
+    if tls.certificate is not None:
+        try:
+            context.load_cert_chain(tls.certificate, tls.key, password=lambda: "")
+        except ssl.SSLError as error:
+            raise UsageError(
+                f"Expected a certificate in PEM in '{tls.certificate}' and its key, not encrypted, "
+                f"in '{tls.key}'. Received: a damaged file, or another key ({_reason(error)}). "
+                "Take the two from a copy."
+            ) from error
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or "PEM lib").lower().replace("_", " ")
 
 
 def _text(file: Path) -> str:

@@ -15,6 +15,7 @@ from keras_mas.serving.client import (
     Readiness,
     RestClient,
     ServingError,
+    Tls,
     VersionStatus,
     base,
     readiness,
@@ -111,6 +112,13 @@ def test_a_silent_server_is_an_error_after_the_timeout(make, silent_port):
     client = make(f"127.0.0.1:{silent_port}", timeout=0.2)
     with client, pytest.raises(ServingError, match="Received: DEADLINE_EXCEEDED: "):
         client.status("shop")
+
+
+def test_a_handshake_that_is_never_answered_is_no_slow_answer(silent_port):
+    client = RestClient(f"127.0.0.1:{silent_port}", tls=Tls(), timeout=0.2)
+    with client, pytest.raises(ServingError) as caught:
+        client.status("m")
+    assert "no answer to the TLS handshake within 0.2 s. Connect without TLS" in str(caught.value)
 
 
 @pytest.fixture
@@ -290,7 +298,14 @@ def test_a_timeout_is_a_positive_number_of_seconds(make, timeout):
         make("127.0.0.1:1", timeout=timeout)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:99999999", "no such host:1", "", "[::1"])
+@pytest.mark.parametrize("make", [RestClient, GrpcClient])
+@pytest.mark.parametrize("address", ["host:99999", "127.0.0.1:-1", "[::1]:0"])
+def test_a_port_is_a_number_of_sixteen_bits(make, address):
+    with pytest.raises(UsageError, match="a port from 1 to 65535. Received: '.*:.*'"):
+        make(address)
+
+
+@pytest.mark.parametrize("address", ["no such host:1", "", "[::1"])
 def test_an_invalid_address_is_an_error(address):
     with RestClient(address) as client, pytest.raises(ServingError, match="UNAVAILABLE: "):
         client.status("shop")

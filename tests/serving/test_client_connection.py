@@ -33,6 +33,7 @@ class Half:
     """What both servers of this module do: y = x/2 by version 7, after a number of failures.
 
     Attributes:
+        answer: From x to y.
         failures: Codes that the next requests are answered with, in order.
         asked: What came: the version or the label of each request, and its number of inputs.
         peers: The connections that requests came over.
@@ -41,6 +42,7 @@ class Half:
 
     def __init__(self):
         self.failures, self.asked, self.peers = [], [], set()
+        self.answer = lambda x: x / 2
         self.says_version = True
 
 
@@ -55,7 +57,9 @@ class GrpcHalf(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.half.peers.add(context.peer())
         if self.half.failures:
             context.abort(getattr(grpc.StatusCode, self.half.failures.pop(0)), "not now")
-        response = predict_pb2.PredictResponse(outputs={"y": tf.make_tensor_proto(x / 2)})
+        response = predict_pb2.PredictResponse(
+            outputs={"y": tf.make_tensor_proto(self.half.answer(x))}
+        )
         if self.half.says_version:
             response.model_spec.version.value = 7
         return response
@@ -80,7 +84,7 @@ class RestHalf(http.server.BaseHTTPRequestHandler):
         if self.half.failures:
             self.answer({"error": "not now"}, HTTP_STATUS[self.half.failures.pop(0)])
         else:
-            self.answer({"outputs": (x / 2).tolist()})
+            self.answer({"outputs": self.half.answer(x).tolist()})
 
     def answer(self, document, status=200):
         content = json.dumps(document).encode()
@@ -236,6 +240,25 @@ def test_a_large_batch_is_divided_and_one_version_answers_all_of_it(connect, hal
     assert answer.version == 7
 
 
+@pytest.mark.parametrize(
+    ("answer", "shape"),
+    [
+        (lambda x: x[:1], "[1]"),
+        (lambda x: np.append(x, x), "[4]"),
+        (lambda x: x[0], "[]"),
+    ],
+    ids=["fewer", "more", "scalar"],
+)
+def test_a_divided_batch_has_one_row_per_input(connect, half, answer, shape):
+    half.answer = answer
+    client = connect()
+    with pytest.raises(ServingError) as caught:
+        client.predict("m", {"x": X}, batch_size=2)
+    assert f"outputs without one row for each of 2 inputs, 'y' {shape}." in str(caught.value)
+    # Not every signature answers row by row.
+    np.testing.assert_array_equal(client.predict("m", {"x": X})["y"], answer(X))
+
+
 def test_a_server_that_does_not_say_its_version_is_asked_for_the_label_throughout(start, half):
     half.says_version = False
     with GrpcClient(f"127.0.0.1:{start(GrpcClient)}") as client:
@@ -364,6 +387,29 @@ def test_a_server_without_tls_is_said_to_have_none(start, kind, files):
     client = kind(f"127.0.0.1:{start(kind)}", tls=Tls(files["roots"]), retries=0)
     with client, pytest.raises(ServingError, match="does not speak TLS. Connect without TLS, or"):
         client.status("m")
+
+
+def test_damaged_files_of_tls_are_said_to_be(files, authority, tmp_path):
+    def damaged(name):
+        text = files[name].read_text()
+        path = tmp_path / name
+        path.write_text(text[: len(text) // 2])
+        return path
+
+    pair = {name: files[name] for name in ("certificate", "key")}
+    with pytest.raises(UsageError, match="certificates in PEM in '.*roots'. Received: a damaged"):
+        Tls(damaged("roots"))
+    for name in pair:
+        with pytest.raises(UsageError, match="and its key, .* Received: a damaged file, or anothe"):
+            Tls(**pair | {name: damaged(name)})
+    other = authority.issue_cert("other@example.com").private_key_pem
+    other.write_to_path(tmp_path / "other.key")
+    with pytest.raises(UsageError, match=r"another key \(key values mismatch\)"):
+        Tls(**pair | {"key": tmp_path / "other.key"})
+    encrypted = files["key"].read_text().replace("\n", "\nProc-Type: 4,ENCRYPTED\n\n", 1)
+    (tmp_path / "encrypted.key").write_text(encrypted)
+    with pytest.raises(UsageError, match="not encrypted"):
+        Tls(**pair | {"key": tmp_path / "encrypted.key"})
 
 
 def test_files_of_tls_are_looked_at_first(files, tmp_path):

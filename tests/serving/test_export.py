@@ -22,7 +22,7 @@ from keras_mas.serving.export import (
     is_exported,
 )
 from keras_mas.serving.manifest import read_manifest
-from keras_mas.serving.runtime import LoadedVersion
+from keras_mas.serving.runtime import LoadedVersion, LoadError
 
 HERE = Path(__file__).parent
 
@@ -594,7 +594,32 @@ def test_a_full_disk_is_an_export_error_and_leaves_nothing(tmp_path, monkeypatch
     assert names_in(tmp_path) == []
 
 
-def test_a_damaged_version_holds_no_weights_to_recognise(models, make_heads, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [("variables.index", 7), ("variables.data-00000-of-00001", 20), ("variables.index", None)],
+)
+def test_a_version_whose_weights_cannot_be_read_is_damaged(
+    models, make_heads, tmp_path, file, size
+):
     shutil.copytree(models / "shop" / "1", tmp_path / "1")
-    (tmp_path / "1" / "variables" / "variables.index").write_bytes(b"damaged")
-    assert not is_exported(make_heads(), tmp_path / "1")
+    path = tmp_path / "1" / "variables" / file
+    path.write_bytes(path.read_bytes()[:size]) if size else path.unlink()
+    with pytest.raises(LoadError, match="version 1 .* damaged version.*remove its folder") as found:
+        is_exported(make_heads(), tmp_path / "1")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("leave", ["nothing", "a folder", "a file"])
+def test_a_folder_that_vanishes_while_a_version_is_written_is_said_to(tmp_path, leave):
+    def vanish(folder, version):
+        shutil.rmtree(tmp_path / "m")
+        if leave == "a folder":
+            folder.mkdir(parents=True)
+        if leave == "a file":
+            (tmp_path / "m").touch()
+        return {}
+
+    with pytest.raises(ExportError) as caught:
+        export_version({"a": small()}, tmp_path / "m" / "1", approve=vanish)
+    assert "m' has vanished while the version was written. Nothing was" in str(caught.value)
+    assert "\n" not in str(caught.value) and not (tmp_path / "m" / "1").exists()

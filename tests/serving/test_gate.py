@@ -54,6 +54,22 @@ def test_a_loss_beyond_the_bound_is_refused(allowed, blessed):
         assert words in sentence and sentence.endswith("more than the 0.19 that is allowed")
 
 
+def test_a_task_without_examples_is_neither_blessed_nor_refused():
+    none = np.zeros(0, bool)
+    right = {"fruit": none, "pets": BEFORE}
+    blessing = judge(3, right, Bounds(0.0, 1.0), compared(fruit=none, pets=BEFORE))
+    assert blessing["refusals"] == blessing["missing"] == []
+    assert blessing["blessed"] is True
+    row = blessing["tasks"][0]
+    assert (row["examples"], row["accuracy"], row["interval"], row["drop"]) == (0, *[None] * 3)
+    said = "no task lost accuracy; 'fruit' was not measured, since there are no examples of it"
+    assert comparison_sentence(blessing).endswith(said)
+    blessing = judge(3, {"fruit": none}, Bounds(0.0), compared(fruit=none))
+    assert blessing["blessed"] is None
+    said = "(stable): 'fruit' was not measured, since there are no examples of it"
+    assert comparison_sentence(blessing).endswith(said)
+
+
 def test_what_was_lost_is_said():
     earlier = compared(fruit=BEFORE, pets=BEFORE)
     blessing = judge(3, {"fruit": BEFORE, "pets": NOW}, Bounds(), earlier)

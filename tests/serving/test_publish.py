@@ -16,7 +16,7 @@ from keras_mas.serving.export import ExportError, is_exported
 from keras_mas.serving.gate import Bounds, HeldOut, RefusedError
 from keras_mas.serving.manifest import read_manifest
 from keras_mas.serving.paths import list_versions, new_version, remove_versions
-from keras_mas.serving.publish import check_published, check_version, publish
+from keras_mas.serving.publish import check_published, check_version, is_published, publish
 from keras_mas.serving.runtime import LoadedVersion, LoadError
 
 # Of four points the pets of `heads()` classify three right. Turned around, they get one right.
@@ -26,7 +26,7 @@ FRUIT = np.array([2, 2, 2, 2])
 
 
 def held_out(*names):
-    labels = {"pets": PETS, "fruit": FRUIT}
+    labels = {"pets": PETS, "fruit": FRUIT, "none": PETS[:0]}
     return [HeldOut(name, name, labels[name], lambda _: [POINTS]) for name in names]
 
 
@@ -151,6 +151,76 @@ def test_a_damaged_version_is_not_taken_for_published(shop, make_heads, damage, 
         check_published(shop / "1")
 
 
+def without(*keys):
+    """What takes entries away from the manifest of a version."""
+
+    def damage(folder):
+        path = folder / "assets.extra" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({key: manifest[key] for key in manifest if key not in keys}))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("classes", "input", "resize", "weights", "versions", "run"), "manifest to have"),
+        (lambda folder: (folder / "assets.extra/blessing.json").unlink(), "judgement in '.*jso"),
+        (lambda folder: (folder / "assets.extra/blessing.json").write_text("{}"), "KeyError"),
+    ],
+    ids=["manifest", "no judgement", "empty judgement"],
+)
+def test_a_version_without_its_records_is_damaged(shop, make_heads, damage, message):
+    published = publish(make_heads(), shop, BOTH)
+    assert is_published(make_heads(), published)
+    damage(published)
+    with pytest.raises(LoadError, match=f"damaged version.*{message}.*remove its"):
+        is_published(make_heads(), published)
+
+
+def test_a_version_of_the_same_weights_and_other_options_is_not_the_same(shop, make_heads):
+    as_it_was = {
+        "classes": {"pets": ("cat", "dog")},
+        "manifest": {"tasks": ["pets", "fruit"], "command": "keras-mas train a", "seed": 1},
+    }
+    published = publish(make_heads(), shop, BOTH, **as_it_was)
+    assert not is_published(make_heads(), shop / "3", **as_it_was)
+    assert not is_published(make_heads(sign=-1.0), published, **as_it_was)
+    same = {
+        "manifest": as_it_was["manifest"] | {"command": "keras-mas train b", "scenario": "task"}
+    }
+    assert is_published(make_heads(), published, **as_it_was | same, bounds=NO_LOSS, force="b")
+    other = {"resize": "stretch", "manifest": {"tasks": ["pets", "plants"]}}
+    with pytest.raises(UsageError) as caught:
+        is_published(make_heads(), published, **as_it_was | other)
+    assert (
+        "Received: one of other options: resize None instead of 'stretch'; tasks ['pets', 'fruit'] "
+        "instead of ['pets', 'plants']. A version is never overwritten"
+    ) in str(caught.value)
+    with pytest.raises(UsageError, match="other options: classes {.*'dog'.* instead of .*'hound'"):
+        is_published(make_heads(), published, **as_it_was | {"classes": {"pets": ("cat", "hound")}})
+
+
+def test_versions_that_vanish_during_an_export_leave_nothing_to_judge_by(shop, make_heads):
+    folder = publish(make_heads(), shop, BOTH, version=2, after=[1], bounds=NO_LOSS)
+    shutil.rmtree(folder)
+    with pytest.raises(ExportError, match="before this one: 2. Received: none, for they have van"):
+        publish(make_heads(), shop, BOTH, version=3, after=[1, 2], bounds=NO_LOSS)
+    shutil.rmtree(shop)
+    with pytest.raises(ExportError, match="one: 1, 2. Received: none, for that folder has vanish"):
+        publish(make_heads(), shop, BOTH, version=3, after=[1, 2], bounds=NO_LOSS)
+    assert not shop.exists()
+
+
+def test_why_a_version_cannot_be_compared_with_is_one_sentence(shop, make_heads):
+    weights = shop / "1" / "variables" / "variables.data-00000-of-00001"
+    weights.write_bytes(weights.read_bytes()[:20])
+    with pytest.raises(RefusedError, match="OutOfRangeError: Read less bytes than requ") as caught:
+        publish(make_heads(), shop, BOTH, bounds=NO_LOSS)
+    assert "\n" not in str(caught.value) and "{{node" not in str(caught.value)
+
+
 def test_a_model_that_answers_otherwise_than_keras_is_not_published(tmp_path):
     class Eager(keras.layers.Layer):
         def call(self, x):
@@ -166,7 +236,8 @@ def test_a_model_that_answers_otherwise_than_keras_is_not_published(tmp_path):
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
-        ([], "Expected held-out examples of every task. Received: none"),
+        ([], "Expected held-out examples of one task at least. Received: none"),
+        (held_out("none"), "Expected held-out examples of one task at least. Received: none"),
         (held_out("pets"), "of these heads: 'pets', 'fruit'. Received: 'pets'."),
         (
             [HeldOut("cats", "cats", PETS, lambda _: [POINTS]), *BOTH],
@@ -178,6 +249,20 @@ def test_every_head_needs_held_out_examples(tmp_path, make_heads, examples, mess
     with pytest.raises(UsageError) as caught:
         publish(make_heads(), tmp_path / "shop", examples)
     assert message in str(caught.value) and not (tmp_path / "shop").exists()
+
+
+def test_a_task_without_examples_is_published_unmeasured(tmp_path, make_heads):
+    without = [HeldOut(name, name, PETS[:0], lambda _: iter([])) for name in ("pets", "fruit")]
+    folder = publish(make_heads(), tmp_path / "shop", without, examples=POINTS)
+    blessing = blessing_of(folder / "assets.extra")
+    assert blessing["note"] == (
+        "The first version: there is nothing to compare it with. 'pets', 'fruit' were not "
+        "measured, since there are no examples of them."
+    )
+    folder = publish(make_heads(), tmp_path / "shop", [without[0], BOTH[1]])
+    blessing = blessing_of(folder / "assets.extra")
+    assert [row["accuracy"] for row in blessing["tasks"]] == [None, 1.0]
+    assert blessing["note"] == "'pets' was not measured, since there are no examples of it."
 
 
 def test_images_are_answered_alike_as_pixels_files_and_examples(tmp_path):

@@ -10,11 +10,12 @@ from rich.console import Console
 from keras_mas.errors import UsageError
 from keras_mas.training import compare as compare_module
 from keras_mas.training import comparison_progress, progress
+from keras_mas.training.cli import main
 from keras_mas.training.compare import Entry, Observer, _Streams, compare
 from keras_mas.training.comparison_progress import ComparisonLines
 from keras_mas.training.learner import Learner
 from keras_mas.training.run import finished_result, train
-from keras_mas.training.run_directory import read_result
+from keras_mas.training.run_directory import locked, read_result
 from keras_mas.training.search.recommend import NoTrialError
 from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.search.trial import Trial
@@ -100,6 +101,21 @@ def test_another_seed_traces_nothing_again(stream, contestants, tmp_path, monkey
     )
     run_all(stream, contestants[:1], tmp_path, seeds=(0, 1, 2))
     assert len(traces) == 1
+
+
+def test_a_second_comparison_leaves_the_files_of_the_first_alone(tmp_path, monkeypatch, capsys):
+    arrays = {"x_train": np.eye(4, dtype="float32"), "y_train": np.arange(4) % 2}
+    arrays |= {"x_test": arrays["x_train"], "y_test": arrays["y_train"]}
+    np.savez(tmp_path / "pets.npz", **arrays)
+    tasks = tmp_path / "pets.toml"
+    tasks.write_text('name = "pets"\n[[task]]\nname = "pets"\nnpz = "pets.npz"\n')
+    monkeypatch.setattr(compare_module, "compare", None)  # is not reached
+    output = tmp_path / "comparison"
+    output.mkdir()
+    with locked(output):
+        assert main(["compare", str(tasks), "--output", str(output)]) == 1
+        assert sorted(path.name for path in output.iterdir()) == [".lock", ".lock.json"]
+    assert "comparison' is in use by process" in capsys.readouterr().err
 
 
 def test_a_learner_refuses_a_stream_with_other_heads(stream, quick):

@@ -420,10 +420,41 @@ def test_versions_are_added_to_those_of_the_run(data, first, tmp_path, monkeypat
     assert manifest["command"].startswith("keras-mas train --continue first --add")
     assert manifest["data"] == read_result(tmp_path / "first+more")["data"]
     capsys.readouterr()
-    assert main(["export", "first+more", "--to", "again"]) == 2
-    assert "since it goes on from another one" in capsys.readouterr().err
-    all_tasks = str(data / "three.toml")
-    assert main(["export", "first+more", "--to", "again", "--examples-of", all_tasks]) == 0
+    # All data are where they were: every task is measured.
+    assert main(["export", "first+more", "--to", "again"]) == 0
+    assert "not measured" not in capsys.readouterr().err
+    blessing = json.loads((tmp_path / "again/blessing.json").read_text())
+    assert [row["examples"] for row in blessing["tasks"]] == [60, 60, 60]
+    two = str(data / "two.toml")
+    words = ["export", "first+more", "--to", "part", "--version", "3", "--examples-of", two]
+    assert main(words) == 0
+    said = "In what is exported, 'cats' was not measured, since there are no examples of it."
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_versions_are_exported_where_the_old_data_are_gone(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, tmp_path, dirs_exist_ok=True)
+    learned(tmp_path, "two.toml", tmp_path / "first")
+    for name in ("ants.npz", "bees.npz"):
+        (tmp_path / name).unlink()
+    words = ["train", "--continue", "first", "--add", "third.toml", "--export", "models"]
+    assert main(words) == 0, capsys.readouterr().err
+    said = "'ants', 'bees' were not measured, since there are no examples of them."
+    assert " ".join(capsys.readouterr().err.split()).count(said) == 1
+    manifest = json.loads((tmp_path / "models/3/assets.extra/manifest.json").read_text())["run"]
+    assert manifest["accuracy_matrix"][2][:2] == [None, None]
+    blessing = json.loads((tmp_path / "models/3/assets.extra/blessing.json").read_text())
+    assert [row["accuracy"] is None for row in blessing["tasks"]] == [True, True, False]
+    assert blessing["note"] == said
+    assert main(["export", "first+more", "--to", "again"]) == 0
+    said = "again/2: compared with version 1 (the latest): 'ants', 'bees' were not measured"
+    assert said in capsys.readouterr().out
+    (tmp_path / "cats.npz").unlink()
+    assert main(["export", "first+more", "--to", "none"]) == 2
+    said = "Expected test examples of tasks that the run has learned, 'ants', 'bees', 'cats'"
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def write_shop(folder, name, rows):

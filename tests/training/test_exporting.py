@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 import warnings
 from collections import Counter
 from contextlib import closing
@@ -9,12 +10,19 @@ import pytest
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.export import export_version
+from keras_mas.serving.export import ExportError, export_version
 from keras_mas.serving.gate import Bounds, Compared, HeldOut, judge, write_blessing
 from keras_mas.serving.publish import publish
 from keras_mas.serving.runtime import LoadedVersion
 from keras_mas.training import exporting, network
-from keras_mas.training.exporting import export_heads, manifest_of
+from keras_mas.training.exporting import (
+    examples_of,
+    export_heads,
+    held_out_of,
+    manifest_of,
+    warn_of_unmeasured,
+    with_all_tasks,
+)
 from keras_mas.training.listening import Listener
 from keras_mas.training.run import train
 from keras_mas.training.saved_tasks import saved_heads
@@ -66,6 +74,25 @@ def test_a_version_that_another_process_publishes_meanwhile_is_no_failure(tmp_pa
         export_heads(tmp_path / "b", 1, {"pets": heads["other"]}, names, held_out)
 
 
+def test_a_version_that_would_be_another_or_vanished_is_not_published_already(tmp_path):
+    inputs = keras.Input((2,))
+    models = {"pets": keras.Model(inputs, keras.layers.Dense(2)(inputs))}
+    points, labels = np.float32([[0, 1], [1, 0]]), np.array([1, 0])
+    given = [
+        models,
+        {"pets": ("cat", "dog")},
+        [HeldOut("pets", "pets", labels, lambda _: [points])],
+    ]
+    assert export_heads(tmp_path / "m", 1, *given)
+    assert not export_heads(tmp_path / "m", 1, *given)
+    given[1] = {"pets": ("cat", "hound")}
+    with pytest.raises(UsageError, match="other options: classes .*'dog'.* instead of .*'hound'"):
+        export_heads(tmp_path / "m", 1, *given)
+    shutil.rmtree(tmp_path / "m")
+    with pytest.raises(ExportError, match="before this one: 1. .* that folder has vanished"):
+        export_heads(tmp_path / "m", 2, *given, after=[1])
+
+
 def test_a_version_that_lost_much_is_published_with_a_warning(tmp_path):
     right, wrong = np.ones(4, bool), np.array([True, True, False, False])
     earlier = Compared(2, "", ["ants", "bees"], {"ants": right, "bees": right})
@@ -92,6 +119,26 @@ def test_a_manifest_says_what_was_known_after_its_task():
         "accuracy_matrix": [[0.9, 0.1], [0.8, 0.7]],
         "command": "keras-mas train letters",
     }
+
+
+def test_tasks_without_examples_keep_their_place_and_their_heads():
+    stream = stream_of(np.arange(8, dtype=np.float32).reshape(4, 2))
+    [pets] = stream.tasks
+    classes = {"fruit": ["apple", "pear", "plum"], "pets": ["cat", "dog"]}
+    result = {"stream": "shop", "scenario": "task", "tasks": ["fruit", "pets"], "classes": classes}
+    result["input_shape"] = [2]
+    found = with_all_tasks(result, {"pets": pets}, "'pets.toml'")
+    assert [(each.task, len(each.labels)) for each in held_out_of(found, 2)] == [
+        ("fruit", 0),
+        ("pets", 4),
+    ]
+    np.testing.assert_array_equal(examples_of(found), pets.test.inputs)
+    with pytest.warns(UserWarning, match="'fruit' was not measured, since there are no examples"):
+        warn_of_unmeasured(found, 1)
+    with pytest.raises(UsageError, match="'fruit', 'pets', .*none in what is left.*--examples-of"):
+        with_all_tasks(result, {}, "what is left of their data")
+    with pytest.raises(UsageError, match="Expected the 3 classes of task 'fruit'.*Received: 2 in"):
+        with_all_tasks(result, {"fruit": pets}, "'pets.toml'")
 
 
 class ExportLast(Listener):

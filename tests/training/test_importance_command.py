@@ -217,6 +217,7 @@ def test_all_inputs_are_measured_where_all_are_asked_for(finished, tmp_path, cap
         (["gone", "--from-requests", "log"], 2, "not the folder of a finished run"),
         (["RUN", "--from-requests", "gone"], 2, "'gone'. Received: no such file or directory"),
         (["RUN", "--from-requests", "text"], 2, "Expected logs of requests"),
+        (["RUN", "--from-requests", "asked"], 2, "but 1 that `keras-mas serve --log-requests as"),
         (["RUN", "--from-requests", "log", "--model", "cars"], 1, "4 requests to the model"),
         (["RUN", "--from-data", "text"], 2, "an array in 'text'"),
         (["RUN", "--from-data", "gone.tfrecord"], 2, "'gone.tfrecord'. Received: no such file"),
@@ -239,6 +240,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     log(*[("", later)] * 4).rename("log")
     (tmp_path / "text").write_text("hello, this is no log of anything")
+    (tmp_path / "asked-20260101-7-00000.tfrecord").touch()
     (tmp_path / "text.tfrecord").write_text("hello, this is no log of anything")
     (tmp_path / "taken.npz").write_bytes(b"mine")
     np.save("wide.npy", np.zeros([3, 7]))

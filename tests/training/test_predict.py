@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_mas.serving.client import RestClient
 from keras_mas.serving.export import export_version
 from keras_mas.serving.standin import ServerOptions, StandIn, config_of
 from keras_mas.training.cli import main
@@ -166,3 +167,65 @@ def test_a_model_of_other_inputs_takes_no_images(tmp_path, files, capsys):
     assert (
         "with a signature 'encoded'. Received: 'rows' with a, examples" in capsys.readouterr().err
     )
+
+
+@pytest.fixture
+def answered(tmp_path, monkeypatch, capsys):
+    """A function that asks about two inputs a server that answers what it is given."""
+
+    def answered(outputs, *words, outputs_of_metadata=None):
+        names = outputs if outputs_of_metadata is None else outputs_of_metadata
+        signatures = {"pets": argparse.Namespace(outputs=dict.fromkeys(names))}
+        arrays = {name: np.array(value) for name, value in outputs.items()}
+        monkeypatch.setattr(RestClient, "_metadata", lambda *_: (signatures, 1))
+        monkeypatch.setattr(RestClient, "_predict", lambda *_: (arrays, 1))
+        np.save(tmp_path / "x.npy", np.zeros([2, 3], np.float32))
+        code = main(["predict", "shop", "--input", str(tmp_path / "x.npy"), *words])
+        return code, *capsys.readouterr()
+
+    return answered
+
+
+LABELS = np.array(["cat", "dog"], object)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        ({"label": LABELS[:1], "probabilities": [[1.0]]}, "of 2 inputs, 'label' [1], 'prob"),
+        ({"label": LABELS, "probabilities": [[1.0]] * 3}, "of 2 inputs, 'probabilities' [3, 1]"),
+        ({"label": np.array("cat", object), "probabilities": [[1.0]] * 2}, "inputs, 'label' []"),
+        ({"label": LABELS, "probabilities": [[], []]}, "no 'probabilities' of the right shape"),
+        ({"label": LABELS, "probabilities": [1.0, 1.0]}, "no 'probabilities' of the right shape"),
+        ({"label": LABELS}, "no 'probabilities' of the right shape"),
+    ],
+)
+def test_an_answer_of_another_shape_is_one_sentence(answered, outputs, words):
+    code, out, error = answered(outputs)
+    assert code == 1 and words in error and error.count("\n") == 1 and not out
+
+
+def test_numbers_that_are_not_finite_are_null_and_named(answered):
+    outputs = {"label": LABELS, "probabilities": [[0.25, 0.75], [np.nan, 0.5]]}
+    code, out, error = answered(outputs, "--json")
+    rows = json.loads(out, parse_constant=pytest.fail)
+    assert code == 0 and [row["probability"] for row in rows] == [0.75, None]
+    assert "NaN or infinity about 'example 2 of pets'. What" in error and error.count("\n") == 1
+    code, out, error = answered(outputs | {"probabilities": [[-np.inf, 1.0], [np.inf, 0.5]]})
+    assert [line.split() for line in out.splitlines()[2:]] == [
+        ["pets", "cat", "–"],
+        ["pets", "dog", "–"],
+    ]
+    assert "about 'example 1 of pets', 'example 2 of pets'." in error
+
+
+def test_control_characters_of_labels_do_not_reach_the_terminal(answered):
+    labels = np.array(["\x1b[31mred\0", "größe\u3000\x9b1m\nb"], object)
+    _, out, _ = answered({"label": labels, "probabilities": [[1.0]] * 2})
+    assert "\\x1b[31mred\\x00 " in out and "größe\u3000\\x9b1m\\nb " in out
+    assert len(out.splitlines()) == 4
+
+
+def test_a_model_without_heads_is_said_to_have_none(answered):
+    code, _, error = answered({}, "--task", "pets", outputs_of_metadata=["y"])
+    assert code == 2 and "Received: 'shop' with pets, which answer without a label." in error

@@ -94,6 +94,27 @@ def test_tasks_are_added_to_a_network_of_one_s_own(folder, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+def test_what_starts_from_a_network_is_exported(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", folder / "new.toml", "--start-from", folder / "own.keras", *QUICK]
+    words += ["--unlabelled", folder / "unlabelled.npz", "--output", "run", "--export", "models"]
+    assert main(list(map(str, words))) == 0, capsys.readouterr().err
+    said = "'start' was not measured, since there are no examples of it"
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert main(["export", "run", "--to", "again"]) == 0, capsys.readouterr().err
+    manifests = [
+        read_json(tmp_path / base / "2/assets.extra/manifest.json")["run"]
+        for base in ("models", "again")
+    ]
+    assert manifests[0] == manifests[1]
+    assert manifests[0]["accuracy_matrix"][1][0] is None
+    assert (
+        main(["export", "run", "--to", "known", "--examples-of", str(folder / "known.toml")]) == 2
+    )
+    assert "of tasks that the run has learned, 'start', 'new'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_network_of_keras_applications(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)

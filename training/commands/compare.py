@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.files import check_writable
 
+    from ..run_directory import locked
+
     plan = ComparisonPlan(**given_options(ComparisonPlan, args))
     _check_search(args)
     # What is refused before any data is loaded.
@@ -79,10 +81,12 @@ def run(args: argparse.Namespace) -> None:
     shared.warn_of_scenario(stream, *contestants)
     output = args.output or Path("comparisons") / stream.name
     check_writable(output)
-    entries = _entries(args, plan, following, stream, contestants)
-    if not any(entry.result for entry in entries):
-        raise RuntimeError(f"None of {len(entries)} runs was finished. {entries[-1].error}")
-    content = _written(args, plan, entries, output)
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        entries = _entries(args, plan, following, stream, contestants)
+        if not any(entry.result for entry in entries):
+            raise RuntimeError(f"None of {len(entries)} runs was finished. {entries[-1].error}")
+        content = _written(args, plan, entries, output)
     _print(args, plan, entries, content, output)
     failed = [entry.name for entry in entries if not entry.result]
     if failed:
@@ -149,7 +153,6 @@ def _written(args, plan, entries, output):
     from ..run_directory import write_json
     from ..summary import groups
 
-    output.mkdir(parents=True, exist_ok=True)
     content = comparison_content(entries, plan.against, _command(args), output)
     write_json(output / "comparison.json", content)
     with atomic_file(output / "comparison.csv", "w") as file:

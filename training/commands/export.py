@@ -6,7 +6,7 @@ from pathlib import Path
 from keras_mas.errors import UsageError
 from keras_mas.serving.conventions import MAX_FORGETTING
 
-from ..options import Bounds, file_or_folder, number, option_fields
+from ..options import Bounds, file_or_folder, given_options, number, option_fields
 from ..tasks import LoadOptions
 from ..tasks.images import RESIZE_MODES
 from . import rollouts, shared
@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--examples-of",
         metavar="TASKS",
-        help="stream whose test examples show what was forgotten (default: that of the run)",
+        help="stream whose test examples show what was forgotten (default: that of the run); "
+        "tasks that it lacks are exported unmeasured",
     )
     shared.add_data(group)
 
@@ -82,7 +83,13 @@ def run(args: argparse.Namespace) -> None:
     from keras_mas.serving.gate import Bounds as GateBounds
     from keras_mas.serving.paths import version_path
 
-    from ..exporting import export_heads, held_out_of, manifest_of
+    from ..exporting import (
+        examples_of,
+        export_heads,
+        held_out_of,
+        manifest_of,
+        warn_of_unmeasured,
+    )
     from ..run_directory import read_result
     from ..saved_tasks import saved_heads
 
@@ -99,12 +106,16 @@ def run(args: argparse.Namespace) -> None:
         )
     bounds = GateBounds(args.max_forgetting, args.min_accuracy)
     stream = _held_out_stream(args, result)
-    for tasks in [args.version] if args.version else range(1, learned + 1):
+    warn_of_unmeasured(stream, args.version or learned)
+    numbers = [args.version] if args.version else range(1, learned + 1)
+    for tasks in numbers:
         published = export_heads(
             base,
             tasks,
             *saved_heads(args.directory, tasks),
             held_out_of(stream, tasks),
+            examples=examples_of(stream),
+            after=[number for number in numbers if number < tasks],
             bounds=bounds,
             force=args.force,
             config=args.config,
@@ -132,15 +143,17 @@ def _print(folder, published, force):
 def _held_out_stream(args, result):
     """Return the tasks of a run, with the data as they were if they are not named."""
     from ..continuing import known_encoding
-    from ..exporting import check_same_data
+    from ..exporting import check_same_data, with_all_tasks
 
+    if args.examples_of is None and "sources" in result:
+        return _what_is_left(args, result)
     recorded = result.get("arguments", {})
     args.tasks = args.examples_of or recorded.get("tasks")
     if not args.tasks:
         raise UsageError(
             f"Expected the tasks that '{args.directory}' was trained on, to measure what it "
-            "forgot. Received: a run that does not name them all, since it goes on from another "
-            "one, or `keras-mas train` did not make it. Name them with `--examples-of TASKS`."
+            "forgot. Received: a run that names none, as that of a network which was trained "
+            "elsewhere. Name a stream with test examples of them with `--examples-of TASKS`."
         )
     for name in option_fields(LoadOptions):
         if getattr(args, name, None) in (None, False):
@@ -148,4 +161,18 @@ def _held_out_stream(args, result):
     stream = shared.load_stream(args, result["seed"], known_encoding(args.directory, result))
     if args.examples_of is None:
         check_same_data(stream, result, args.directory)
-    return stream
+        return stream
+    found = {task.name: task for task in stream.tasks}
+    return with_all_tasks(result, found, f"'{args.examples_of}'")
+
+
+def _what_is_left(args, result):
+    """Return the tasks of a run that went on from another one, from wherever each was loaded."""
+    from ..continuing import FinishedRun, tasks_left
+    from ..exporting import with_all_tasks
+    from ..progress import DecodingLines
+
+    given = {k: v for k, v in given_options(LoadOptions, args).items() if v not in (None, False)}
+    with DecodingLines() as lines:
+        found = tasks_left(FinishedRun.read(args.directory), given, lines.decoded)
+    return with_all_tasks(result, found, "what is left of their data")

@@ -229,12 +229,26 @@ def _paths(args):
     for path in args.from_requests or args.from_data:
         is_pattern = glob.has_magic(str(path)) and not path.exists()
         found = sorted(map(Path, glob.glob(str(path)))) if is_pattern else [path]
+        if args.from_requests and found == [path] and not path.exists():
+            _check_no_prefix(path)
         if not found:
             raise UsageError(
                 f"Expected files that match '{path}'. Received: none. Correct the pattern."
             )
         paths += found
     return paths
+
+
+def _check_no_prefix(path):
+    """Refuse what `serve --log-requests` was given, with which the names of its logs begin."""
+    import glob
+
+    if logs := glob.glob(f"{glob.escape(str(path))}-*.tfrecord"):
+        raise UsageError(
+            f"Expected a log of requests in '{path}'. Received: no such file or directory, but "
+            f"{len(logs)} that `keras-mas serve --log-requests {path}` writes. Name them with "
+            f"`--from-requests '{path}-*'`."
+        )
 
 
 def _shards(paths):

@@ -5,15 +5,20 @@ It starts in a fraction of a second, since without `--examples-of` it needs no T
 
 import argparse
 import dataclasses
+import math
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.conventions import ENCODED, IMAGE_BEGINNINGS, IMAGE_BYTES
 
 from ..load_options import SHARED_HEADS, LoadOptions
 from ..options import file_or_folder, given_options
+from ..wording import one_of
 from . import basics
 
 if TYPE_CHECKING:
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
 
 # As many as a version is warmed up with, too.
 _BATCH_SIZE = 32
+
+# The categories of Unicode of what a terminal obeys, or cannot encode.
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
 
 SUMMARY = "ask a server about examples"
 
@@ -101,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
             if inputs is not None:
                 questions = [_about_inputs(inputs, args, client)]
             rows = [row for question in questions for row in _answers(question, args, client)]
+    _warn_of_numbers(rows)
     if args.json:
         basics.print_json(rows)
     else:
@@ -176,9 +185,19 @@ def _about_inputs(inputs, args, client):
 def _head(args, signatures):
     """Return the head that answers about inputs, which is a signature of its own."""
     heads = [name for name, signature in signatures.items() if "label" in signature.outputs]
+    _check_any_head(args, heads, signatures)
     if args.task is None and len(heads) == 1:
         return heads[0]
     return _named_head(args, heads)
+
+
+def _check_any_head(args, heads, signatures):
+    if not heads:
+        raise UsageError(
+            f"Expected a model with heads that name classes, as `keras-mas export` publishes it. "
+            f"Received: '{args.model}' with {', '.join(sorted(signatures)) or 'no signatures'}, "
+            "which answer without a label. Ask it with `RestClient` or `GrpcClient`."
+        )
 
 
 def _named_head(args, heads):
@@ -209,8 +228,11 @@ def _read_inputs(path):
     return inputs.astype("float32")
 
 
-def _ask(args, client, signature, inputs):
-    return client.predict(
+def _ask(args, client, signature, inputs, heads=("",), needed=("label", "probabilities")):
+    """Return the version that answered, and the answers of heads by what their names begin with."""
+    from keras_mas.serving.client import ServingError
+
+    answer = client.predict(
         args.model,
         inputs,
         signature=signature,
@@ -218,6 +240,27 @@ def _ask(args, client, signature, inputs):
         label=args.label,
         batch_size=args.batch_size,
     )
+    answers = {
+        head: {name.removeprefix(head): answer[name] for name in answer if name.startswith(head)}
+        for head in heads
+    }
+    if wrong := [f"{head}{name}" for head in heads for name in _misshapen(answers[head], needed)]:
+        raise ServingError(
+            f"Expected '{args.model}' to answer with {' and '.join(needed)} for each example. "
+            f"Received: no '{wrong[0]}' of the right shape. Export the model again with "
+            "`keras-mas export`, or ask it with `RestClient` or `GrpcClient`."
+        )
+    return answer.version, answers
+
+
+def _misshapen(outputs, needed):
+    """Return which outputs are missing, or are not `[N]`, or `[N, C]` for probabilities."""
+    ranks = {name: 2 if name == "probabilities" else 1 for name in needed}
+    return [
+        name
+        for name, rank in ranks.items()
+        if name not in outputs or outputs[name].ndim != rank or 0 in outputs[name].shape[1:]
+    ]
 
 
 def _answers_about_images(args: argparse.Namespace, client: Any) -> Iterator[dict[str, Any]]:
@@ -233,12 +276,14 @@ def _answers_about_images(args: argparse.Namespace, client: Any) -> Iterator[dic
     suffix = "/label"
     names = signatures[ENCODED].outputs
     heads = sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
+    _check_any_head(args, heads, signatures)
     chosen = heads if args.task is None else [_named_head(args, heads)]
-    answer = _ask(args, client, ENCODED, {IMAGE_BYTES: contents})
+    prefixes = [f"{head}/" for head in chosen]
+    version, answers = _ask(args, client, ENCODED, {IMAGE_BYTES: contents}, prefixes)
     for k, path in enumerate(args.images):
-        for head in chosen:
-            outputs = {name: answer[f"{head}/{name}"] for name in ("label", "probabilities")}
-            yield {"file": str(path), "task": head, "version": answer.version} | _row(outputs, k)
+        for head, prefix in zip(chosen, prefixes, strict=True):
+            row = {"file": str(path), "task": head, "version": version}
+            yield row | _row(answers[prefix], k)
 
 
 def _read_image(path: Path) -> bytes:
@@ -258,19 +303,50 @@ def _read_image(path: Path) -> bytes:
 
 
 def _row(outputs: Mapping[str, Any], k: int) -> dict[str, Any]:
-    """Return the answer about example k."""
+    """Return the answer about example k; without a probability if one is NaN or infinite."""
+    probabilities = [float(each) for each in outputs["probabilities"][k]]
+    is_finite = all(map(math.isfinite, probabilities))
     return {
         "answer": str(outputs["label"][k]),
-        "probability": round(float(outputs["probabilities"][k].max()), 4),
+        "probability": round(max(probabilities), 4) if is_finite else None,
     }
+
+
+def _warn_of_numbers(rows: list[dict[str, Any]]) -> None:
+    """Warn of answers whose probabilities are NaN or infinite, and name their examples."""
+    numbers: Counter[str] = Counter()
+    examples = []
+    for row in rows:
+        numbers[row["task"]] += 1
+        if row["probability"] is None:
+            example = row.get("file", f"example {numbers[row['task']]}")
+            examples.append(f"{example} of {row['task']}")
+    if examples:
+        warnings.warn(
+            "Expected probabilities that are finite numbers. Received: NaN or infinity about "
+            f"{one_of(examples)}. What was answered there means nothing: look at these inputs, and "
+            "whether the training of the model has diverged.",
+            stacklevel=2,
+        )
+
+
+def _visible(text: object) -> str:
+    """Return a text with its control characters escaped, which a terminal would obey."""
+    return "".join(
+        each.encode("unicode_escape").decode() if category(each) in _CONTROL else each
+        for each in str(text)
+    )
 
 
 def _answers(question, args, client):
     """Return a row per example."""
-    answer = _ask(args, client, question.head, {"inputs": question.inputs})
+    needed = ("label", "probabilities", *(["class"] if question.truth is not None else []))
+    inputs = {"inputs": question.inputs}
+    version, answers = _ask(args, client, question.head, inputs, needed=needed)
+    answer = answers[""]
     rows = []
     for k in range(len(question.inputs)):
-        row = {"task": question.task, "version": answer.version} | _row(answer, k)
+        row = {"task": question.task, "version": version} | _row(answer, k)
         if question.truth is not None:
             # By number: a model exported elsewhere may have other names for its classes.
             row["truth"] = question.classes[question.truth[k]]
@@ -285,7 +361,7 @@ def _title(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     words = [args.model, *(f"version {version}" for version in versions)]
     if args.label is not None:
         words.append(f"labelled '{args.label}'")
-    return f"{', '.join(words)}, over {args.via}"
+    return _visible(f"{', '.join(words)}, over {args.via}")
 
 
 def _print(rows, args):
@@ -301,7 +377,8 @@ def _print(rows, args):
         table.add_column(heading)
     for row in rows:
         wrong = [] if row.get("correct", True) else ["wrong"]
-        table.add_row(*(str(row[heading]) for heading in headings), *wrong)
+        shown = ("–" if row[heading] is None else _visible(row[heading]) for heading in headings)
+        table.add_row(*shown, *wrong)
     print_table(console, table)
     if "correct" in rows[0]:
         console.print(f"{sum(row['correct'] for row in rows)} of {len(rows)} right")

@@ -116,6 +116,7 @@ def _no_single_strength(text):
 
 def _workers(args):
     workers = Workers(**given_options(Workers, args))
+    workers.check_cores()
     for name in ("overwrite", "tensorboard", "json"):
         if workers.join is not None and getattr(args, name):
             raise UsageError(

@@ -21,7 +21,7 @@ from . import channel
 from .plan import Plan
 from .search import Way
 from .trials import TRIALS, Trials
-from .workers import NAME, is_of_this_machine, reached_at
+from .workers import NAME, cores, is_of_this_machine, reached_at
 
 # Starts a worker that joins an address, in an environment.
 Launch = Callable[[str, Mapping[str, str]], subprocess.Popen]
@@ -43,7 +43,7 @@ def with_workers(launch: Launch, workers: int, listen: str | None = None) -> Way
 
     Args:
         launch: Starts a worker of this machine.
-        workers: How many; 0 for those of other machines alone.
+        workers: How many, but no more than there are trials; 0 for those of other machines alone.
         listen: `HOST:PORT` at which workers may join; by default any port, from this machine only.
 
     Raises:
@@ -53,12 +53,13 @@ def with_workers(launch: Launch, workers: int, listen: str | None = None) -> Way
     """
 
     def run(plan: Plan, trials: Trials) -> None:
-        plan.workers = max(1, workers)
+        count = min(workers, plan.expected)
+        plan.workers = max(1, count)
         oracle = _Oracle(plan, trials)
         with _listening(oracle, listen or "127.0.0.1:0") as address:
             if listen is not None:
                 _say_where(plan, address)
-            local = _LocalWorkers(launch, address, workers, plan, oracle)
+            local = _LocalWorkers(launch, address, count, plan, oracle)
             try:
                 while not plan.is_finished:
                     local.look()
@@ -297,7 +298,6 @@ class _Process:
 
 def _environment(workers):
     """Return the environment of each worker: TensorFlow takes its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = str(max(1, (cores or 1) // max(1, workers)))
+    share = str(max(1, cores() // max(1, workers)))
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     return {name: share for name in names} | os.environ

@@ -69,6 +69,7 @@ class Plan:
         proposals: Proposes them.
         baseline: Values of the first one; None for none but what is proposed.
         observer: Follows the progress.
+        expected: How many trials there are at most.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class Plan:
         proposals: Proposals,
         baseline: dict[str, Any] | None,
         observer: Observer,
+        expected: int,
     ):
         self.trials, self.proposals, self.observer = trials, proposals, observer
-        self.workers = 1
+        self.expected, self.workers = expected, 1
         self.lock = threading.RLock()
         self._all_proposed = False
         self._numbers = itertools.count()

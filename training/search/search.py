@@ -105,7 +105,7 @@ def search(
         expected = space.count(dimensions) + has_baseline
         observer.search_started(expected, len(stream.tasks))
         proposals = Proposals(space, settings, folder / _PROPOSALS)
-        plan = Plan(trials, proposals, baseline, observer)
+        plan = Plan(trials, proposals, baseline, observer, expected)
         (way or here)(plan, trials)
         if plan.is_finished and len(plan.ended) < expected:
             observer.said(f"{len(plan.ended)} trials are all: others would differ in nothing used")

@@ -1,6 +1,7 @@
 """A worker of a search: runs the trials that its chief gives it, in this process."""
 
 import contextlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -21,12 +22,13 @@ from .plan import Observer
 from .search import SEARCH_FILES, folder_of
 from .space import SearchSpace
 from .trials import NOT_OF_THE_TRIAL, Trials
-from .workers import is_of_this_machine, worker_name
+from .workers import NAME, is_of_this_machine, worker_name
 
 # For how many seconds a chief is waited for: one that has not been reached yet, since it loads its
-# data first; one that is not reached any more; and such a one on this machine, where nothing lies
-# between that could have failed in its place.
-_FIRST, _LOST, _LOST_HERE = 60.0, 30.0, 3.0
+# data first; one that has started this process, so that it listens already; one that is not reached
+# any more; and such a one on this machine, where nothing lies between that could have failed in its
+# place.
+_FIRST, _PARENT, _LOST, _LOST_HERE = 60.0, 10.0, 30.0, 3.0
 _PAUSE, _TIMEOUT = 0.5, 10.0
 
 _AWAY = (
@@ -141,7 +143,8 @@ class _Chief:
         self.address, self.name = address, worker_name()
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = channel.services.OracleStub(self._channel)
-        self._patience, self._was_reached, self._waits = _FIRST, False, False
+        self._patience = _PARENT if NAME in os.environ else _FIRST
+        self._was_reached, self._waits = False, False
 
     def close(self):
         self._channel.close()
@@ -201,8 +204,8 @@ class _Chief:
     def _gone(self):
         if not self._was_reached:
             return (
-                f"Nothing has answered at {self.address} for {_FIRST:.0f} s. Start the search "
-                "there with `--listen`, or correct the address of --join."
+                f"Nothing has answered at {self.address} for {self._patience:.0f} s. Start the "
+                "search there with `--listen`, or correct the address of --join."
             )
         return (
             f"The search at {self.address} does not answer any more. What has been learned stays "

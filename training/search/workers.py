@@ -52,6 +52,17 @@ def worker_name() -> str:
     return os.environ.get(NAME) or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# More processes than this on a core only take memory and turns from each other.
+_PER_CORE = 4
+
+
 @dataclasses.dataclass(frozen=True)
 class Workers:
     """Who runs the trials.
@@ -68,7 +79,8 @@ class Workers:
     workers: int = option(
         1,
         "processes on this machine that run trials side by side, with an equal share of its cores "
-        "each; 0 leaves all trials to workers that join",
+        f"each, no more than there are trials, and at most {_PER_CORE} for a core; 0 leaves all "
+        "trials to workers that join",
         bounds=NOT_NEGATIVE,
         metavar="N",
     )
@@ -98,6 +110,19 @@ class Workers:
             raise UsageError(
                 "Expected --listen HOST:PORT with --workers 0, for workers of other machines to "
                 "join. Received none, so that nobody would run the trials."
+            )
+
+    def check_cores(self) -> None:
+        """Refuse more processes than this machine has use for.
+
+        Raises:
+            UsageError: If there would be.
+        """
+        if self.workers > (most := _PER_CORE * cores()):
+            raise UsageError(
+                f"Expected --workers of at most {most}, {_PER_CORE} for each core that this "
+                f"process may use. Received: {self.workers}. Each is a TensorFlow process with its "
+                "own memory; have other machines join with --listen."
             )
 
     @property

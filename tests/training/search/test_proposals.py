@@ -65,7 +65,7 @@ def test_a_failed_trial_counts_as_the_worst_and_not_as_0(trained, stream, settin
     # Keras-tuner's Bayesian search takes an infinite loss for 0, here better than all others.
     space = SearchSpace("bayesian", 3, 1e-3, 1e3, max_forgetting=0.0, complete_trials=True)
     trials = Trials(stream, settings, space, tmp_path)
-    plan = Plan(trials, Proposals(space, settings, tmp_path / "p.json"), None, Observer())
+    plan = Plan(trials, Proposals(space, settings, tmp_path / "p.json"), None, Observer(), 9)
     for number, values in enumerate({"strength": s} for s in (0.1, 0.01, 500.0)):
         plan._ask_for(values, plan.proposals.next()[0])
         asked = plan.next("here")

@@ -226,7 +226,7 @@ def plan_of(stream, settings, folder, **options):
     asked = space(2, **options)
     trials = Trials(stream, settings, asked, folder)
     proposals = Proposals(asked, settings, folder / "proposals.json")
-    return Plan(trials, proposals, {"strength": 0.0}, Observer())
+    return Plan(trials, proposals, {"strength": 0.0}, Observer(), 9)
 
 
 def test_a_trial_that_takes_two_workers_with_it_has_failed(trained, stream, settings, tmp_path):
@@ -277,7 +277,9 @@ def test_a_trial_that_an_earlier_chief_gave_is_not_taken_for_one_of_the_same_num
 def test_the_same_setting_under_way_is_not_given_twice(trained, stream, settings, tmp_path):
     asked = SearchSpace("grid", 6, 0.5, 5.0, vary="method=finetune,mas")
     trials = Trials(stream, settings, asked, tmp_path)
-    plan = Plan(trials, Proposals(asked, settings, tmp_path / "proposals.json"), None, Observer())
+    plan = Plan(
+        trials, Proposals(asked, settings, tmp_path / "proposals.json"), None, Observer(), 9
+    )
     names = [plan.next(str(number)).name for number in range(4)]
     assert names[0] == "method-finetune"  # which λ makes no difference to
     assert len(set(names)) == 4 and plan.next("fifth") is None
@@ -407,6 +409,38 @@ def test_workers_that_do_not_start_end_the_search(trained, stream, settings, tmp
     way = with_workers(process("import sys; sys.exit('no such module')"), 2)
     with pytest.raises(RuntimeError, match="exit code 1 before its first trial. no such module"):
         search(stream, settings, space(), tmp_path, way=way)
+
+
+def test_no_more_workers_start_than_there_are_trials(trained, stream, settings, tmp_path):
+    started = []
+    launch = process("import sys; sys.exit('no such module')")
+
+    def counting(address, environment):
+        started.append(environment["KERASTUNER_TUNER_ID"])
+        return launch(address, environment)
+
+    with pytest.raises(RuntimeError, match="before its first trial"):
+        # λ = 0 is a trial besides.
+        search(stream, settings, space(2), tmp_path, way=with_workers(counting, 1000))
+    assert started == ["1", "2", "3"]
+
+
+def test_more_workers_than_the_cores_have_use_for_are_refused(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    Workers(8).check_cores()
+    with pytest.raises(UsageError, match="at most 8, 4 for each core .* Received: 9. Each is"):
+        Workers(9).check_cores()
+
+
+def test_a_worker_that_a_chief_started_does_not_wait_for_it_to_begin(monkeypatch):
+    monkeypatch.setattr(worker, "_FIRST", 600.0)
+    monkeypatch.setattr(worker, "_PARENT", 0.05)
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "7")
+    with (
+        contextlib.closing(worker._Chief("127.0.0.1:1", Observer())) as away,
+        pytest.raises(ChiefError, match=r"Nothing has answered at 127.0.0.1:1 for 0 s"),
+    ):
+        away.search()
 
 
 def test_cores_are_divided(monkeypatch):
