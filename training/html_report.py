@@ -170,7 +170,7 @@ _GAPS = (
 _MATRIX = (
     "Row: how many tasks have been learned. Column: the task that is measured. A column that "
     "darkens downwards is a task that is being forgotten. Tasks not learned yet are left out, and "
-    "what could not be measured since no examples were left."
+    "what could not be measured since there are no examples of it."
 )
 _STABILITY = (
     "Right: new tasks are learned well (plasticity). Low: old ones are kept (stability). The best "

@@ -46,7 +46,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     if len(evaluated) < len(result["tasks"]):
         lines.append(
             Text(
-                f"({NOT_MEASURED}: not measured, since no examples of the task were left; the "
+                f"({NOT_MEASURED}: not measured, since there are no examples of the task; the "
                 f"average is over {', '.join(evaluated)})"
             )
         )

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -176,7 +177,7 @@ def train(
                 run.task(number, task)
             if not finished:
                 check_there(folder)
-                recorded = {"arguments": arguments or {}}
+                recorded: dict[str, Any] = {"arguments": arguments or {}}
                 if keeps_models:
                     run.save_network()
                     recorded |= {"network": digest_of_file(folder / MODEL)}

@@ -42,11 +42,13 @@ from typing import Any
 
 import filelock
 
+from keras_mas.choices import PENALTIES
 from keras_mas.errors import UsageError
 from keras_mas.files import UNFINISHED, atomic_file, check_writable, remove_unfinished
 
+from .load_options import SCENARIOS
 from .options import flag, option_fields
-from .settings import Recipe, Settings
+from .settings import SEEDS, Recipe, Settings, is_found
 from .tasks.stream import check_name
 
 ARGUMENTS = "arguments.json"
@@ -320,8 +322,13 @@ def is_size(value: object) -> bool:
     return isinstance(value, int) and is_number(value) and value >= 0
 
 
-def _is_number_or_null(value):
-    return value is None or is_number(value)
+def _is_positive_or_zero(value):
+    return is_number(value) and value >= 0
+
+
+def _is_difference_or_null(value):
+    """Whether a JSON value is a difference of two accuracies, or null where none was measured."""
+    return value is None or (is_number(value) and -1 <= value <= 1)
 
 
 def _is_text_or_null(value):
@@ -334,17 +341,17 @@ def _is_object(value):
 
 _RESULT: dict[str, Check] = {
     "stream": is_name,
-    "scenario": is_text,
+    "scenario": lambda value: value in SCENARIOS,
     "tasks": are(is_name),
     "method": is_text,
-    "strength": lambda value: value is None or is_number(value) or is_text(value),
-    "penalty": _is_text_or_null,
-    "seed": is_number,
+    "strength": lambda value: value is None or is_found(value) or _is_positive_or_zero(value),
+    "penalty": lambda value: value in (None, *PENALTIES),
+    "seed": lambda value: is_size(value) and value in SEEDS,
     "accuracy_matrix": are(are(is_measured_or_not)),
-    "average_accuracy": _is_number_or_null,
-    "forgetting": _is_number_or_null,
-    "backward_transfer": _is_number_or_null,
-    "forward_transfer": _is_number_or_null,
+    "average_accuracy": is_measured_or_not,
+    "forgetting": _is_difference_or_null,
+    "backward_transfer": _is_difference_or_null,
+    "forward_transfer": _is_difference_or_null,
     "seconds": maps_to(is_number),
     "recipe": _is_object,
 }
@@ -383,8 +390,8 @@ _LATER_IN_RESULT: dict[str, Check] = {
     "arguments": _is_object,
     "versions": maps_to(is_text),
     "evaluate_every": is_size,
-    "min_accuracy": _is_number_or_null,
-    "worst_case_accuracy": _is_number_or_null,
+    "min_accuracy": is_measured_or_not,
+    "worst_case_accuracy": is_measured_or_not,
     "evaluations": are(_is_evaluation),
     "cross_entropy": are(is_number),
 }

@@ -44,7 +44,9 @@ LOGS = ("csv", "tensorboard")
 BATCH_NORMS = ("frozen", "per-task", "shared")
 
 # NumPy's generators, which Keras seeds too, take no larger ones.
-_SEEDS = Bounds(at_least=0, at_most=2**32 - 1)
+SEEDS = Bounds(at_least=0, at_most=2**32 - 1)
+# TensorFlow's kernels count examples in 32 bits.
+_BATCH_SIZES = Bounds(at_least=1, at_most=2**31 - 1)
 # More are a slip of the pen, and a comparison that would never end.
 _MOST_SEEDS = 1000
 _OWN_METHOD = "MODULE:CLASS for a method of your own"
@@ -150,7 +152,7 @@ class Recipe:
         0.001, "learning rate", bounds=POSITIVE, metavar="RATE", label="rate"
     )
     epochs: int = option(20, "epochs for each task", bounds=AT_LEAST_ONE)
-    batch_size: int = option(64, "examples per training step", bounds=AT_LEAST_ONE, label="batch")
+    batch_size: int = option(64, "examples per training step", bounds=_BATCH_SIZES, label="batch")
     first_learning_rate: float | None = option(
         None,
         "learning rate of the first task, if it differs",
@@ -273,7 +275,8 @@ class Settings:
         None,
         "weight of the penalty beside the loss, ≥ 0; or auto, to find it for each task from the "
         "learning rate, the steps and the importance; or decay, to lower it until the task is "
-        "learned, by its own validation data (default: the method's own, 1 for mas)",
+        "learned, by its own validation data (default: the method's own, 0.1 for mas, "
+        "10 if it is decoupled)",
         metavar="λ",
         parse=strength,
     )
@@ -285,7 +288,7 @@ class Settings:
     seed: int = option(
         0,
         "seed of the initial weights, the order of the examples and the held-out ones",
-        bounds=_SEEDS,
+        bounds=SEEDS,
     )
     recipe: Recipe = Recipe()
     evaluate_every: int | None = option(
@@ -381,6 +384,19 @@ def _strength_of(name, penalty, strength):
 
     check_finds_strength(method, text)
     return text
+
+
+def is_found(strength: object) -> bool:
+    """Return whether a strength says how λ is found, and is no number.
+
+    Example:
+        >>> [is_found(each) for each in ("auto:30", "decay", 0.5, "much", "auto:much")]
+        [True, True, False, False, False]
+    """
+    try:
+        return isinstance(strength, str) and _checked_text(strength) is not None
+    except ValueError:
+        return False
 
 
 def _checked_text(strength):
@@ -620,9 +636,9 @@ def _range(text):
         numbers = range(int(first), int(last if dash else first) + 1)
     except ValueError:
         numbers = range(0)
-    if not numbers or numbers[-1] not in _SEEDS:
+    if not numbers or numbers[-1] not in SEEDS:
         raise UsageError(
-            f"Expected --seeds to be whole numbers {_SEEDS} and ranges of them, as in 0,1,2 or "
+            f"Expected --seeds to be whole numbers {SEEDS} and ranges of them, as in 0,1,2 or "
             f"0-9. Received: {text!r}."
         )
     return numbers

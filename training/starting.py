@@ -154,6 +154,18 @@ def _read_arrays(source):
     return Split(inputs, np.zeros(len(inputs), np.int64))
 
 
+def _check_hidden(path):
+    """Refuse a network whose only weights are those of its output layer."""
+    network = saved.read_network(path)
+    if len(network.weights) > len(saved.output_layer(network, path).weights):
+        return
+    raise UsageError(
+        f"Expected weights before the last layer of the network in '{path}', which new tasks would "
+        "share with it. Received: a linear network, all weights of which are its head's. Nothing "
+        "of it can be forgotten, and no task learns from it: train the tasks without it."
+    )
+
+
 def own_task(start: Start, name: str, classes: tuple[str, ...]) -> TaskStream:
     """Return the stream of the one task that a network has learned.
 
@@ -165,6 +177,7 @@ def own_task(start: Start, name: str, classes: tuple[str, ...]) -> TaskStream:
     Raises:
         UsageError: If the network has another number of classes, or cannot be read.
     """
+    _check_hidden(start.path)
     _, bias = saved.head_weights(start.path)
     named = classes or tuple(str(number) for number in range(len(bias)))
     if len(named) != len(bias):

@@ -198,7 +198,7 @@ def test_compare_then_report(here, capsys):
     assert "mas λ=2" in out and "finetune" in out and "difference from mas λ=2" in out
     folder = here / "comparisons/insects"
     written = sorted(path.name for path in folder.iterdir())
-    assert written == ["comparison.csv", "comparison.json", "report.html"]
+    assert written == [".lock", "comparison.csv", "comparison.json", "report.html"]
     content = json.loads((folder / "comparison.json").read_text())
     assert [row["method"] for row in content["runs"]] == ["mas"] * 2 + ["finetune"] * 2
     assert len((folder / "comparison.csv").read_text().splitlines()) == 5

@@ -307,6 +307,29 @@ def test_a_matrix_that_is_not_square_is_damage(tmp_path):
         read_result(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1.5),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("average_accuracy", 7),
+        ("forgetting", -1.5),
+        ("worst_case_accuracy", 1.5),
+        ("strength", "[red]"),
+        ("strength", -1),
+        ("strength", "auto:much"),
+        ("penalty", "both"),
+        ("scenario", "none"),
+        ("scenario", ["task"]),
+    ],
+)
+def test_what_no_run_could_have_recorded_is_damage(tmp_path, key, value):
+    write_json(tmp_path / "result.json", FINISHED | {key: value})
+    with pytest.raises(DamagedError, match=f"its '{key}' is not as it was written"):
+        read_result(tmp_path)
+
+
 @pytest.mark.parametrize("strength", [1, None])
 def test_fine_tuning_has_no_strength_whatever_was_recorded(tmp_path, strength):
     recorded = {"method": "finetune", "strength": strength}

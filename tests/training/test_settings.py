@@ -5,7 +5,7 @@ import math
 import pytest
 
 from keras_mas.errors import UsageError
-from keras_mas.methods import METHODS
+from keras_mas.methods import METHODS, load_method
 from keras_mas.training.options import (
     SECONDS,
     Bounds,
@@ -209,6 +209,21 @@ def test_a_flag_is_an_option_without_a_value(tmp_path):
     assert asked.store is store
     with pytest.raises(UsageError, match="`cache_memory` to be a whole number > 0. Received: 0"):
         LoadOptions(cache_memory=0)
+
+
+def test_the_help_tells_the_strength_of_mas():
+    mas = load_method("mas")
+    parser = argparse.ArgumentParser()
+    add_options(parser, Settings)
+    help = " ".join(parser.format_help().split())
+    own, decoupled = mas.default_strength_with("in_loss"), mas.default_strength_with("decoupled")
+    assert f"the method's own, {own:g} for mas, {decoupled:g} if it is decoupled" in help
+
+
+def test_a_batch_is_no_larger_than_tensorflow_counts():
+    assert Recipe(batch_size=2**31 - 1).batch_size == 2**31 - 1
+    with pytest.raises(UsageError, match="`batch_size` to be .* from 1 to 2147483647. Received"):
+        Recipe(batch_size=2**31)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from keras_mas.training.continuing import FinishedRun
 from keras_mas.training.learner import Learner
 from keras_mas.training.run_directory import read_json, read_result
 from keras_mas.training.saved_tasks import saved_heads, saved_importance
+from keras_mas.training.starting import Start, own_task
 from keras_mas.training.tasks import LearnedTask, Split, Task, TaskStream
 from keras_mas.training.tasks.images import ImageSize, read_image, resized
 
@@ -197,6 +198,15 @@ def test_what_is_no_such_network_is_refused(folder, tmp_path):
     for name, received in [("text.keras", "no file that `model.save` wrote"), ("no", "no file in")]:
         with pytest.raises(UsageError, match=received):
             saved.read_network(tmp_path / name)
+
+
+def test_a_linear_network_has_nothing_to_share(tmp_path):
+    inputs = keras.Input([2, 2])
+    flat = keras.layers.Flatten()(inputs)
+    keras.Model(inputs, keras.layers.Dense(3)(flat)).save(tmp_path / "linear.keras")
+    unlabelled = Split(np.zeros([2, 2, 2], np.float32), np.zeros(2, np.int64))
+    with pytest.raises(UsageError, match="before the last layer .*linear.keras.*a linear network"):
+        own_task(Start(tmp_path / "linear.keras", unlabelled), "start", ())
 
 
 def adapted(layer, rows=12):

@@ -18,6 +18,7 @@ from ..run_directory import (
     UNDER_WAY,
     DamagedError,
     InUseError,
+    VanishedError,
     is_number,
     is_text,
     read_json,
@@ -38,7 +39,7 @@ _FAILURE, _STOP = "failure.json", "stopped.json"
 _LETS_GO = 120.0
 
 # Errors that would come for the next trial too.
-NOT_OF_THE_TRIAL = (OSError, UsageError, InUseError, DamagedError)
+NOT_OF_THE_TRIAL = (OSError, UsageError, InUseError, VanishedError, DamagedError)
 
 
 class Trials:

@@ -13,6 +13,7 @@ from keras_mas.training.run import train
 from keras_mas.training.run_directory import (
     DamagedError,
     InUseError,
+    VanishedError,
 )
 from keras_mas.training.search import trials as trials_module
 from keras_mas.training.search.plan import Observer
@@ -219,7 +220,10 @@ def test_a_crashed_trial_is_named_and_tried_again_the_next_time(
     assert not any("crashed" in trial.reason for trial in again.trials)
 
 
-@pytest.mark.parametrize(("error", "at"), [(OSError(28, "No space left"), 3), (TypeError("x"), 1)])
+@pytest.mark.parametrize(
+    ("error", "at"),
+    [(OSError(28, "No space left"), 3), (VanishedError("removed"), 3), (TypeError("x"), 1)],
+)
 def test_an_error_that_would_come_again_ends_the_search(
     trained, stream, settings, tmp_path, monkeypatch, error, at
 ):
