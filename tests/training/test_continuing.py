@@ -262,7 +262,7 @@ def test_a_memory_made_from_the_last_one_takes_its_place(data, first, tmp_path):
 def test_another_scenario_is_refused(first):
     finished = FinishedRun.read(first)
     assert finished.load_options({"scenario": "task"})["scenario"] == "task"
-    with pytest.raises(UsageError, match="gone on from, 'task'. Received: --scenario domain"):
+    with pytest.raises(UsageError, match="continued run, 'task'. Received: --scenario domain"):
         finished.load_options({"scenario": "domain"})
 
 
