@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO, cast
 from keras_mas.errors import UsageError
 
 from .commands import COMMANDS, WITHOUT_TENSORFLOW
+from .options import not_empty
 from .start_tensorflow import import_tensorflow
 from .wording import sentence
 
@@ -163,6 +164,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         module = import_module(f".commands.{name}", __package__)
         description = f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}."
         command = commands.add_parser(name, help=module.SUMMARY, description=description)
+        command.register("type", None, not_empty)  # of the arguments that name no other type
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(command)
         command.set_defaults(run_command=module.run)

@@ -168,7 +168,7 @@ def parser_of(field: dataclasses.Field) -> Callable[[str], Any]:
         return several(about.choices)
     if about.choices:
         return _choice(about)
-    return kind if kind is str else number(kind, about.bounds)
+    return not_empty if kind is str else number(kind, about.bounds)
 
 
 def given_options(settings: type, args: argparse.Namespace) -> dict[str, Any]:
@@ -246,6 +246,13 @@ def number(kind: Callable[[str], float], bounds: Bounds) -> Callable[[str], floa
         raise argparse.ArgumentTypeError(f"expected {_noun(kind)} {bounds}, received {text!r}")
 
     return parse
+
+
+def not_empty(text: str) -> str:
+    """Return a text as it is, for argparse; an empty one is refused, as of an unset variable."""
+    if text.strip():
+        return text
+    raise argparse.ArgumentTypeError(f"expected a text that is not empty, received {text!r}")
 
 
 def file_or_folder(text: str) -> Path:

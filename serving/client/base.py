@@ -96,6 +96,7 @@ class Client(abc.ABC):
         self.timeout = timeout
         self.retries = retries
         self.tls = tls
+        self._is_closed = False
 
     def predict(
         self,
@@ -126,7 +127,7 @@ class Client(abc.ABC):
 
         Raises:
             UsageError: If an input cannot be written as a tensor, both a version and a label are
-                given, or inputs cannot be divided.
+                given, inputs cannot be divided, or the client is closed.
             ServingError: If the server refuses the request, fails, does not answer, or answers
                 with something other than the outputs of the signature, or with more or fewer rows
                 than `batch_size` asks for.
@@ -197,6 +198,7 @@ class Client(abc.ABC):
         Raises:
             ServingError: If `timeout` has passed, or at once if the newest version failed to load.
         """
+        self._check_open()
         deadline = time.monotonic() + timeout
         while True:
             statuses, received = self._try_status(name, max(deadline - time.monotonic(), 0.01))
@@ -210,9 +212,13 @@ class Client(abc.ABC):
                 )
             time.sleep(_POLL_SECONDS)
 
-    @abc.abstractmethod
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, for good."""
+        self._is_closed = True
+        self._close()
+
+    @abc.abstractmethod
+    def _close(self) -> None: ...
 
     @abc.abstractmethod
     def _predict(
@@ -229,7 +235,15 @@ class Client(abc.ABC):
 
     def _retried(self, call: Callable[[float], _Result]) -> _Result:
         """Call a function with the seconds that it may take, again while there is no server."""
+        self._check_open()
         return retried(call, self.timeout, self.retries)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise UsageError(
+                f"Expected an open client of {self.host_port}. Received: one that has been closed. "
+                "Make another one."
+            )
 
     def _try_status(self, name: str, seconds: float) -> tuple[list[VersionStatus], str]:
         """Return the states, perhaps none, and a sentence that describes the newest."""

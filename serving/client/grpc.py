@@ -42,8 +42,7 @@ class GrpcClient(Client):
             credentials = grpc.ssl_channel_credentials(*pems)
             self._channel = grpc.secure_channel(host_port, credentials, options=settings)
 
-    def close(self) -> None:
-        """Close the channel."""
+    def _close(self) -> None:
         self._channel.close()
 
     def _predict(

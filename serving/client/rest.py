@@ -42,8 +42,7 @@ class RestClient(Client):
         self._pool = urllib3.PoolManager(maxsize=32, retries=False, **files)
         self._signatures: dict[Which, Mapping[str, Any]] = {}
 
-    def close(self) -> None:
-        """Close the connections."""
+    def _close(self) -> None:
         self._pool.clear()
 
     def _predict(

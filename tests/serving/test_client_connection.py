@@ -309,6 +309,20 @@ def test_connections_are_kept(connect, half):
     assert len(half.peers) == 1
 
 
+def test_a_closed_client_says_so(connect, half):
+    client = connect()
+    client.close()
+    for ask in (
+        lambda: client.predict("half", {"x": X}),
+        lambda: client.signatures("half"),
+        lambda: client.status("half"),
+        lambda: client.wait_until_available("half", 1),
+    ):
+        with pytest.raises(UsageError, match="Received: one that has been closed"):
+            ask()
+    assert not half.asked
+
+
 def test_the_timeout_is_for_the_whole_answer():
     """A server that sends a byte now and then would hold a client for ever otherwise."""
     with socket.socket() as listener:

@@ -527,7 +527,9 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["search", "insects.toml", "--vary", "epoch=1,2"], "Did you mean 'epochs'?"),
         (["search", "missing.toml", "--vary", "backbone=mlp-8,mlp-0"], "In --vary: Expected"),
         (["search", "insects.toml", "--trials", "0"], "expected a whole number ≥ 1"),
-        (["search", "insects.toml", "--vary", ""], "--vary to name an option"),
+        (["search", "insects.toml", "--vary", ""], "--vary: expected a text that is not empty"),
+        (["train", "insects.toml", "--weights", " "], "a text that is not empty, received ' '"),
+        (["export", "runs/none", "--force", ""], "--force: expected a text that is not empty"),
         (["search", "insects.toml", "--strength", "1"], "--strength-min and --strength-max, since"),
         (
             ["search", "insects.toml", "--directory", ""],
