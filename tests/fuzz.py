@@ -214,7 +214,7 @@ def make_readers_of_runs(folder: Path) -> dict[str, Reader]:
 
     def task_under_way():
         read = TaskUnderWay.read(under_way_file.parent)
-        return read and (read.number, read.epochs, read.history, arrays_of(read.arrays))
+        return read and (read.number, read.epochs, read.measured["history"], arrays_of(read.arrays))
 
     def again():
         return train(stream, settings, run, learner=learner)["accuracy_matrix"]

@@ -308,7 +308,7 @@ class Continued:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What of a description, as `run.describe` returns it, is not the settings'.
+        """What of a description, as `identity.describe` returns it, is not the settings'.
 
         Whether old data are there makes no difference to it, so that they may vanish meanwhile.
         """

@@ -176,7 +176,7 @@ class Devices:
 
         Args:
             directory: As `own_folder` yields it.
-            description: Everything that decides the result, as `run.describe` returns it.
+            description: Everything that decides the result, as `identity.describe` returns it.
 
         Raises:
             UsageError: If the processes were to learn something else each.

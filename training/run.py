@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import inspect
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -16,10 +14,9 @@ import tensorflow as tf
 from keras_mas import metrics
 from keras_mas.errors import UsageError
 from keras_mas.files import UNFINISHED, atomic_file, atomic_folder
-from keras_mas.plugins import is_own, load_named
 from keras_mas.versions import library_versions
 
-from .backbones import saved, weights_digest
+from .backbones import saved
 from .backbones.weights import digest_of_file
 from .continuing import Continued
 from .devices import Devices, refuse_scope
@@ -31,8 +28,10 @@ from .divergence import (
 )
 from .first_task import learned_once, link_files, share, shared_first_task
 from .heads import unique_heads
+from .identity import describe
 from .learner import Learner
 from .listening import Evaluation, Listener, TaskResult
+from .record import Record
 from .run_directory import (
     MEMORY,
     MODEL,
@@ -63,7 +62,7 @@ from .saved_tasks import (
     saved_file,
 )
 from .settings import Settings
-from .stability_decay import Decayed, margin_of, stability_decay
+from .stability_decay import margin_of, stability_decay
 from .starting import Start
 from .tasks import Split, TaskStream, original_errors
 from .under_way import SaveUnderWay, TaskUnderWay
@@ -219,53 +218,6 @@ def finished_result(
     return read_result(directory)
 
 
-def describe(
-    stream: TaskStream,
-    settings: Settings,
-    evaluate_on: str,
-    continued: Continued | None = None,
-) -> dict:
-    """Return everything that decides a result, for JSON.
-
-    Fingerprints stand for the data, for the file that the weights begin with, and for the modules
-    of a method and a backbone that are not ours. λ and penalty are None where they make no
-    difference.
-
-    Raises:
-        UsageError: If there are no such weights.
-    """
-    described = dataclasses.asdict(settings) | settings.of_method
-    recipe = settings.recipe
-    for what, name in (("method", settings.method), ("backbone", recipe.backbone)):
-        if is_own(name):
-            described[f"{what}_module"] = _digest_of_module(load_named(name, what))
-    if continued is None:
-        described["recipe"]["weights"] = weights_digest(
-            recipe.backbone, stream.input_shape, recipe.weights
-        )
-        of_data = {"data": stream.fingerprint, "files_left_out": len(stream.left_out)}
-    else:
-        described["recipe"] = continued.recipe_of(described["recipe"])
-        of_data = continued.description
-    return {
-        "stream": stream.name,
-        "scenario": stream.scenario,
-        "rescale": list(stream.rescale),
-        "tasks": [task.name for task in stream.tasks],
-        **of_data,
-        "evaluate_on": evaluate_on,
-        **described,
-    }
-
-
-def _digest_of_module(own):
-    """Return a hash of the file that a class or function is written in; empty if it has none."""
-    try:
-        return digest_of_file(Path(inspect.getsourcefile(own) or ""))
-    except (OSError, TypeError):
-        return ""
-
-
 @dataclasses.dataclass(frozen=True)
 class _Elsewhere:
     """Where tasks may have been learned, if not in the run's own folder.
@@ -306,17 +258,11 @@ class _Run:
         self.start = elsewhere.start
         self.stream, self.settings, self.directory = stream, settings, directory
         self.evaluate_on, self.listeners, self.verbose = evaluate_on, listeners, verbose
-        self.seconds = dict.fromkeys(("training", "importance", "evaluation", "saving"), 0.0)
+        self.record = Record()
         self.margin = margin_of(settings.strength)
-        self.rows: list[list[float | None]] = []
-        self.baseline: list[float | None] = []
-        self.evaluations: list[Evaluation] = []
-        self.found: dict[str, list] = {}  # of every task, where λ is found
-        self.decayed: Decayed | None = None
-        self.memory = {"kept_by_method": 0}
         self.learner = learner
         self.keeps_models = keeps_models
-        with self._timed("training"):
+        with self.record.timed("training"):
             self.learner.begin(settings, stream)
 
     def task(self, number, task):
@@ -335,8 +281,8 @@ class _Run:
         saved = task_folder(self.directory, number + 1)
         elsewhere = self.elsewhere.folder(number)
         known = saved if saved.exists() or elsewhere is None else elsewhere
-        if not self.baseline:
-            self.baseline = self._known_baseline(known)
+        if not self.record.baseline:
+            self.record.baseline = self._known_baseline(known)
         if known.exists() or self._is_of_continued(known, number):
             self._restore(known, number)
             if known != saved and self.keeps_models:
@@ -348,13 +294,13 @@ class _Run:
             self._find_strength(number)
             self._learn(number, task)
             with self.learner.method.evaluated():
-                self.rows.append(self._accuracies())
+                self.record.rows.append(self._accuracies())
                 if not self._is_the_end(number):
                     self._save(saved, number)
             # Later tasks have other reasons, such as a λ that is too strong.
             if number == 0 and not self._adopts:
                 labels = task.splits[self.evaluate_on].labels
-                warn_if_not_learned(task.name, self.settings, labels, self.rows[0][0])
+                warn_if_not_learned(task.name, self.settings, labels, self.record.rows[0][0])
             if elsewhere is not None:
                 share(saved, elsewhere)
             seconds = time.perf_counter() - started
@@ -384,43 +330,41 @@ class _Run:
             "resize": self.stream.resize_of_files,
             "input_dtype": str(self.stream.tasks[-1].train.dtype),
             "classes": {task.name: list(task.classes) for task in self.stream.tasks},
-            "accuracy_matrix": self.rows,
-            "baseline": self.baseline,
-            "evaluated_tasks": [self.stream.tasks[j].name for j in metrics.measured(self.rows)],
-            "average_accuracy": _null_if_unknown(metrics.average_accuracy(self.rows)),
-            "backward_transfer": _null_if_unknown(metrics.backward_transfer(self.rows)),
-            "forgetting": _null_if_unknown(metrics.forgetting(self.rows)),
-            "forward_transfer": _null_if_unknown(
-                metrics.forward_transfer(self.rows, self.baseline)
-            ),
+            **self.record.scores(),
+            "evaluated_tasks": [
+                self.stream.tasks[j].name for j in metrics.measured(self.record.rows)
+            ],
             "recipe": dataclasses.asdict(settings.recipe),
             "examples": _examples({task.name: task for task in self.stream.tasks}),
             "files_left_out": len(self.stream.left_out),
             "columns": list(self.stream.columns),
-            "seconds": {phase: round(value, 3) for phase, value in self.seconds.items()},
-            "memory": self.memory,
+            "seconds": {phase: round(value, 3) for phase, value in self.record.seconds.items()},
+            "memory": self.record.memory,
             "devices": self.learner.devices.replicas,
             "hosts": self.learner.devices.workers,
             "versions": library_versions(),
             **({"cross_entropy": self._losses()} if self.evaluate_on == "validation" else {}),
-            **(self._stability() if settings.evaluate_every else {}),
-            **self.found,
+            **self._stability(),
+            **self.record.of_tasks,
             **(self._of_continued(self.continued.result) if self.continued else {}),
         }
+
+    def _stability(self):
+        every = self.settings.evaluate_every
+        return {"evaluate_every": every, **self.record.stability()} if every else {}
 
     def _note_strength(self):
         """Note λ that was found for a task, and how it was, or what is still free after it."""
         if self.margin is not None:
-            known = self.decayed and dataclasses.asdict(self.decayed)
-            self._note(strengths=self.decayed.strength if self.decayed else 0.0, decayed=known)
+            known = self.record.decayed and dataclasses.asdict(self.record.decayed)
+            self.record.note(
+                strengths=self.record.decayed.strength if self.record.decayed else 0.0,
+                decayed=known,
+            )
         # The history of a network that was trained elsewhere has no λ.
-        elif "strength" in self.history.history and self.learner.method.free_share is not None:
+        elif "strength" in self.record.history and self.learner.method.free_share is not None:
             free = self.learner.method.free_share
-            self._note(strengths=self.history.history["strength"][-1], free=free)
-
-    def _note(self, **found):
-        for name, value in found.items():
-            self.found.setdefault(name, []).append(value)
+            self.record.note(strengths=self.record.history["strength"][-1], free=free)
 
     def _find_strength(self, number):
         """Find λ of a task by its own data, if it is to be found so; nothing is held in the first.
@@ -441,22 +385,10 @@ class _Run:
                 listener.strength_tried(strength, tried[strength])
             return tried[strength]
 
-        with self._timed("training"):
+        with self.record.timed("training"):
             start = self.learner.largest_strength(number, self.stream.tasks[number].train)
-            self.decayed = stability_decay(start, self.margin, accuracy)
-        self.learner.method.strength = self.decayed.strength
-
-    def _stability(self):
-        """Return what was measured while tasks were being learned, and the worst of it."""
-        during: dict[int, list[list[float | None]]] = {}
-        for evaluation in self.evaluations:
-            during.setdefault(evaluation.task - 1, []).append(evaluation.accuracies)
-        return {
-            "evaluate_every": self.settings.evaluate_every,
-            "min_accuracy": _null_if_unknown(metrics.min_accuracy(self.rows, during)),
-            "worst_case_accuracy": _null_if_unknown(metrics.worst_case_accuracy(self.rows, during)),
-            "evaluations": [dataclasses.asdict(evaluation) for evaluation in self.evaluations],
-        }
+            self.record.decayed = stability_decay(start, self.margin, accuracy)
+        self.learner.method.strength = self.record.decayed.strength
 
     @property
     def _adopts(self):
@@ -465,10 +397,10 @@ class _Run:
 
     def _adopt(self, number):
         """Take a trained network for what was learned, and measure what matters to it."""
-        self.history = keras.callbacks.History()
+        self.record.history = {}
         head = self.learner.head_of[self.stream.tasks[number].name]
         self.learner.network.layer_of(head).set_weights(saved.head_weights(self.start.path))
-        with self._timed("importance"):
+        with self.record.timed("importance"):
             self.learner.after_task(
                 number, self.start.unlabelled, on_progress=self._importance_measured
             )
@@ -478,21 +410,23 @@ class _Run:
             self._adopt(number)
             return
         if self.start is not None and number == 0:
-            with self._timed("importance"):
+            with self.record.timed("importance"):
                 self.learner.hold_trunk(self.start.unlabelled, self._importance_measured)
         data, earlier = self._training_data(task), []
         if self.settings.learns_all_tasks:
             earlier = [self._training_data(each) for each in self.stream.tasks[:number]]
-        self.history = keras.callbacks.History()
+        self.record.history = {}
         begun = self._begun(number)
+        history = keras.callbacks.History()
+        history.history = self.record.history
         with (
-            self._timed("training") as watch,
+            self.record.timed("training") as watch,
             _prints_to_stderr(),
             naming_divergence(task.name, self.settings),
         ):
             callbacks = [
                 *self._callbacks(number),
-                self.history,  # which has the check that all is finite: nothing else is saved
+                history,  # which has the check that all is finite: nothing else is saved
                 SaveUnderWay(lambda epochs: self._save_under_way(number, epochs, watch)),
             ]
             self.learner.learn(
@@ -505,9 +439,9 @@ class _Run:
                 begun=begun,
             )
         if self.learner.method.answers_depend_on_after_task or not self._is_the_end(number):
-            epochs = len(self.history.history["loss"])
+            epochs = len(self.record.history["loss"])
             with (
-                self._timed("importance"),
+                self.record.timed("importance"),
                 naming_infinity(task.name, self.settings, epochs),
             ):
                 self.learner.after_task(number, data, on_progress=self._importance_measured)
@@ -520,32 +454,21 @@ class _Run:
         if begun is None or begun.number != number:  # of a task that was finished after it
             return None
         with begun.naming_damage():
-            self.history.history = dict(begun.history)
-            self.seconds = {phase: begun.seconds[phase] for phase in self.seconds}
-            evaluations = [Evaluation(**each) for each in begun.evaluations]
-        self.evaluations += evaluations
+            evaluations = self.record.restore(begun.measured)
         for listener in self.listeners:
-            listener.task_resumed(self.history.history, evaluations)
+            listener.task_resumed(self.record.history, evaluations)
         return begun
 
     def _save_under_way(self, number, epochs, watch):
         """Save the task under way after so many epochs, if the method can go on within a task."""
         check_there(self.directory)
         watch.lap()
-        with self._timed_within_training("saving"):
+        with self.record.timed_within_training("saving"):
             arrays = self.learner.under_way(number)
             if arrays is None:
                 return
-            evaluations = [dataclasses.asdict(each) for each in self._evaluations_of(number)]
-            TaskUnderWay(
-                self.directory,
-                number,
-                epochs,
-                self.seconds,
-                self.history.history,
-                evaluations,
-                arrays,
-            ).save()
+            measured = self.record.of_task(number + 1)
+            TaskUnderWay(self.directory, number, epochs, measured, arrays).save()
 
     def _training_data(self, task):
         """Return the training data, with the validation data unless that is evaluated on."""
@@ -562,11 +485,11 @@ class _Run:
 
     def _evaluate(self, number, step, steps):
         """Measure the tasks so far in the middle of a task, whose time this is not."""
-        with self._timed_within_training("evaluation"):
+        with self.record.timed_within_training("evaluation"):
             accuracies = self.learner.accuracies_under_way(number, self.evaluate_on)
-        self.evaluations.append(Evaluation(number + 1, step, steps, accuracies))
+        self.record.evaluations.append(Evaluation(number + 1, step, steps, accuracies))
         for listener in self.listeners:
-            listener.evaluated(self.evaluations[-1])
+            listener.evaluated(self.record.evaluations[-1])
 
     def _importance_measured(self, examples, total):
         for listener in self.listeners:
@@ -574,7 +497,7 @@ class _Run:
 
     def _accuracies(self):
         """Return a row of the accuracy matrix: the accuracy on every task now."""
-        with self._timed("evaluation"):
+        with self.record.timed("evaluation"):
             return [self.learner.accuracy(task, self.evaluate_on) for task in self.stream.tasks]
 
     def _losses(self):
@@ -582,13 +505,13 @@ class _Run:
 
         No test data is read for it.
         """
-        with self._timed("evaluation"), self.learner.method.evaluated():
+        with self.record.timed("evaluation"), self.learner.method.evaluated():
             return [self.learner.cross_entropy(task) for task in self.stream.tasks]
 
     def _save(self, folder, number):
         check_there(self.directory)
         with atomic_folder(folder) as unfinished:
-            with self._timed("saving"):
+            with self.record.timed("saving"):
                 self._joint(self._heads_changed_by(number)).save(unfinished / MODEL)
                 self.learner.method.save(unfinished / MEMORY)
                 self.learner.save_optimizer(unfinished / OPTIMIZER)
@@ -596,16 +519,9 @@ class _Run:
             self._write_progress(unfinished / PROGRESS, number)
 
     def _write_progress(self, path, number):
-        progress = {
-            "accuracies": self.rows[-1],
-            "seconds": self.seconds,
+        progress = self.record.progress(number + 1) | {
             "classes": {head.name: head.classes for head in unique_heads(self.stream)},
-            "baseline": self.baseline,
-            "memory": self.memory,
-            "history": self.history.history,
-            "evaluations": [dataclasses.asdict(each) for each in self._evaluations_of(number)],
             "files": digests_of(path.parent),
-            **({"decayed": dataclasses.asdict(self.decayed)} if self.decayed else {}),
         }
         write_json(path, progress)
 
@@ -613,12 +529,7 @@ class _Run:
         progress = read_progress(folder)
         with naming_damage(folder / PROGRESS, cure_of(folder)):
             row = self._row(folder, number, progress["accuracies"])
-            self.seconds = {phase: progress["seconds"][phase] for phase in self.seconds}
-            self.memory |= progress.get("memory", {})  # earlier versions did not record these
-            self.history = keras.callbacks.History()
-            self.history.history = progress.get("history", {})
-            self.evaluations += [Evaluation(**each) for each in progress.get("evaluations", ())]
-            self.decayed = _decayed(progress.get("decayed"))
+            self.record.restore(progress)
         saved = load_model(folder)
         with naming_damage(folder / MODEL, cure_of(folder)):
             values = {weight.path: weight.numpy() for weight in saved.weights}
@@ -627,15 +538,15 @@ class _Run:
         memory = saved_file(folder, MEMORY)
         with naming_damage(memory, cure_of(folder)):
             self.learner.method.load(memory, number + 1)
-        if self.decayed is not None:
-            self.learner.method.strength = self.decayed.strength
+        if self.record.decayed is not None:
+            self.learner.method.strength = self.record.decayed.strength
         optimizer = saved_file(folder, OPTIMIZER)
         with naming_damage(optimizer, cure_of(folder)):
             self.learner.load_optimizer(optimizer)
         if self._is_of_continued(folder, number) and number + 1 == self.continued.tasks:
             self.continued.take_memory(self.learner.method)
         with self.learner.method.evaluated():
-            self.rows.append(self._with_measured(row))
+            self.record.rows.append(self._with_measured(row))
 
     def _row(self, folder, number, accuracies):
         """Return a saved row of the accuracy matrix, None for what its run has not measured."""
@@ -647,7 +558,7 @@ class _Run:
         """Return accuracies; those that are missing are measured with the weights as they are."""
         if None not in row:
             return row
-        with self._timed("evaluation"):
+        with self.record.timed("evaluation"):
             return [
                 self.learner.accuracy(task, self.evaluate_on) if accuracy is None else accuracy
                 for task, accuracy in zip(self.stream.tasks, row, strict=True)
@@ -681,25 +592,22 @@ class _Run:
 
     def _note_memory(self, saved):
         """Record the size in bytes of what the method keeps between tasks."""
-        self.memory = {"kept_by_method": saved.stat().st_size if saved.exists() else 0}
-
-    def _evaluations_of(self, number):
-        return [each for each in self.evaluations if each.task == number + 1]
+        self.record.memory = {"kept_by_method": saved.stat().st_size if saved.exists() else 0}
 
     def _task_result(self, number, task, seconds, folder):
         heads = unique_heads(self.stream, number + 1)
         return TaskResult(
             number=number + 1,
             task=task,
-            accuracies=self.rows[-1],
+            accuracies=self.record.rows[-1],
             models={head.name: self.learner.network.model_of(head) for head in heads},
             classes={head.name: head.classes for head in heads},
             seconds=seconds,
             folder=folder,
-            history=self.history.history,
-            evaluations=self._evaluations_of(number),
-            strength=_last(self.found.get("strengths")),
-            free=_last(self.found.get("free")),
+            history=self.record.history,
+            evaluations=self.record.evaluations_of(number + 1),
+            strength=self.record.last("strengths"),
+            free=self.record.last("free"),
         )
 
     def save_network(self):
@@ -718,17 +626,6 @@ class _Run:
             return unique_heads(self.stream, number + 1)
         return [self.learner.head_of[self.stream.tasks[number].name]]
 
-    def _timed(self, phase):
-        return _Stopwatch(self.seconds, phase)
-
-    @contextlib.contextmanager
-    def _timed_within_training(self, phase):
-        """Count what happens between two steps as another phase."""
-        before = self.seconds[phase]
-        with self._timed(phase):
-            yield
-        self.seconds["training"] -= self.seconds[phase] - before
-
 
 def _examples(tasks):
     """Return how many examples tasks have, by task and split."""
@@ -738,26 +635,12 @@ def _examples(tasks):
     }
 
 
-def _null_if_unknown(value):
-    """Return a measure as JSON holds it: null in the place of NaN."""
-    return None if math.isnan(value) else value
-
-
-def _last(values):
-    return values[-1] if values else None
-
-
 def _read_tries(path, number):
     """Return the accuracy of each λ that has been tried for a task, in order."""
     if not path.exists():
         return {}
     known = read_json(path, _TRIES, cure="Remove it, and run the same command again.")
     return dict(map(tuple, known["tries"])) if known["task"] == number + 1 else {}
-
-
-def _decayed(found):
-    """Return what is saved of how λ was found, if it was."""
-    return found and Decayed(found["best"], [tuple(each) for each in found["tries"]])
 
 
 def _checked_row(accuracies, tasks):
@@ -786,23 +669,3 @@ class _EvaluateEvery(keras.callbacks.Callback):
         step = self.done + batch + 1
         if step % self.every == 0:
             self.evaluate(step, self.params["epochs"] * self.params["steps"])
-
-
-class _Stopwatch:
-    """Adds the seconds spent inside a `with` block to a phase."""
-
-    def __init__(self, seconds, phase):
-        self.seconds, self.phase = seconds, phase
-
-    def __enter__(self):
-        self.started = time.perf_counter()
-        return self
-
-    def __exit__(self, *exception):
-        self.lap()
-
-    def lap(self):
-        """Add the seconds so far."""
-        now = time.perf_counter()
-        self.seconds[self.phase] += now - self.started
-        self.started = now

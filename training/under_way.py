@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ EVERY = 1.0
 
 # Of arrays; and beside them, when that was.
 _GROUPS, _WHEN = ("model", "optimizer", "method"), "when"
+_MEASURED = ("seconds", "history", "evaluations")
 
 _CURE = "Remove it, and run the same command again: it begins the task anew."
 
@@ -34,23 +35,19 @@ class TaskUnderWay:
         directory: Folder of the run.
         number: Number of the task, from 0.
         epochs: How many epochs have ended; all of them if a callback has stopped the training.
-        seconds: Time the run has taken so far, by phase.
-        history: The metrics of each epoch, by name.
-        evaluations: What was measured while the task was being learned, as JSON can hold it.
+        measured: What the run has measured so far, as `Record.of_task` returns it.
         arrays: The variables of model, optimizer and method, as `Learner.under_way` returns them.
     """
 
     directory: Path
     number: int
     epochs: int
-    seconds: Mapping[str, float]
-    history: Mapping[str, Sequence[float]]
-    evaluations: Sequence[Mapping[str, Any]]
+    measured: Mapping[str, Any]
     arrays: Mapping[str, Mapping[str, np.ndarray]]
 
     def save(self) -> None:
         """Write it into the run's folder, in the place of what was saved before."""
-        fields = {name: getattr(self, name) for name in _IN_JSON}
+        fields = {"number": self.number, "epochs": self.epochs, **self.measured}
         when = {_WHEN: {"json": np.array(json.dumps(fields))}}
         save_arrays(self.directory / UNDER_WAY, joined(when | dict(self.arrays)))
 
@@ -65,7 +62,8 @@ class TaskUnderWay:
         def restore(arrays):
             groups = split(arrays, [*_GROUPS, _WHEN])
             fields = json.loads(str(groups.pop(_WHEN)["json"]))
-            return cls(directory, **{name: fields[name] for name in _IN_JSON}, arrays=groups)
+            measured = {name: fields[name] for name in _MEASURED}
+            return cls(directory, fields["number"], fields["epochs"], measured, groups)
 
         path = directory / UNDER_WAY
         if not path.exists():
@@ -76,9 +74,6 @@ class TaskUnderWay:
     def naming_damage(self) -> contextlib.AbstractContextManager[None]:
         """Turn any error in a block that takes it over into a `DamagedError` that names it."""
         return naming_damage(self.directory / UNDER_WAY, _CURE)
-
-
-_IN_JSON = ("number", "epochs", "seconds", "history", "evaluations")
 
 
 class SaveUnderWay(keras.callbacks.Callback):

@@ -9,9 +9,10 @@ from keras_mas import MASModel, SynapticMemory
 from keras_mas.binding import has_frozen_statistics
 from keras_mas.errors import UsageError
 from keras_mas.training import network
+from keras_mas.training.identity import describe
 from keras_mas.training.learner import Learner
 from keras_mas.training.listening import Listener
-from keras_mas.training.run import describe, train
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import DamagedError
 from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Settings

@@ -13,8 +13,9 @@ from keras_mas.errors import UsageError
 from keras_mas.metrics import average_accuracy, forgetting
 from keras_mas.training.divergence import DivergedError, NotLearnedWarning
 from keras_mas.training.heads import heads_of
+from keras_mas.training.identity import describe
 from keras_mas.training.listening import Listener
-from keras_mas.training.run import describe, train
+from keras_mas.training.run import train
 from keras_mas.training.run_directory import DamagedError, read_json, write_json
 from keras_mas.training.saved_tasks import finished_network, saved_heads
 from keras_mas.training.settings import Recipe

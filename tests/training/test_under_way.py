@@ -206,7 +206,7 @@ def test_what_diverged_is_not_saved(two_tasks, settings, tmp_path):
         train(two_tasks, asked, tmp_path / "run")
     path = tmp_path / "run" / UNDER_WAY
     begun = under_way.TaskUnderWay.read(path.parent)
-    assert begun is None or np.all(np.isfinite(begun.history["loss"]))
+    assert begun is None or np.all(np.isfinite(begun.measured["history"]["loss"]))
 
 
 def test_what_another_task_left_is_not_taken_for_this_one(two_tasks, settings, tmp_path):
@@ -290,18 +290,25 @@ def test_a_folder_that_is_moved_goes_on_in_its_new_place(two_tasks, settings, tm
 
 
 class Spoils(Listener):
-    """Gives a weight of the trunk another value when an epoch of the last of two tasks ends."""
+    """Gives a weight of the trunk another value in the last step of an epoch of the second task."""
 
     def __init__(self, value, epoch):
-        self.callbacks = (keras.callbacks.LambdaCallback(on_epoch_end=self.epoch_ended),)
-        self.value, self.epoch, self.task = value, epoch, 0
+        spoil = keras.callbacks.LambdaCallback(
+            on_epoch_begin=self.epoch_begun, on_train_batch_end=self.step_ended
+        )
+        self.callbacks = (spoil,)
+        self.value, self.when, self.task, self.epoch = value, (2, epoch), 0, 0
 
     def task_started(self, number, task, epochs):
         self.task = number
 
-    def epoch_ended(self, epoch, logs=None):
-        if (self.task, epoch + 1) == (2, self.epoch):
-            kernel = self.callbacks[0].model.trainable_variables[0]
+    def epoch_begun(self, epoch, logs=None):
+        self.epoch = epoch + 1
+
+    def step_ended(self, batch, logs=None):
+        callback = self.callbacks[0]
+        if (self.task, self.epoch) == self.when and batch + 1 == callback.params["steps"]:
+            kernel = callback.model.trainable_variables[0]
             kernel.assign(np.full(kernel.shape, self.value))
 
 

@@ -329,7 +329,8 @@ def _start(args, recipe):
 def _started(args):
     """Return the folder of a run of the one task that a trained network has learned."""
     from ..continuing import digest
-    from ..run import describe, train
+    from ..identity import describe
+    from ..run import train
     from ..settings import DEFAULT_FOR_IMAGES, DEFAULT_FOR_VECTORS
     from ..starting import SCENARIO, checked_settings, own_task
 

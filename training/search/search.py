@@ -8,8 +8,8 @@ from typing import Any
 from keras_mas.files import remove_unfinished
 
 from ..first_task import digest
+from ..identity import describe
 from ..learner import Learner
-from ..run import describe
 from ..run_directory import RUN_FILES, claimed
 from ..settings import FINE_TUNING, Settings
 from ..tasks import TaskStream

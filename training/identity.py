@@ -1,0 +1,60 @@
+"""What a run is: everything that decides its result."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+from keras_mas.plugins import is_own, load_named
+
+from .backbones import weights_digest
+from .backbones.weights import digest_of_file
+from .continuing import Continued
+from .settings import Settings
+from .tasks import TaskStream
+
+
+def describe(
+    stream: TaskStream,
+    settings: Settings,
+    evaluate_on: str,
+    continued: Continued | None = None,
+) -> dict:
+    """Return everything that decides a result, for JSON.
+
+    Fingerprints stand for the data, for the file that the weights begin with, and for the modules
+    of a method and a backbone that are not ours. λ and penalty are None where they make no
+    difference.
+
+    Raises:
+        UsageError: If there are no such weights.
+    """
+    described = dataclasses.asdict(settings) | settings.of_method
+    recipe = settings.recipe
+    for what, name in (("method", settings.method), ("backbone", recipe.backbone)):
+        if is_own(name):
+            described[f"{what}_module"] = _digest_of_module(load_named(name, what))
+    if continued is None:
+        described["recipe"]["weights"] = weights_digest(
+            recipe.backbone, stream.input_shape, recipe.weights
+        )
+        of_data = {"data": stream.fingerprint, "files_left_out": len(stream.left_out)}
+    else:
+        described["recipe"] = continued.recipe_of(described["recipe"])
+        of_data = continued.description
+    return {
+        "stream": stream.name,
+        "scenario": stream.scenario,
+        "rescale": list(stream.rescale),
+        "tasks": [task.name for task in stream.tasks],
+        **of_data,
+        "evaluate_on": evaluate_on,
+        **described,
+    }
+
+
+def _digest_of_module(own):
+    """Return a hash of the file that a class or function is written in; empty if it has none."""
+    try:
+        return digest_of_file(Path(inspect.getsourcefile(own) or ""))
+    except (OSError, TypeError):
+        return ""
