@@ -253,7 +253,8 @@ def test_a_strength_that_was_given_is_not_found():
 def test_the_penalty_is_said_to_a_model_and_the_documentation_says_so():
     with pytest.raises(TypeError, match="penalty"):
         SynapticMemory(strength="auto", penalty="decoupled")
-    assert 'MASModel(…, memory=memory, penalty="decoupled")' in SynapticMemory.__doc__
+    documented = " ".join(SynapticMemory.__doc__.split())
+    assert 'MASModel(…, memory=memory, penalty="decoupled")' in documented
     memory = SynapticMemory("auto")
     model = line()
     memory.protect(model)

@@ -10,6 +10,7 @@ import logging
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -222,10 +223,18 @@ def examples(model, count):
     return rng.normal(size=(count, *model.input_shape[1:]))
 
 
+def skip_without_kernel(model, x):
+    """Skip what TensorFlow computes on no CPU in float64, and without oneDNN not in float32."""
+    try:
+        model(x)
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
+        pytest.skip("TensorFlow has no kernel for it on this CPU")
+
+
 def assert_same(fast, slow, tolerance):
     assert fast.keys() == slow.keys()
     # A gradient that is 0 in exact arithmetic (the bias of attention's keys) is rounding in both.
-    least = 1e-4 * max(values.max() for values in slow.values())
+    least = 1e-3 * max(values.max() for values in slow.values())
     for path in slow:
         error = np.abs(fast[path] - slow[path]).max() / max(slow[path].max(), least)
         assert error <= tolerance, f"{path}: relative error {error:.2g}"
@@ -255,13 +264,11 @@ CASES_AND_COST = [
 def test_the_layer_agrees_with_the_definition(
     kind, shape, options, floatx, tolerance, batch_sizes, caplog
 ):
-    if kind is layers.Conv1DTranspose and "dilation_rate" in options and floatx == "float64":
-        pytest.skip("TensorFlow has no dilated transposed convolution in float64 on the CPU")
-    if "data_format" in options and floatx == "float64":
-        pytest.skip("TensorFlow has no channels-first convolution in float64 on the CPU")
     keras.backend.set_floatx(floatx)
     model = build(kind, shape, options)
     x = examples(model, 4)
+    if "data_format" in options or (kind is layers.Conv1DTranspose and "dilation_rate" in options):
+        skip_without_kernel(model, x)
     slow = importance_one_by_one(model, x)
     assert any(np.abs(values).max() > 0 for values in slow.values())
     with caplog.at_level(logging.INFO, logger="keras_mas"):

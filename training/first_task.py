@@ -21,7 +21,8 @@ def shared_first_task(directory: Path, description: dict[str, Any]) -> Path:
 
     Args:
         directory: Folder of all first tasks.
-        description: Of a run, as `identity.describe` returns it, whose first task does not depend on λ.
+        description: Of a run whose first task does not depend on λ, as `identity.describe` returns
+            it.
     """
     recipe = Recipe(**description["recipe"])
     learning_rate, epochs = recipe.for_task(0)

@@ -48,7 +48,7 @@ class Start:
 
     @property
     def description(self) -> dict[str, str]:
-        """What of a description, as `identity.describe` returns it, is of the network and the data."""
+        """What in a description by `identity.describe` is of the network and the data."""
         data = {"data" if self.layer is None else "unlabelled": self.unlabelled.fingerprint}
         return data | {"start": digest_of_file(self.path)}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from insects import replace_model
 
 from keras_mas import MultiHead, SynapticMemory, compute_importance
 from keras_mas.serving.gate import Bounds
@@ -79,7 +80,7 @@ def damage(run, copy):
     model = keras.models.load_model(copy / "2" / "model.keras")
     layer = model.get_layer("hidden-1")
     layer.kernel.assign(-layer.kernel)
-    model.save(copy / "2" / "model.keras")
+    replace_model(copy / "2", model)
 
 
 @pytest.mark.parametrize(

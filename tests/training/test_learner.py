@@ -137,7 +137,7 @@ def test_the_heads_of_other_tasks_stay_as_they_are(stream, settings):
 def test_a_run_on_validation_data_tells_the_cross_entropy_of_all_data_but_the_test(
     stream, settings, tmp_path, monkeypatch, measured
 ):
-    monkeypatch.setattr(learner_module, "MEASURED", measured)
+    monkeypatch.setattr(learner_module, "CROSS_ENTROPY_EXAMPLES", measured)
     result = train(stream, settings, tmp_path, evaluate_on="validation")
     models, _ = saved_heads(tmp_path, 3)
     for task, found in zip(stream.tasks, result["cross_entropy"], strict=True):

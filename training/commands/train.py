@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -127,68 +128,55 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.methods import load_method
 
-    from ..accuracy_picture import draw
-    from ..console import result_console, stderr_console
+    from ..console import stderr_console
     from ..devices import describe_role, devices_of
-    from ..exporting import Exporter, check_export
-    from ..hosts import cluster_of_environment
-    from ..listening import Listener
-    from ..progress import TaskLines
-    from ..report import print_result
     from ..run import train
-    from ..run_logs import followers
-    from ..summary import title
 
     # What is refused before any data is loaded.
     _check_what_is_asked_for(args)
     load_method(args.method or Settings.method)
     following = Following(**given_options(Following, args))
     shared.check_network(args)
-    if args.start_from and cluster_of_environment() is not None:
-        raise UsageError(
-            "Expected `--start-from` in one process. Received: TF_CONFIG with several hosts. Start "
-            "it on one of them with TF_CONFIG unset, and go on from that run with `--continue`."
-        )
     devices = devices_of(args.devices)
-    stream, settings, default, continued, start = _asked(args)
-    directory = args.output or default
-    if not devices.is_chief:
+    asked = _asked(args)
+    directory = args.output or asked.default
+    learn = functools.partial(
+        train,
+        asked.stream,
+        asked.settings,
+        directory,
+        overwrite=args.overwrite,
+        devices=devices,
+        continued=asked.continued,
+        start=asked.start,
+    )
+    if devices.is_chief:
+        _lead(args, asked, directory, learn, _followers(args, asked, directory, following))
+    else:
         stderr_console().print(describe_role(devices), soft_wrap=True)
-        train(
-            stream,
-            settings,
-            directory,
-            overwrite=args.overwrite,
-            devices=devices,
-            continued=continued,
-        )
-        return
+        learn()
+
+
+def _lead(args, asked, directory, learn, followers):
+    """Learn the tasks as the host that writes the folder, and print and draw the result."""
+    from ..accuracy_picture import draw
+    from ..console import result_console
+    from ..progress import TaskLines
+    from ..report import print_result
+    from ..summary import title
+
+    stream, settings = asked.stream, asked.settings
     lines = TaskLines(
         stream,
         title(settings.of_method),
         verbose=args.verbose,
         epochs=[settings.recipe.for_task(number)[1] for number in range(len(stream.tasks))],
     )
-    listeners: list[Listener] = [lines, *followers(following, settings, directory)]
-    if args.export:
-        runs = [] if args.overwrite else [directory]
-        runs += [continued.run.directory] if continued else []
-        check_export(stream, args.export, runs)
-        command = shared.train_command(shared.recorded(vars(args)))
-        data = continued.result["data"] if continued else None
-        listeners.append(Exporter(args.export, stream, settings, command, data))
     with lines:
-        result = train(
-            stream,
-            settings,
-            directory,
+        result = learn(
             arguments=shared.recorded(vars(args)),
-            listeners=listeners,
+            listeners=[lines, *followers],
             verbose=args.verbose,
-            overwrite=args.overwrite,
-            devices=devices,
-            continued=continued,
-            start=start,
         )
     draw([result], directory / "accuracy.png")
     if args.json:
@@ -199,6 +187,22 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"written to {directory}/: result.json, accuracy.png", soft_wrap=True)
     if args.export:
         console.print(f"exported to {args.export}/1 … {len(stream.tasks)}", soft_wrap=True)
+
+
+def _followers(args, asked, directory, following):
+    """Return what follows a run beside its progress: logs, a user's own, and the export."""
+    from ..exporting import Exporter, check_export
+    from ..run_logs import followers
+
+    found = followers(following, asked.settings, directory)
+    if not args.export:
+        return found
+    runs = [] if args.overwrite else [directory]
+    runs += [asked.continued.run.directory] if asked.continued else []
+    check_export(asked.stream, args.export, runs)
+    command = shared.train_command(shared.recorded(vars(args)))
+    data = asked.continued.result["data"] if asked.continued else None
+    return [*found, Exporter(args.export, asked.stream, asked.settings, command, data)]
 
 
 def _check_what_is_asked_for(args):
@@ -236,6 +240,8 @@ def _check_what_is_asked_for(args):
 
 
 def _check_start(args):
+    from ..hosts import cluster_of_environment
+
     given = [name for name in shared.OF_START if vars(args)[name]]
     if given and not args.start_from:
         raise UsageError(
@@ -246,6 +252,11 @@ def _check_start(args):
         raise UsageError(
             "Expected `--start-from` or `--continue`. Received: both. A run that started from a "
             "network is continued by `--continue` alone."
+        )
+    if args.start_from and cluster_of_environment() is not None:
+        raise UsageError(
+            "Expected `--start-from` in one process. Received: TF_CONFIG with several hosts. Start "
+            "it on one of them with TF_CONFIG unset, and go on from that run with `--continue`."
         )
     if args.features and (args.head or args.old_data):
         raise UsageError(
