@@ -16,7 +16,7 @@ from keras_mas.serving.traffic import Asked, Collector, Counts, InputForm
 
 from .distributed import SentFile
 from .later_inputs import MOST_TESTED, HeadSums, Measuring, add_sums
-from .saved_tasks import finished_network
+from .saved_tasks import load_network
 
 # Inputs that are measured together, and so are in memory at a time.
 _AT_A_TIME = 1024
@@ -136,7 +136,7 @@ def measure(chosen: Chosen, reading: Reading, method: str, network: SentFile) ->
     Raises:
         RuntimeError: If the shard holds other inputs than when it was surveyed.
     """
-    measuring = network.loaded(lambda path: Measuring(method, finished_network(path.parent)))
+    measuring = network.loaded(lambda path: Measuring(method, load_network(path)))
     collector = _Measuring(chosen, reading, measuring)
     if len(chosen.keys):
         reading.into(collector, chosen.shard)

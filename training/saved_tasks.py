@@ -90,7 +90,12 @@ def finished_network(directory: Path) -> keras.Model:
     with naming_damage(path, cure):
         if recorded not in (None, digest_of_file(path)):
             raise ValueError("its content is not what was saved with the result")
-        return keras.models.load_model(path)
+        return load_network(path)
+
+
+def load_network(path: Path) -> keras.Model:
+    """Read a network from its file, with the layers of this package, which its import registers."""
+    return keras.models.load_model(path)
 
 
 def _saved_network(folder, head):
