@@ -23,11 +23,21 @@ from .auto import (
 )
 from .binding import Binding, listed, moving_batch_norms, refuse_missing
 from .choices import AUTO, BATCH_NORM, auto_text, kappa_of
-from .errors import NotFiniteError
 from .finite import check_fit
 from .importance import ImportanceSums, compute_importance
 from .penalty import drift_penalty, penalty_gradient, proximal_step, warn_if_unstable
-from .states import SAVED_BY, Auto, WeightState, checked_strength, from_arrays, to_arrays
+from .states import (
+    SAVED_BY,
+    Auto,
+    WeightState,
+    check_array,
+    check_same,
+    checked_anchor,
+    checked_importance,
+    checked_strength,
+    from_arrays,
+    to_arrays,
+)
 from .weights import (
     checked_layer,
     find_by_place,
@@ -274,9 +284,9 @@ class SynapticMemory:
             before = state.importance.numpy(), state.anchor.numpy()
             weight = keras.ops.convert_to_numpy(state.weight).astype(before[1].dtype)
             now = np.asarray(importance.get(names[id(state.weight)], np.zeros_like(weight)))
-            _check_array(state, now)
+            check_array(state, now)
             omega, anchor = merge(*before, now, weight)
-            updated[state] = _checked_importance(state, omega), _checked_anchor(state, anchor)
+            updated[state] = checked_importance(state, omega), checked_anchor(state, anchor)
         if _has_penalty_in_loss(model) and self._auto is None:
             self._warn_if_unstable(model, {s.name: new for s, (new, _) in updated.items()})
         if self._auto is not None and new_task:
@@ -473,19 +483,19 @@ class SynapticMemory:
         pairs = list(zip(loaded, same, strict=True))
         for new, old in pairs:
             if old is not None and model is None:
-                _check_same(new, old)
+                check_same(new, old)
         if tasks < self._tasks:
             _log.warning("what is remembered goes back from %d tasks to %d", self._tasks, tasks)
         self._strength.assign(strength)
         self._tasks = tasks
         self._set_auto(auto)
-        _forget(set(self._states) - set(same))  # unknown to what is restored
+        for state in set(self._states) - set(same):  # unknown to what is restored
+            state.forget()
         for new, old in pairs:
             if old is None:
                 self._states.append(new)
             else:
-                old.importance.assign(new.importance)
-                old.anchor.assign(new.anchor)
+                old.replace(new.importance, new.anchor)
         if model is not None:
             self._binding.bind(
                 model, {new: found[k] for k, (new, old) in enumerate(pairs) if old is None}
@@ -496,7 +506,8 @@ class SynapticMemory:
 
         Nothing is traced again. Statistics of batch normalization that were frozen stay frozen.
         """
-        _forget(self._states)
+        for state in self._states:
+            state.forget()
         self._tasks = 0
         self._is_taken = False
 
@@ -554,7 +565,7 @@ class SynapticMemory:
             # Later ones are those of the penalty, too, and λ would grow with itself.
             weights = [state.weight for state in states]
             auto.gradient_rms = gradient_rms(getattr(model, "optimizer", None), weights)
-        if not self._is_taken and any(_has_moved(state) for state in states):
+        if not self._is_taken and any(state.has_moved() for state in states):
             _log.warning(
                 "Weights that hold earlier tasks have changed, and λ was not found for the task "
                 "that changed them: it was %g. In a training loop of your own, call "
@@ -568,10 +579,10 @@ class SynapticMemory:
         before = [(state.importance.numpy(), state.anchor.numpy()) for state in updated]
         try:
             for state, new in updated.items():
-                _assign(state, *new)
+                state.replace(*new)
         except BaseException:
             for state, old in zip(updated, before, strict=True):
-                _assign(state, *old)
+                state.replace(*old)
             raise
 
     def _measured(self, model, inputs, options):
@@ -603,7 +614,7 @@ class SynapticMemory:
         moved = [
             state.name
             for state in states
-            if not getattr(state.weight.constraint, "was_evaluated", True) and _has_moved(state)
+            if not getattr(state.weight.constraint, "was_evaluated", True) and state.has_moved()
         ]
         if moved:
             # Not a warning of Python's: weights may have been set by hand.
@@ -626,19 +637,6 @@ def _restored(arrays):
     return memory
 
 
-def _check_array(state, importance):
-    if importance.shape != tuple(state.importance.shape):
-        raise ValueError(
-            f"Expected an importance of shape {tuple(state.importance.shape)} for '{state.name}'. "
-            f"Received: shape {importance.shape}. Compute a number for every weight of the model."
-        )
-    if np.iscomplexobj(importance):
-        raise ValueError(
-            f"Expected real numbers as importance of '{state.name}'. Received: "
-            f"{importance.dtype}. Take their absolute values, or the squares of these."
-        )
-
-
 def _refuse_unknown(importance, names, model):
     unknown = sorted(set(importance) - set(names))
     if unknown:
@@ -657,69 +655,6 @@ def _warn_if_zero(model, importance):
             "learned. Look whether its outputs depend on these weights for the given inputs.",
             model.name,
         )
-
-
-def _held(state, values):
-    """Return values in the dtype that the state holds them in."""
-    with np.errstate(over="ignore"):
-        return values.astype(state.importance.dtype)
-
-
-def _checked_anchor(state, anchor):
-    """Return a new θ* in the dtype that holds it."""
-    anchor = np.asarray(anchor)
-    if anchor.shape != tuple(state.anchor.shape):
-        raise ValueError(
-            f"Expected an anchor θ* of shape {tuple(state.anchor.shape)} for '{state.name}'. "
-            f"Received: shape {anchor.shape}. Have `merge` return Ω and θ*, in this order."
-        )
-    if np.iscomplexobj(anchor) or not np.all(np.isfinite(_held(state, anchor))):
-        raise NotFiniteError(
-            f"Expected finite real numbers as θ* of '{state.name}'. Received: others. Look whether "
-            "the training of the model diverged, for then its weights are NaN."
-        )
-    return _held(state, anchor)
-
-
-def _checked_importance(state, importance):
-    """Return a new Ω in the dtype that holds it."""
-    importance = np.asarray(importance)
-    _check_array(state, importance)
-    importance = _held(state, importance)
-    if np.any(np.isnan(importance)):
-        raise NotFiniteError(
-            f"Expected finite numbers as importance of '{state.name}'. Received: NaN. Look for NaN "
-            "in the inputs, or for a root or a division in what computes it."
-        )
-    if not np.all(np.isfinite(importance)):
-        raise NotFiniteError(
-            f"The importance of '{state.name}' is too large for {state.importance.dtype}: "
-            "it is infinite. Scale the outputs or the loss of the model."
-        )
-    if np.any(importance < 0):
-        raise ValueError(
-            f"Expected an importance ≥ 0 for '{state.name}'. Received: {np.min(importance):g}. "
-            "Clip what may be negative at 0."
-        )
-    return importance
-
-
-def _assign(state, importance, anchor):
-    state.importance.assign(importance)
-    state.anchor.assign(anchor)
-
-
-def _forget(states):
-    for state in states:
-        state.importance.assign(tf.zeros_like(state.importance))
-        state.anchor.assign(state.anchor if state.weight is None else state.weight)
-
-
-def _has_moved(state):
-    """Return whether a weight has left its anchor, though it matters."""
-    return state.importance.numpy().any() and not np.array_equal(
-        state.weight.numpy(), state.anchor.numpy()
-    )
 
 
 def _has_penalty_in_loss(model):
@@ -745,18 +680,3 @@ def _checked_batch_norm(choice, model):
             stacklevel=3,
         )
     return choice or "freeze"
-
-
-def _check_same(new, old):
-    ours, theirs = old.identity.names, new.identity.names
-    if ours != theirs and "*" not in ours + theirs:
-        raise ValueError(
-            f"Expected a memory of '{ours}' in place '{old.identity.place}'. Received: one of "
-            f"'{theirs}'. Call `protect` on a memory that was loaded, which recognizes weights."
-        )
-    if tuple(new.importance.shape) != tuple(old.importance.shape):
-        raise ValueError(
-            f"Expected a memory of shape {tuple(old.importance.shape)} for the weight "
-            f"'{old.name}'. Received: shape {tuple(new.importance.shape)}. The memory was made "
-            "with another architecture; build the model with the same layers."
-        )

@@ -5,11 +5,12 @@ import dataclasses
 import json
 import numbers
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import Any, Self
 
 import keras
 import numpy as np
 
+from .errors import NotFiniteError
 from .weights import WeightIdentity
 
 # The keys of a saved memory. Those of arrays end with the name of the weight.
@@ -64,6 +65,21 @@ class WeightState:
             keras.Variable(importance, trainable=False, dtype=dtype, name="importance"),
             keras.Variable(anchor, trainable=False, dtype=dtype, name="anchor"),
         )
+
+    def replace(self, importance: Any, anchor: Any) -> None:
+        """Replace Ω and θ* by arrays or variables of their shape."""
+        self.importance.assign(importance)
+        self.anchor.assign(anchor)
+
+    def forget(self) -> None:
+        """Ω ← 0, and θ* ← θ if the weight is known."""
+        anchor = self.anchor if self.weight is None else self.weight
+        self.replace(keras.ops.zeros_like(self.importance), anchor)
+
+    def has_moved(self) -> bool:
+        """Return whether the weight has left its anchor, though it matters."""
+        matters = self.importance.numpy().any()
+        return bool(matters and not np.array_equal(self.weight.numpy(), self.anchor.numpy()))
 
 
 @dataclasses.dataclass
@@ -183,3 +199,78 @@ def checked_strength(value: float) -> float:
         f"Expected a strength λ ≥ 0 that float32 can hold. Received: {value!r}. 0 is plain "
         "fine-tuning."
     )
+
+
+def check_array(state: WeightState, importance: np.ndarray) -> None:
+    """Refuse an importance that is not of the weight's shape, or not real."""
+    if importance.shape != tuple(state.importance.shape):
+        raise ValueError(
+            f"Expected an importance of shape {tuple(state.importance.shape)} for '{state.name}'. "
+            f"Received: shape {importance.shape}. Compute a number for every weight of the model."
+        )
+    if np.iscomplexobj(importance):
+        raise ValueError(
+            f"Expected real numbers as importance of '{state.name}'. Received: "
+            f"{importance.dtype}. Take their absolute values, or the squares of these."
+        )
+
+
+def checked_importance(state: WeightState, importance: Any) -> np.ndarray:
+    """Return a new Ω in the dtype that holds it; ValueError if it is not one of the weight."""
+    importance = np.asarray(importance)
+    check_array(state, importance)
+    importance = _held(state, importance)
+    if np.any(np.isnan(importance)):
+        raise NotFiniteError(
+            f"Expected finite numbers as importance of '{state.name}'. Received: NaN. Look for NaN "
+            "in the inputs, or for a root or a division in what computes it."
+        )
+    if not np.all(np.isfinite(importance)):
+        raise NotFiniteError(
+            f"The importance of '{state.name}' is too large for {state.importance.dtype}: "
+            "it is infinite. Scale the outputs or the loss of the model."
+        )
+    if np.any(importance < 0):
+        raise ValueError(
+            f"Expected an importance ≥ 0 for '{state.name}'. Received: {np.min(importance):g}. "
+            "Clip what may be negative at 0."
+        )
+    return importance
+
+
+def checked_anchor(state: WeightState, anchor: Any) -> np.ndarray:
+    """Return a new θ* in the dtype that holds it; ValueError if it is not one of the weight."""
+    anchor = np.asarray(anchor)
+    if anchor.shape != tuple(state.anchor.shape):
+        raise ValueError(
+            f"Expected an anchor θ* of shape {tuple(state.anchor.shape)} for '{state.name}'. "
+            f"Received: shape {anchor.shape}. Have `merge` return Ω and θ*, in this order."
+        )
+    if np.iscomplexobj(anchor) or not np.all(np.isfinite(_held(state, anchor))):
+        raise NotFiniteError(
+            f"Expected finite real numbers as θ* of '{state.name}'. Received: others. Look whether "
+            "the training of the model diverged, for then its weights are NaN."
+        )
+    return _held(state, anchor)
+
+
+def _held(state, values):
+    """Return values in the dtype that the state holds them in."""
+    with np.errstate(over="ignore"):
+        return values.astype(state.importance.dtype)
+
+
+def check_same(new: WeightState, old: WeightState) -> None:
+    """Refuse a state that was saved of another weight than the one it is to be taken over for."""
+    ours, theirs = old.identity.names, new.identity.names
+    if ours != theirs and "*" not in ours + theirs:
+        raise ValueError(
+            f"Expected a memory of '{ours}' in place '{old.identity.place}'. Received: one of "
+            f"'{theirs}'. Call `protect` on a memory that was loaded, which recognizes weights."
+        )
+    if tuple(new.importance.shape) != tuple(old.importance.shape):
+        raise ValueError(
+            f"Expected a memory of shape {tuple(old.importance.shape)} for the weight "
+            f"'{old.name}'. Received: shape {tuple(new.importance.shape)}. The memory was made "
+            "with another architecture; build the model with the same layers."
+        )
