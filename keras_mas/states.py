@@ -78,8 +78,9 @@ class WeightState:
 
     def has_moved(self) -> bool:
         """Return whether the weight has left its anchor, though it matters."""
-        matters = self.importance.numpy().any()
-        return bool(matters and not np.array_equal(self.weight.numpy(), self.anchor.numpy()))
+        if self.weight is None or not self.importance.numpy().any():
+            return False
+        return not np.array_equal(self.weight.numpy(), self.anchor.numpy())
 
 
 @dataclasses.dataclass
