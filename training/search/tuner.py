@@ -8,7 +8,6 @@ import contextlib
 import functools
 import gc
 import math
-import numbers
 import time
 import warnings
 from collections.abc import Sequence
@@ -19,38 +18,31 @@ import keras
 import keras_tuner as kt
 import numpy as np
 
-from keras_mas import BatchNormWarning, MASModel, MultiHead, metrics
+from keras_mas import metrics
 from keras_mas.arrays import load_arrays, save_arrays
-from keras_mas.binding import moving_batch_norms
-from keras_mas.callbacks import Consolidate
-from keras_mas.choices import PENALTIES
 from keras_mas.finite import FitDivergedError
-from keras_mas.methods import load_method
-from keras_mas.methods.base import Method
-from keras_mas.methods.quadratic import QuadraticMethod
 
 from ..console import result_console
 from ..tasks.inputs import digest
 from .dimensions import STRENGTH
 from .hparams import write_trial
+from .hypermodel import TrialNetwork, adapted, architecture, checked_build
 from .own_tasks import OwnTask, fingerprint, own_tasks
 from .trial import bounded_accuracy
+from .tuner_checks import (
+    check_callbacks,
+    check_count,
+    check_counts,
+    check_oracle,
+    check_strengths,
+    check_unused,
+)
 
-METHOD, PENALTY, LEARNING_RATE = "method", "penalty", "learning_rate"
 # What every trial reports, beside the accuracy on each task.
 ACCURACY, FORGETTING, TRANSFER = "average_accuracy", "forgetting", "backward_transfer"
 BOUNDED, DIVERGED = "bounded_accuracy", "diverged"
 
 _DECLARE = 'hp.Float("strength", 1e-3, 1e3, sampling="log")'
-# What `build` may return to have batch normalization otherwise, or to have it so without a word.
-_COPIES = (
-    "For copies of them per task, return `keras_mas.MultiHead(trunk, batch_norm='per_task')` from "
-    "`build`."
-)
-_OWN_CHOICE = (
-    "Return a `keras_mas.MASModel` with batch_norm='freeze' from `build` to say so, or with "
-    "'update' to let every task move them."
-)
 _WEIGHTS = "learned.npz"
 _FAILURE = "failure.txt"
 # How often, every tenth of a second, a worker reads a file that the chief may be writing.
@@ -59,58 +51,6 @@ _READS = 50
 _IN_A_ROW = "Number of consecutive failures"
 # More trials than there are.
 _ALL = 10**9
-
-
-class ContinualHyperModel(kt.HyperModel):
-    """What is built, compiled and fitted in a trial; derive from it for more than `build`.
-
-    Args:
-        build: Function from `keras_tuner.HyperParameters` to what `build` returns.
-        name: As for `keras_tuner.HyperModel`.
-        tunable: As for `keras_tuner.HyperModel`.
-    """
-
-    def __init__(self, build: Any = None, name: str | None = None, tunable: bool = True):
-        if build is not None:
-            self.build = build  # type: ignore[method-assign]
-        super().__init__(name, tunable)
-
-    def build(self, hp: kt.HyperParameters) -> keras.Model | MultiHead:
-        """Return the network, and declare λ as `hp.Float("strength", …, sampling="log")`.
-
-        A `keras.Model` or `keras_mas.MASModel` has one output `[N, classes]` for all tasks. A
-        `keras_mas.MultiHead(trunk)` without heads is given a head for every task.
-
-        Args:
-            hp: The hyperparameters.
-        """
-        raise NotImplementedError
-
-    def compile(self, hp: kt.HyperParameters, model: keras.Model) -> None:
-        """Compile a model that `build` did not compile, or that of a head.
-
-        Here: Adam with the hyperparameter "learning_rate", 0.001 if it is not declared, and a
-        sparse cross-entropy from logits.
-
-        Args:
-            hp: The hyperparameters.
-            model: The model.
-        """
-        rate = hp.values.get(LEARNING_RATE, 0.001)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
-
-    def method(self, hp: kt.HyperParameters) -> Method:
-        """Return the method of continual learning.
-
-        Here: the hyperparameter "method", "mas" if it is not declared, with "strength" and, if it
-        is declared, "penalty".
-
-        Args:
-            hp: The hyperparameters.
-        """
-        kind = load_method(hp.values.get(METHOD, "mas"))
-        return kind(hp.values[STRENGTH], hp.values.get(PENALTY, PENALTIES[0]))
 
 
 class ContinualTuner(kt.Tuner):
@@ -161,15 +101,15 @@ class ContinualTuner(kt.Tuner):
         seed: int = 0,
         **kwargs: Any,
     ):
-        _check_unused(kwargs)
-        _check_count("executions_per_trial", kwargs.get("executions_per_trial", 1))
-        _check_oracle(oracle, BOUNDED if max_forgetting is not None else ACCURACY)
+        check_unused(kwargs)
+        check_count("executions_per_trial", kwargs.get("executions_per_trial", 1))
+        check_oracle(oracle, BOUNDED if max_forgetting is not None else ACCURACY)
         self.max_forgetting, self.keep_models, self.seed = max_forgetting, keep_models, seed
         self._searched: str | None = None  # what the trials on disk are of
         self._read: kt.Oracle | None = None  # of a worker that has searched: what is on disk
         self._tasks: list[OwnTask] = []
-        hypermodel = _adapted(hypermodel)
-        hypermodel.build = _checked(hypermodel.build)
+        hypermodel = adapted(hypermodel)
+        hypermodel.build = checked_build(hypermodel.build)
         super().__init__(oracle, hypermodel, **kwargs)
         if STRENGTH not in {each.name for each in oracle.get_space().space}:
             raise ValueError(
@@ -177,7 +117,7 @@ class ContinualTuner(kt.Tuner):
                 f"{', '.join(each.name for each in oracle.get_space().space) or 'none'}. Call "
                 f"`{_DECLARE}` in `build`, or `hp.Fixed` for a single λ."
             )
-        _check_strengths(hypermodel, oracle.get_space())
+        check_strengths(hypermodel, oracle.get_space())
 
     def search(self, tasks: Any, **fit_arguments: Any) -> None:
         """Try hyperparameters until the oracle has no more.
@@ -196,8 +136,8 @@ class ContinualTuner(kt.Tuner):
             TypeError: As `own_tasks`.
             RuntimeError: If no trial was completed, or several failed in a row.
         """
-        _check_callbacks(fit_arguments.get("callbacks") or ())
-        _check_counts(fit_arguments)
+        check_callbacks(fit_arguments.get("callbacks") or ())
+        check_counts(fit_arguments)
         self._tasks = own_tasks(tasks)
         self._check_same(fit_arguments)
         with self._naming_failures():
@@ -316,7 +256,7 @@ class ContinualTuner(kt.Tuner):
         keras.backend.clear_session()
         gc.collect()  # models are parts of cycles
         keras.utils.set_random_seed(seed)
-        return _Network(self.hypermodel, hp, tasks)
+        return TrialNetwork(self.hypermodel, hp, tasks)
 
     def _learned(self, network, trial, execution, tasks, fit_arguments):
         """Return the accuracy matrix, or None if the loss was not finite."""
@@ -444,7 +384,7 @@ class ContinualTuner(kt.Tuner):
         settings = {k: v for k, v in fit_arguments.items() if k in ("epochs", "batch_size")}
         searched = f"{fingerprint(self._tasks)} {sorted(settings.items())} {self.max_forgetting}"
         keras.backend.clear_session()  # names count from 1 again
-        searched += f" {digest(_architecture(self.hypermodel.build(self.oracle.get_space())))}"
+        searched += f" {digest(architecture(self.hypermodel.build(self.oracle.get_space())))}"
         if self._searched not in (None, searched):
             raise ValueError(
                 "Expected the tasks, network, epochs, batch size and bound of the search in "
@@ -453,97 +393,6 @@ class ContinualTuner(kt.Tuner):
             )
         self._searched = searched
         self.save()
-
-
-class _Network:
-    """The models of all tasks, with the method that protects what they share."""
-
-    def __init__(self, hypermodel, hp, tasks):
-        built = hypermodel.build(hp)
-        self.method = hypermodel.method(hp)
-        self.heads = built if isinstance(built, MultiHead) else None
-        _check_method(self.method, self.heads)
-        self.models = self._models(hypermodel, hp, tasks, built)
-
-    def whole(self):
-        """Return one model of all that was learned."""
-        return self.models[0] if self.heads is None else self.heads.joint()
-
-    def release(self):
-        """Let go of the weights: what is returned is a plain model."""
-        memory = getattr(self.method, "memory", None)
-        if memory is not None:
-            memory.release()
-
-    def _models(self, hypermodel, hp, tasks, built):
-        if self.heads is None:
-            self._protect(built, hp)
-            _compile(hypermodel, hp, built)
-            logits = _logits(built)
-            for task in tasks:
-                task.check_labels(logits, head_of_its_own=False)
-            return [built] * len(tasks)
-        built.make_model = self.method.model
-        per_task = built.batch_norm == "per_task"
-        batch_norm = "update" if per_task else _frozen(built.trunk, _COPIES)
-        self.method.protect(built.trunk, batch_norm=batch_norm)
-        for task in tasks:
-            task.check_labels(task.classes, head_of_its_own=True)
-            _compile(hypermodel, hp, built.add(task.name, max(2, task.classes)))
-        return list(built.models.values())
-
-    def _protect(self, model, hp):
-        """Protect a whole model; a `MASModel` by its own memory, with λ of the trial."""
-        if not isinstance(model, MASModel):
-            self.method.protect(model, batch_norm=_frozen(model, _OWN_CHOICE))
-            return
-        strength = self.method.strength
-        self.method.memory = model.memory
-        self.method.strength = strength
-        if PENALTY in hp.values:
-            model.penalty = self.method.penalty
-        self.method.penalty = model.penalty
-
-
-def _architecture(built):
-    """Return what a network is made of, the same in every process that builds it."""
-    model = built.trunk if isinstance(built, MultiHead) else built
-    shapes = [weight.shape for weight in model.weights]
-    # A model of one's own class need not say how it is made.
-    with contextlib.suppress(NotImplementedError, TypeError, ValueError):
-        return shapes, model.to_json()
-    return shapes, [type(layer).__name__ for layer in model._flatten_layers()]
-
-
-def _frozen(model, instead):
-    """Return what becomes of the statistics of batch normalization; say it if a model has any."""
-    moving = moving_batch_norms(model)
-    if moving:
-        warnings.warn(
-            f"'{model.name}' has {len(moving)} BatchNormalization layers ('{moving[0].name}', …), "
-            "whose moving mean and variance no penalty holds. In every trial they are frozen after "
-            f"the first task. {instead}",
-            BatchNormWarning,
-            stacklevel=2,
-        )
-    return "freeze"
-
-
-def _compile(hypermodel, hp, model):
-    if not model.compiled:
-        hypermodel.compile(hp, model)
-
-
-def _logits(model):
-    shape = model.output_shape
-    if not isinstance(shape, tuple) or len(shape) != 2 or (shape[-1] or 0) < 2:
-        raise kt.errors.FatalValueError(
-            "Expected a model with one output [N, classes] of two classes or more. Received: "
-            f"'{model.name}' with outputs {shape}. Return a `keras_mas.MultiHead(trunk)` from "
-            "`build` for a head for each task; give two classes two outputs, and a sparse "
-            "cross-entropy as loss."
-        )
-    return shape[-1]
 
 
 def _accuracy(model, task):
@@ -567,135 +416,6 @@ def _validation(task):
     """Return validation data as `fit` takes them: a dataset, or (x, y)."""
     data = task.validation.for_fit
     return data if len(data) > 1 else data[0]
-
-
-def _adapted(hypermodel):
-    """Return a hypermodel, of our class, that builds and fits as the one that was given."""
-    if isinstance(hypermodel, ContinualHyperModel):
-        return hypermodel
-    if isinstance(hypermodel, kt.HyperModel):
-        adapted = ContinualHyperModel(hypermodel.build, hypermodel.name, hypermodel.tunable)
-        adapted.fit = hypermodel.fit
-        return adapted
-    if not callable(hypermodel):
-        raise TypeError(
-            "Expected a function of hyperparameters that returns a model, or a "
-            f"ContinualHyperModel. Received: {type(hypermodel).__name__}."
-        )
-    return ContinualHyperModel(hypermodel)
-
-
-def _checked(build):
-    """Return a function that builds what another one builds, and refuses what is no network."""
-
-    def checked(hp, *args, **kwargs):
-        built = build(hp, *args, **kwargs)
-        if isinstance(built, MultiHead):
-            if built.models or built.make_model is not keras.Model:
-                raise kt.errors.FatalValueError(
-                    "Expected `MultiHead(trunk)` from `build`, to which the tuner adds heads. "
-                    f"Received: one with {len(built.models)} heads and models of its own kind. "
-                    "Leave both out; `hp.Choice('penalty', …)` says where the penalty acts."
-                )
-        elif not isinstance(built, keras.Model):
-            raise kt.errors.FatalTypeError(
-                "Expected a `keras.Model`, or a `keras_mas.MultiHead(trunk)`, from `build`. "
-                f"Received: {built!r}, a {type(built).__name__}. Does it `return` the model?"
-            )
-        return built
-
-    return checked
-
-
-def _check_oracle(oracle, objective):
-    if not isinstance(oracle, kt.Oracle):
-        raise TypeError(
-            "Expected an oracle of keras-tuner, such as "
-            f"`kt.oracles.RandomSearchOracle(max_trials=10)`. Received: {type(oracle).__name__}."
-        )
-    if isinstance(oracle, kt.oracles.HyperbandOracle):
-        raise ValueError(
-            "Expected a random, grid or Bayesian oracle. Received: Hyperband's, whose budget "
-            "cannot be kept: it begins a trial with the weights that another one had after "
-            "`initial_epoch`, and in a sequence of tasks these are those of the last task alone."
-        )
-    if type(oracle.objective).__name__ == "DefaultObjective":  # none was given
-        oracle.objective = kt.Objective(objective, "max")
-    given = oracle.objective
-    if (getattr(given, "name", None), getattr(given, "direction", None)) != (objective, "max"):
-        shown = getattr(given, "name", given)
-        raise ValueError(
-            f"Expected no objective, or `kt.Objective('{objective}', 'max')`, which is what "
-            f"max_forgetting stands for if it is given. Received: {shown!r}, "
-            f"{getattr(given, 'direction', 'several')}."
-        )
-
-
-def _check_count(name, count):
-    if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
-        raise ValueError(f"Expected `{name}` to be an integer ≥ 1. Received: {count!r}.")
-
-
-def _check_counts(fit_arguments):
-    """Refuse what `fit` would train nothing with, or fail at in the middle of a trial."""
-    for name in ("epochs", "batch_size"):
-        if fit_arguments.get(name) is not None:
-            _check_count(name, fit_arguments[name])
-
-
-def _check_strengths(hypermodel, space):
-    """Refuse values of λ that the method does not take, the ends of a range among them."""
-    for each in space.space:
-        if each.name == STRENGTH:
-            for value in _ends(each):
-                hp = space.copy()
-                hp.values[STRENGTH] = value
-                hypermodel.method(hp)
-
-
-def _ends(each):
-    if isinstance(each, kt.engine.hyperparameters.Fixed):
-        return [each.value]
-    if isinstance(each, kt.engine.hyperparameters.Choice):
-        return each.values
-    return [each.min_value, each.max_value]
-
-
-def _check_callbacks(callbacks):
-    for callback in callbacks:
-        if isinstance(callback, Consolidate | keras.callbacks.BackupAndRestore):
-            reason = (
-                "which would consolidate each task twice"
-                if isinstance(callback, Consolidate)
-                else "whose one folder makes it skip every task after the first"
-            )
-            raise ValueError(
-                f"Expected callbacks that suit every task. Received: a {type(callback).__name__}, "
-                f"{reason}. Leave it out."
-            )
-
-
-def _check_unused(arguments):
-    names = ("optimizer", "loss", "metrics", "max_model_size", "distribution_strategy")
-    for name in names:
-        if arguments.get(name) is not None:
-            raise ValueError(
-                f"Expected no `{name}`, which this tuner does not use. Received: one. Compile the "
-                "model in `build`, or in `compile` of a ContinualHyperModel."
-            )
-
-
-def _check_method(method, heads):
-    """Refuse a method that cannot learn in the models that were built."""
-    needs_data = method.trains_all_heads or method.learns_all_tasks
-    own_models = type(method).model not in (Method.model, QuadraticMethod.model)
-    if needs_data or (own_models and heads is None):
-        name = type(method).__module__.rpartition(".")[2]
-        cure = "Choose another method" if needs_data else "Return `keras_mas.MultiHead(trunk)`"
-        raise kt.errors.FatalValueError(
-            f"Expected a method that learns in the models of `build`. Received: '{name}', which "
-            f"{'trains the heads of all tasks together' if needs_data else 'has its own'}. {cure}."
-        )
 
 
 def _restore_grid(oracle):
