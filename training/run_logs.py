@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from keras_mas.errors import UsageError
 
+from .following import Following, load_callback
 from .listening import Evaluation, Listener, TaskResult
 from .run_directory import CSV_LOG, TENSORBOARD
 from .saved_tasks import saved_importance
-from .settings import Following, Settings, load_callback
+from .settings import Settings
 from .summary import known, mean_of_known
 from .tasks import Task
 

@@ -1,16 +1,13 @@
-"""Everything, apart from the data, that decides the result of a run or a comparison."""
+"""Everything, apart from the data, that decides the result of a run."""
 
 import argparse
 import dataclasses
-import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from keras_mas.choices import AUTO, PENALTIES, auto_text, kappa_of
 from keras_mas.errors import UsageError
 from keras_mas.methods import METHODS, load_method
-from keras_mas.plugins import is_own, load_named
+from keras_mas.plugins import is_own
 
 from .augmentation import AUGMENTATIONS
 from .options import (
@@ -18,7 +15,6 @@ from .options import (
     NOT_NEGATIVE,
     POSITIVE,
     Bounds,
-    check_names,
     check_options,
     label,
     listed,
@@ -39,7 +35,6 @@ class _MethodNames(tuple[str, ...]):
 
 OPTIMIZERS = ("adam", "sgd")
 OPTIMIZER_STATES = ("fresh", "kept")
-LOGS = ("csv", "tensorboard")
 # What becomes of batch normalization, whose moving statistics no penalty holds.
 BATCH_NORMS = ("frozen", "per-task", "shared")
 
@@ -47,14 +42,12 @@ BATCH_NORMS = ("frozen", "per-task", "shared")
 SEEDS = Bounds(at_least=0, at_most=2**32 - 1)
 # TensorFlow's kernels count examples in 32 bits.
 _BATCH_SIZES = Bounds(at_least=1, at_most=2**31 - 1)
-# More are a slip of the pen, and a comparison that would never end.
-_MOST_SEEDS = 1000
-_OWN_METHOD = "MODULE:CLASS for a method of your own"
+OWN_METHOD = "MODULE:CLASS for a method of your own"
 # The method that holds nothing.
 FINE_TUNING = "finetune"
 # The strengths that are found for each task: by a formula, or by trying.
-_FOUND = (AUTO, DECAY)
-_STRENGTHS = f"a number {NOT_NEGATIVE}, {AUTO} or {DECAY}"
+FOUND = (AUTO, DECAY)
+STRENGTHS = f"a number {NOT_NEGATIVE}, {AUTO} or {DECAY}"
 
 
 def frozen_layers(text: str) -> str:
@@ -70,11 +63,11 @@ def frozen_layers(text: str) -> str:
 
 def strength(text: str) -> float | str:
     """Return `--strength` as a number, or as it is if λ is found; an argparse type."""
-    if not text.startswith(_FOUND):
+    if not text.startswith(FOUND):
         try:
             return number(float, NOT_NEGATIVE)(text)
         except argparse.ArgumentTypeError:
-            raise argparse.ArgumentTypeError(f"expected {_STRENGTHS}, received {text!r}") from None
+            raise argparse.ArgumentTypeError(f"expected {STRENGTHS}, received {text!r}") from None
     try:
         _checked_text(text)
     except ValueError as error:
@@ -266,9 +259,9 @@ class Settings:
 
     method: str = option(
         "mas",
-        f"{', '.join(METHODS)}; or {_OWN_METHOD}",
+        f"{', '.join(METHODS)}; or {OWN_METHOD}",
         choices=_MethodNames(METHODS),
-        besides=_OWN_METHOD,
+        besides=OWN_METHOD,
         metavar="NAME",
     )
     strength: float | str = option(
@@ -373,7 +366,7 @@ def _strength_of(name, penalty, strength):
         raise UsageError(str(error)) from None
     if text is None:
         if strength not in NOT_NEGATIVE:
-            raise UsageError(f"Expected `strength` to be {_STRENGTHS}. Received: {strength!r}.")
+            raise UsageError(f"Expected `strength` to be {STRENGTHS}. Received: {strength!r}.")
         return strength
     if not method.has_strength:
         raise UsageError(
@@ -443,212 +436,3 @@ def _short(value):
 def in_paths(name: str) -> str:
     """Return the name of a method or a backbone as folders are named after it."""
     return name.replace(":", ".")
-
-
-@dataclasses.dataclass(frozen=True)
-class Following:
-    """What follows a run while it goes on, and is not to change the result.
-
-    Attributes:
-        log: Names out of `LOGS`, separated by commas: what is written into the run's folder.
-        callback: `MODULE:FUNCTION`; the function is called with the `Settings` and the folder of a
-            run, and returns a `keras.callbacks.Callback`, such as those of Weights & Biases and
-            MLflow, a `run.Listener`, which is told of tasks and their accuracies, or a list of
-            them. They follow the `fit` of every task, and are to leave it as it is: a run that is
-            finished is read without them. None for none.
-
-    Raises:
-        UsageError: If there is no such log, or no such function that takes two arguments.
-    """
-
-    log: str = option(
-        "",
-        "logs to write into the run's folder, out of csv and tensorboard, as in csv,tensorboard",
-        choices=LOGS,
-        several=True,
-        metavar="NAMES",
-    )
-    callback: str | None = option(
-        None,
-        "function that returns Keras callbacks or listeners, called with (settings, folder) of a "
-        "run; they are to observe and not to change the training, and a finished run is read "
-        "without them (default: none)",
-        metavar="MODULE:FUNCTION",
-    )
-
-    def __post_init__(self):
-        check_options(self)
-        if self.callback is not None:
-            load_callback(self.callback)  # refuses what is none before anything is trained
-
-    @property
-    def logs(self) -> tuple[str, ...]:
-        """The names in `log`."""
-        return listed(self.log)
-
-
-def load_callback(name: str) -> Callable[[Settings, Path], Any]:
-    """Return the function that makes callbacks, as `Following` names it.
-
-    Raises:
-        UsageError: If there is no such function, or it does not take two arguments.
-    """
-    function = load_named(name, "callback")
-    if not callable(function):
-        raise UsageError(
-            f"Expected `--callback {name}` to name a function. Received: "
-            f"{type(function).__name__}. Write the name of what makes callbacks after the colon."
-        )
-    try:
-        inspect.signature(function).bind("settings", "folder")
-    except TypeError as error:
-        raise UsageError(
-            f"Expected `{name}` to take the settings and the folder of a run. Received: a function "
-            f"that cannot be called so ({error}). Give it these two arguments."
-        ) from None
-    except ValueError:
-        pass  # a function of C, which does not tell its arguments
-    return function
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparisonPlan:
-    """Which runs a comparison consists of, and what its differences are taken from.
-
-    Attributes:
-        methods: Names of methods, separated by commas, each once.
-        seeds: Seeds, separated by commas, each once, 1,000 at most; `0-9` stands for 0 to 9.
-        strength: λ of all methods, as in `3`; or of some, as in `mas=auto,ewc=100`; None for the
-            default of each method.
-        search: Whether λ of each method that has one is searched for instead.
-        against: The method that differences are taken from: `first`, `best` by average accuracy,
-            or its name.
-
-    Raises:
-        UsageError: If one of them cannot be read, or a name or seed occurs twice.
-    """
-
-    methods: str = option(
-        "mas,finetune",
-        f"methods of continual learning, as in mas,finetune: those that `keras-mas train --help` "
-        f"lists, or {_OWN_METHOD}",
-        metavar="NAMES",
-    )
-    seeds: str = option("0,1,2", "seeds, as in 0,1,2 or 0-9", metavar="SEEDS")
-    strength: str | None = option(
-        None,
-        "λ of all methods, as in 3 or auto, or of each, as in mas=auto,ewc=100 (default: the "
-        "method's own)",
-        metavar="λ",
-    )
-    search: bool = option(
-        False, "search λ of each method that has one, on validation data, with the first seed"
-    )
-    against: str = option(
-        "first",
-        "method that differences are taken from: first, best, or its name",
-        metavar="METHOD",
-    )
-
-    def __post_init__(self):
-        names, strengths = self.method_names, self.strengths
-        check_names("--strength", tuple(name for name in strengths if name), names)
-        if self.against not in ("first", "best"):
-            check_names("--against", (self.against,), names)
-        if self.search and strengths:
-            raise UsageError(
-                f"Expected either --search or --strength. Received: both, '{self.strength}' for "
-                "the latter. Leave one out."
-            )
-        self.seed_numbers  # noqa: B018 (refuses what is no seed)
-
-    @property
-    def method_names(self) -> tuple[str, ...]:
-        """The names in `methods`."""
-        names = listed(self.methods)
-        if not all(names):
-            raise UsageError(
-                "Expected names of methods in `--methods`, with one comma between two of them. "
-                f"Received: '{self.methods}'."
-            )
-        return _different("--methods", "method", names)
-
-    @property
-    def seed_numbers(self) -> tuple[int, ...]:
-        """The seeds in `seeds`."""
-        ranges = [_range(text) for text in listed(self.seeds)]
-        count = sum(map(len, ranges))
-        if count > _MOST_SEEDS:
-            raise UsageError(
-                f"Expected at most {_MOST_SEEDS:,} seeds in `--seeds`, each of which is a run of "
-                f"every method. Received: {count:,} in '{self.seeds}'. Name fewer."
-            )
-        return _different("--seeds", "seed", [seed for numbers in ranges for seed in numbers])
-
-    @property
-    def strengths(self) -> dict[str | None, float | str]:
-        """λ by the name of the method; by None for all methods."""
-        if self.strength is None:
-            return {}
-        pairs = [text.rpartition("=") for text in listed(self.strength) or ("",)]
-        if len(pairs) > 1 and not all(equals for _, equals, _ in pairs):
-            raise UsageError(
-                "Expected one --strength for all methods, as in 3, or one for each, as in "
-                f"mas=1,ewc=100. Received: '{self.strength}'."
-            )
-        _different("--strength", "method", [name for name, *_ in pairs])
-        return {name or None: _strength(text) for name, _, text in pairs}
-
-    def contestants(self, recipe: Recipe, **common: Any) -> list[Settings]:
-        """Return the settings of each method with the first seed.
-
-        Args:
-            recipe: How each task is trained.
-            **common: Further fields of `Settings`.
-
-        Raises:
-            UsageError: If there is no such method.
-        """
-        strengths, chosen = self.strengths, []
-        for name in self.method_names:
-            plain = Settings(method=name, seed=self.seed_numbers[0], recipe=recipe, **common)
-            of_all = strengths.get(None) if plain.has_strength else None
-            given = strengths.get(name, of_all)
-            chosen.append(plain if given is None else dataclasses.replace(plain, strength=given))
-        return chosen
-
-
-def _different(option, what, values):
-    """Return values as a tuple; refuse none at all, and one that occurs twice."""
-    if not values:
-        raise UsageError(f"Expected at least one {what} in `{option}`. Received: none.")
-    twice = [value for value in values if list(values).count(value) > 1]
-    if twice:
-        raise UsageError(
-            f"Expected each {what} once in `{option}`. Received: '{twice[0]}' more than once."
-        )
-    return tuple(values)
-
-
-def _range(text):
-    first, dash, last = text.partition("-")
-    try:
-        numbers = range(int(first), int(last if dash else first) + 1)
-    except ValueError:
-        numbers = range(0)
-    if not numbers or numbers[-1] not in SEEDS:
-        raise UsageError(
-            f"Expected --seeds to be whole numbers {SEEDS} and ranges of them, as in 0,1,2 or "
-            f"0-9. Received: {text!r}."
-        )
-    return numbers
-
-
-def _strength(text):
-    try:
-        return text if text.startswith(_FOUND) else float(text)
-    except ValueError:
-        raise UsageError(
-            f"Expected --strength to be {_STRENGTHS}, or one for each method as in "
-            f"mas=1,ewc=100. Received: {text!r}."
-        ) from None

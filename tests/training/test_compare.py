@@ -12,6 +12,7 @@ from keras_mas.training import compare as compare_module
 from keras_mas.training import comparison_progress, progress
 from keras_mas.training.cli import main
 from keras_mas.training.compare import Entry, Observer, _Streams, compare
+from keras_mas.training.comparison_plan import ComparisonPlan
 from keras_mas.training.comparison_progress import ComparisonLines
 from keras_mas.training.learner import Learner
 from keras_mas.training.run import finished_result, train
@@ -19,7 +20,7 @@ from keras_mas.training.run_directory import locked, read_result
 from keras_mas.training.search.recommend import NoTrialError
 from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.search.trial import Trial
-from keras_mas.training.settings import ComparisonPlan, Recipe, Settings
+from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import Split, Task
 from keras_mas.training.tasks.changes import Change
 from keras_mas.training.tasks.inputs import ChangedArray, MemoryArray

@@ -13,12 +13,12 @@ import tensorflow as tf
 from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
 from keras_mas.metrics import min_accuracy, worst_case_accuracy
+from keras_mas.training.following import Following
 from keras_mas.training.learner import Learner
 from keras_mas.training.listening import Listener
 from keras_mas.training.run import train
 from keras_mas.training.run_logs import followers
 from keras_mas.training.saved_tasks import saved_heads, saved_importance
-from keras_mas.training.settings import Following
 from keras_mas.training.tasks import TaskStream
 
 

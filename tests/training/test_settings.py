@@ -6,6 +6,7 @@ import pytest
 
 from keras_mas.errors import UsageError
 from keras_mas.methods import METHODS, load_method
+from keras_mas.training.following import Following
 from keras_mas.training.options import (
     SECONDS,
     Bounds,
@@ -19,7 +20,6 @@ from keras_mas.training.options import (
 from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.settings import (
     DEFAULT_FOR_VECTORS,
-    Following,
     Recipe,
     Settings,
     frozen_layers,

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
+from keras_mas.training.comparison_plan import ComparisonPlan
 from keras_mas.training.listening import Listener
 from keras_mas.training.run import train
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.saved_tasks import saved_heads
-from keras_mas.training.settings import ComparisonPlan, Recipe, Settings, run_name
+from keras_mas.training.settings import Recipe, Settings, run_name
 from keras_mas.training.stability_decay import decay_text, margin_of, stability_decay
 from keras_mas.training.tasks import Split, Task, TaskStream
 from keras_mas.training.tasks.inputs import MemoryArray

@@ -13,12 +13,12 @@ from interrupting import Follower
 from keras_mas.errors import UsageError
 from keras_mas.training import under_way
 from keras_mas.training.divergence import DivergedError
+from keras_mas.training.following import Following
 from keras_mas.training.listening import Listener
 from keras_mas.training.run import train
 from keras_mas.training.run_directory import UNDER_WAY, DamagedError, VanishedError
 from keras_mas.training.run_logs import followers
 from keras_mas.training.saved_tasks import saved_heads
-from keras_mas.training.settings import Following
 from keras_mas.training.tasks import TaskStream
 
 DROPOUT = """

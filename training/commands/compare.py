@@ -6,9 +6,11 @@ from pathlib import Path
 
 from keras_mas.errors import UsageError
 
+from ..comparison_plan import ComparisonPlan
+from ..following import Following
 from ..options import add_options, file_or_folder, flag, given_options, option_fields
 from ..search.space import SearchSpace
-from ..settings import ComparisonPlan, Following, Recipe, Settings
+from ..settings import Recipe, Settings
 from ..tasks import LoadOptions
 from . import shared
 

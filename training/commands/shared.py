@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..augmentation import check_augmentations
+from ..following import Following
 from ..options import add_options, flag, given_options, option_fields
 from ..search.space import SearchSpace
 from ..search.workers import Workers
-from ..settings import Following, Recipe, Settings, recipe_for
+from ..settings import Recipe, Settings, recipe_for
 from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
 from ..tasks.tables import Encoding
 from .basics import add_data as add_data

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from keras_mas.errors import UsageError
 
+from ..following import Following
 from ..options import add_options, count_or_all, file_or_folder, flag, given_options, option_fields
-from ..settings import Following, Recipe, Settings, run_name
+from ..settings import Recipe, Settings, run_name
 from ..tasks import LoadOptions, TaskStream
 from . import shared
 
