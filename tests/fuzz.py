@@ -42,7 +42,7 @@ from keras_mas.serving.standin import StandIn
 from keras_mas.serving.traffic import Collector, InputForm, read_requests
 from keras_mas.training import under_way
 from keras_mas.training.cli import main as command_line
-from keras_mas.training.continuing import FinishedRun
+from keras_mas.training.finished_run import FinishedRun
 from keras_mas.training.learner import Learner
 from keras_mas.training.run import train
 from keras_mas.training.run_directory import DamagedError

@@ -13,7 +13,8 @@ from keras_mas.errors import UsageError
 from keras_mas.metrics import forgetting
 from keras_mas.training.cli import main
 from keras_mas.training.commands import predict
-from keras_mas.training.continuing import FinishedRun, continued, default_folder
+from keras_mas.training.continuing import continued, default_folder
+from keras_mas.training.finished_run import FinishedRun
 from keras_mas.training.report import report_rows
 from keras_mas.training.run import train
 from keras_mas.training.run_directory import DamagedError, read_result, write_json

@@ -11,7 +11,7 @@ from PIL import Image
 from keras_mas.errors import UsageError
 from keras_mas.training.backbones import saved
 from keras_mas.training.cli import main
-from keras_mas.training.continuing import FinishedRun
+from keras_mas.training.finished_run import FinishedRun
 from keras_mas.training.learner import Learner
 from keras_mas.training.run_directory import read_json, read_result
 from keras_mas.training.saved_tasks import saved_heads, saved_importance

@@ -142,8 +142,8 @@ def _print(folder, published, force):
 
 def _held_out_stream(args, result):
     """Return the tasks of a run, with the data as they were if they are not named."""
-    from ..continuing import known_encoding
     from ..exporting import check_same_data, with_all_tasks
+    from ..finished_run import known_encoding
 
     if args.examples_of is None and "sources" in result:
         return _what_is_left(args, result)
@@ -168,8 +168,9 @@ def _held_out_stream(args, result):
 
 def _what_is_left(args, result):
     """Return the tasks of a run that went on from another one, from wherever each was loaded."""
-    from ..continuing import FinishedRun, tasks_left
+    from ..continuing import tasks_left
     from ..exporting import with_all_tasks
+    from ..finished_run import FinishedRun
     from ..progress import DecodingLines
 
     given = {k: v for k, v in given_options(LoadOptions, args).items() if v not in (None, False)}

@@ -331,7 +331,7 @@ def _images_in(folder):
 
 def _drift(args, result, network, inputs):
     """Return how far the inputs are from those of the training; None if that cannot be known."""
-    from ..continuing import known_encoding
+    from ..finished_run import known_encoding
     from ..later_inputs import measure_drift
 
     tasks = args.trained_on or result.get("arguments", {}).get("tasks")

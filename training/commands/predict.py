@@ -171,7 +171,7 @@ def _from_stream(args):
 
 def _encoding_of(run):
     """Return what the network of a run takes of tables; None if it has learned none."""
-    from ..continuing import known_encoding
+    from ..finished_run import known_encoding
     from ..run_directory import read_result
 
     return known_encoding(run, read_result(run))

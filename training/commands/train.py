@@ -340,7 +340,7 @@ def _start(args, recipe):
 
 def _started(args):
     """Return the folder of a run of the one task that a trained network has learned."""
-    from ..continuing import digest
+    from ..first_task import digest
     from ..identity import describe
     from ..run import train
     from ..settings import DEFAULT_FOR_IMAGES, DEFAULT_FOR_VECTORS
@@ -369,7 +369,8 @@ def _started(args):
 def _continued(args, directory, add):
     """Return what is asked for of a run that goes on from another one."""
     from ..augmentation import check_augmentations
-    from ..continuing import FinishedRun, continued, default_folder
+    from ..continuing import continued, default_folder
+    from ..finished_run import FinishedRun
     from ..progress import DecodingLines
 
     finished = FinishedRun.read(directory)
