@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ from keras_mas.methods.base import Method
 from keras_mas.methods.quadratic import QuadraticMethod
 
 from .dimensions import STRENGTH
+from .own_tasks import OwnTask
 
 METHOD, PENALTY, LEARNING_RATE = "method", "penalty", "learning_rate"
 
@@ -83,20 +84,28 @@ class ContinualHyperModel(kt.HyperModel):
 
 
 class TrialNetwork:
-    """The models of all tasks, with the method that protects what they share."""
+    """The models of all tasks, with the method that protects what they share.
 
-    def __init__(self, hypermodel, hp, tasks):
+    Args:
+        hypermodel: What builds them.
+        hp: The hyperparameters.
+        tasks: The tasks.
+    """
+
+    def __init__(
+        self, hypermodel: ContinualHyperModel, hp: kt.HyperParameters, tasks: Sequence[OwnTask]
+    ):
         built = hypermodel.build(hp)
-        self.method = hypermodel.method(hp)
+        self.method: Any = hypermodel.method(hp)
         self.heads = built if isinstance(built, MultiHead) else None
         _check_method(self.method, self.heads)
         self.models = self._models(hypermodel, hp, tasks, built)
 
-    def whole(self):
+    def whole(self) -> keras.Model:
         """Return one model of all that was learned."""
         return self.models[0] if self.heads is None else self.heads.joint()
 
-    def release(self):
+    def release(self) -> None:
         """Let go of the weights: what is returned is a plain model."""
         memory = getattr(self.method, "memory", None)
         if memory is not None:
