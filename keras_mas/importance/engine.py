@@ -23,6 +23,8 @@ from .unchanged import flatten_layers, leaving_unchanged
 
 _log = logging.getLogger(__name__)
 
+_SUM_DTYPES = (tf.float32, tf.float64)
+
 # How a weight is measured, from the fastest way to the slowest.
 UNUSED = "not used by the outputs"
 BY_RULE = "rule"
@@ -111,7 +113,9 @@ class Engine:
     def start(self) -> None:
         """Begin a pass over data: set the sums to 0."""
         for name, weight in self.weights.items():
-            self.sums[name].assign(_zeros(weight))
+            # Like the weight's value, which takes half as long as zeros of its shape do.
+            zeros = tf.zeros_like(weight.value, _sum_dtype(weight))
+            self.sums[name].assign(zeros, read_value=False)
         self.ways: dict[str, str] = {}
         self.fallbacks: dict[str, list[str]] = {}
         self._rowwise: frozenset[keras.Layer] | None = None
@@ -128,8 +132,9 @@ class Engine:
 
     def free(self) -> None:
         """Give back the memory of the sums, until the next pass starts."""
-        for name, weight in self.weights.items():
-            self.sums[name].assign(_nothing(weight))
+        nothing = {dtype: tf.zeros([0], dtype) for dtype in _SUM_DTYPES}
+        for sums in self.sums.values():
+            sums.assign(nothing[sums.dtype], read_value=False)
 
     def add(self, batch: tuple[Any, Any]) -> bool:
         """Add the examples of a batch to the sums; return whether all of it was finite."""
