@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import textwrap
-import threading
 import warnings
 from collections.abc import Iterator
 from importlib import import_module, metadata
@@ -17,6 +16,7 @@ from typing import Any, NoReturn, TextIO, cast
 from keras_mas.errors import UsageError
 
 from .commands import COMMANDS, WITHOUT_TENSORFLOW
+from .interruption import interruptible
 from .options import not_empty
 from .start_tensorflow import import_tensorflow
 from .wording import sentence
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.
     """
-    with _interruptible() as signals:
+    with interruptible() as signals:
         return _run(argv, signals)
 
 
@@ -90,34 +90,6 @@ def _interrupted(signals: list[int], command: str = "") -> int:
     what, code = ("terminated", 143) if signal.SIGTERM in signals else ("interrupted", 130)
     advice = " The same command continues where it stopped." if command in _RESUMED else ""
     return _failed(f"{what}.{advice}", code)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Have the first Ctrl-C or SIGTERM unwind the command, and a second one end it at once.
-
-    Yields a list that holds the number of the signal, once it has come.
-    """
-    received: list[int] = []
-
-    def interrupt(number: int, frame: Any) -> NoReturn:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if threading.current_thread() is not threading.main_thread():  # which alone can handle any
-        numbers = []
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as behind `nohup`, or in the background of a script
-            signal.signal(number, interrupt)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Help(argparse.HelpFormatter):

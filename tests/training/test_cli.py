@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from importlib import metadata
 
@@ -981,6 +982,26 @@ def test_a_signal_while_the_arguments_are_read_is_a_sentence_too(monkeypatch, ca
 
     monkeypatch.setattr("keras_mas.training.cli._parsed", parsed)
     assert main(["train", "split-digits"]) == 143
+    assert capsys.readouterr().err == "keras-mas: terminated.\n"
+
+
+class EndsInFinalizer:
+    """What gets a signal while it is removed, where Python drops whatever is raised."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_in_a_finalizer_is_not_dropped(monkeypatch, capsys):
+    def run(args):
+        found = EndsInFinalizer()
+        del found
+        time.sleep(10)
+
+    monkeypatch.setattr("keras_mas.training.commands.completion.run", run)
+    began = time.monotonic()
+    assert main(["completion", "bash"]) == 143
+    assert time.monotonic() - began < 5
     assert capsys.readouterr().err == "keras-mas: terminated.\n"
 
 
