@@ -27,7 +27,7 @@ class Record:
         seconds: By phase: training, importance, evaluation, saving.
         memory: Bytes that are kept between tasks.
         decayed: How λ was found for the last task by stability decay; None if it was not.
-        of_tasks: What else is noted once per task, as lists by name.
+        noted: What else was noted of each task, as lists by name.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Record:
         self.seconds = dict.fromkeys(_PHASES, 0.0)
         self.memory = {"kept_by_method": 0}
         self.decayed: Decayed | None = None
-        self.of_tasks: dict[str, list[Any]] = {}
+        self.noted: dict[str, list[Any]] = {}
 
     def timed(self, phase: str) -> "Stopwatch":
         """Return a context that adds its seconds to a phase."""
@@ -55,17 +55,17 @@ class Record:
     def note(self, **values: Any) -> None:
         """Note something of the task that has just been learned."""
         for name, value in values.items():
-            self.of_tasks.setdefault(name, []).append(value)
+            self.noted.setdefault(name, []).append(value)
 
     def last(self, name: str) -> Any:
         """Return what was noted of the last task; None if nothing is."""
-        return self.of_tasks.get(name, [None])[-1]
+        return self.noted.get(name, [None])[-1]
 
     def evaluations_of(self, number: int) -> list[Evaluation]:
         """Return what was measured in the middle of a task; the first has number 1."""
         return [each for each in self.evaluations if each.task == number]
 
-    def of_task(self, number: int) -> dict[str, Any]:
+    def measurements_of(self, number: int) -> dict[str, Any]:
         """Return what is kept of a task, under way or learned, for JSON; the first has number 1."""
         return {
             "seconds": self.seconds,
@@ -75,7 +75,7 @@ class Record:
 
     def progress(self, number: int) -> dict[str, Any]:
         """Return what is kept of a task that has been learned, the last one, for JSON."""
-        return self.of_task(number) | {
+        return self.measurements_of(number) | {
             "accuracies": self.rows[-1],
             "baseline": self.baseline,
             "memory": self.memory,

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -137,52 +136,42 @@ def train(
     devices = learner.devices
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
+    if continued is not None:
+        _refuse_folder_of(continued, directory)
     description = describe(stream, settings, evaluate_on, continued)
     if start is not None:
         description |= start.description
-    if continued is not None:
-        old = continued.run.directory.resolve()
-        if old in (directory.resolve(), *directory.resolve().parents):
-            raise UsageError(
-                "Expected a new folder for the run that goes on, outside of the one that it goes "
-                f"on from, which stays as it is. Received: '{directory}'. Choose another one with "
-                "`--output`."
-            )
     shared = None
     if first_tasks is not None and settings.shares_first_task:
         shared = shared_first_task(first_tasks, description)
     elsewhere = _Elsewhere(shared, continued, start)
     with devices.own_folder(directory) as folder:
         run = _Run(
-            stream,
-            settings,
-            folder,
-            evaluate_on,
-            listeners,
-            verbose,
-            learner,
-            elsewhere,
-            keeps_models,
+            stream=stream,
+            settings=settings,
+            directory=folder,
+            evaluate_on=evaluate_on,
+            listeners=listeners,
+            verbose=verbose,
+            learner=learner,
+            elsewhere=elsewhere,
+            keeps_models=keeps_models,
         )
         with claimed(folder, description, overwrite=overwrite), original_errors():
             devices.take_run(folder, description)
             _take_network(folder, start, continued)
-            finished = is_finished(folder)
-            if finished:
-                result = read_result(folder)
-                if not keeps_models:  # there is nothing else to read
-                    return result
-            for number, task in enumerate(stream.tasks):
-                run.task(number, task)
-            if not finished:
-                check_there(folder)
-                recorded: dict[str, Any] = {"arguments": arguments or {}}
-                if keeps_models:
-                    run.save_network()
-                    recorded |= {"network": digest_of_file(folder / MODEL)}
-                write_json(folder / RESULT, run.result() | recorded)
-            (folder / UNDER_WAY).unlink(missing_ok=True)
-            return read_result(folder)
+            return run.finish(arguments or {})
+
+
+def _refuse_folder_of(continued, directory):
+    """Refuse to write into the folder of the run that this one goes on from."""
+    old = continued.run.directory.resolve()
+    if old in (directory.resolve(), *directory.resolve().parents):
+        raise UsageError(
+            "Expected a new folder for the run that goes on, outside of the one that it goes on "
+            f"from, which stays as it is. Received: '{directory}'. Choose another one with "
+            "`--output`."
+        )
 
 
 def _take_network(directory, start, continued):
@@ -239,31 +228,54 @@ class _Elsewhere:
         return self.shared if number == 0 else None
 
 
+@dataclasses.dataclass(kw_only=True)
 class _Run:
-    """The state of a run in memory: the network, the method, the accuracies so far."""
+    """The state of a run in memory: the network, the method, the accuracies so far.
 
-    def __init__(
-        self,
-        stream,
-        settings,
-        directory,
-        evaluate_on,
-        listeners,
-        verbose,
-        learner,
-        elsewhere,
-        keeps_models,
-    ):
-        self.elsewhere, self.continued = elsewhere, elsewhere.continued
-        self.start = elsewhere.start
-        self.stream, self.settings, self.directory = stream, settings, directory
-        self.evaluate_on, self.listeners, self.verbose = evaluate_on, listeners, verbose
-        self.record = Record()
-        self.margin = margin_of(settings.strength)
-        self.learner = learner
-        self.keeps_models = keeps_models
+    Attributes:
+        elsewhere: Where tasks may have been learned before.
+        record: What the run has measured so far.
+        The others are those of `train`.
+    """
+
+    stream: TaskStream
+    settings: Settings
+    directory: Path
+    evaluate_on: str
+    listeners: Sequence[Listener]
+    verbose: int
+    learner: Learner
+    elsewhere: _Elsewhere
+    keeps_models: bool
+    record: Record = dataclasses.field(default_factory=Record)
+
+    def __post_init__(self):
+        self.continued, self.start = self.elsewhere.continued, self.elsewhere.start
+        self.margin = margin_of(self.settings.strength)
         with self.record.timed("training"):
-            self.learner.begin(settings, stream)
+            self.learner.begin(self.settings, self.stream)
+
+    def finish(self, arguments):
+        """Learn what is left to learn, and return the result as it is in the folder."""
+        finished = is_finished(self.directory)
+        if finished:
+            result = read_result(self.directory)
+            if not self.keeps_models:  # there is nothing else to read
+                return result
+        for number, task in enumerate(self.stream.tasks):
+            self.task(number, task)
+        if not finished:
+            self._write_result(arguments)
+        (self.directory / UNDER_WAY).unlink(missing_ok=True)
+        return read_result(self.directory)
+
+    def _write_result(self, arguments):
+        check_there(self.directory)
+        recorded = {"arguments": arguments}
+        if self.keeps_models:
+            self._save_network()
+            recorded |= {"network": digest_of_file(self.directory / MODEL)}
+        write_json(self.directory / RESULT, self.result() | recorded)
 
     def task(self, number, task):
         """Learn a task, or read it from the folder."""
@@ -345,7 +357,7 @@ class _Run:
             "versions": library_versions(),
             **({"cross_entropy": self._losses()} if self.evaluate_on == "validation" else {}),
             **self._stability(),
-            **self.record.of_tasks,
+            **self.record.noted,
             **(self._of_continued(self.continued.result) if self.continued else {}),
         }
 
@@ -467,7 +479,7 @@ class _Run:
             arrays = self.learner.under_way(number)
             if arrays is None:
                 return
-            measured = self.record.of_task(number + 1)
+            measured = self.record.measurements_of(number + 1)
             TaskUnderWay(self.directory, number, epochs, measured, arrays).save()
 
     def _training_data(self, task):
@@ -610,7 +622,7 @@ class _Run:
             free=self.record.last("free"),
         )
 
-    def save_network(self):
+    def _save_network(self):
         """Write one model of the trunk and all heads."""
         unfinished = self.directory / f"{UNFINISHED}{MODEL}"
         with self.learner.method.evaluated():

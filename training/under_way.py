@@ -35,7 +35,7 @@ class TaskUnderWay:
         directory: Folder of the run.
         number: Number of the task, from 0.
         epochs: How many epochs have ended; all of them if a callback has stopped the training.
-        measured: What the run has measured so far, as `Record.of_task` returns it.
+        measured: What the run has measured so far, as `Record.measurements_of` returns it.
         arrays: The variables of model, optimizer and method, as `Learner.under_way` returns them.
     """
 
