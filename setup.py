@@ -79,7 +79,6 @@ setup(
     package_dir=PACKAGE_DIRS,
     package_data={name: ["py.typed", "templates/*"] for name in TOP_LEVEL}
     | {
-        "keras_mas.training.tasks.builders": ["checksums.tsv"],
         "keras_mas.serving.deploy": ["*.yml", "*.yaml", "*.config", "README.md"],
     },
     install_requires=["tensorflow>=2.20", "keras>=3.12", "numpy>=1.26", "wrapt>=1.15"],

@@ -1,5 +1,6 @@
 """The builders, on tiny archives with the layout of the real ones, put in place by hand."""
 
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -10,29 +11,46 @@ from PIL import Image
 
 from keras_mas.errors import UsageError
 from keras_mas.training.tasks import DataError, builders, builtin, datasets, load_tasks
+from keras_mas.training.tasks.builders.archive import check_digest
 from keras_mas.training.tasks.images import ImageSize
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
+for _name in builders.names():
+    builders.register(_name)
+BUILDERS = {name: tfds.builder_cls(name) for name in builders.names()}
+
 
 @pytest.fixture
-def place(tmp_path):
-    """Put a file, or an archive of files given by their paths, where TFDS looks for it."""
+def place(tmp_path, monkeypatch):
+    """Put a file where TFDS looks for it, and have it taken for the published one.
+
+    An archive is given as the contents of its files by their paths.
+    """
 
     def put(name, content):
         folder = tmp_path / "downloads" / "manual"
         folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
-            (folder / name).write_text(content)
-            return
-        with tarfile.open(folder / name, "w:gz" if name.endswith("gz") else "w") as archive:
-            for path, inner in content.items():
-                content_bytes = inner.encode() if isinstance(inner, str) else inner
-                info = tarfile.TarInfo(path)
-                info.size = len(content_bytes)
-                archive.addfile(info, io.BytesIO(content_bytes))
+        write(folder / name, content)
+        for builder in BUILDERS.values():
+            for file, url in builder.URLS.items():
+                if url.endswith(f"/{name}"):
+                    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+                    monkeypatch.setitem(builder.DIGESTS, file, f"sha256:{digest}")
 
     return put
+
+
+def write(path, content):
+    if isinstance(content, str):
+        path.write_text(content)
+        return
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for member, inner in content.items():
+            content_bytes = inner.encode() if isinstance(inner, str) else inner
+            info = tarfile.TarInfo(member)
+            info.size = len(content_bytes)
+            archive.addfile(info, io.BytesIO(content_bytes))
 
 
 def picture(colour, size=(8, 6), form="JPEG"):
@@ -99,7 +117,7 @@ def actions(*done):
     return "".join(f"<{a}>{int(a in done)}</{a}>" for a in ("jumping", "reading", "walking"))
 
 
-def test_actions_of_persons_who_do_one(place, tmp_path, monkeypatch):
+def test_actions_of_persons_who_do_one(place, tmp_path):
     # The left half of the image is red, and the person in it reads; the one on the right jumps.
     image = Image.new("RGB", (8, 6), (200, 0, 0))
     image.paste((40, 0, 0), (4, 0, 8, 6))
@@ -115,8 +133,6 @@ def test_actions_of_persons_who_do_one(place, tmp_path, monkeypatch):
     files[f"{root}/ImageSets/Action/train.txt"] = "a 1\na 2\na 3\n"
     files[f"{root}/ImageSets/Action/val.txt"] = "b 2\n"
     place("VOCtrainval_11-May-2012.tar", files)
-    builders.register("voc2012_actions")
-    monkeypatch.setattr(tfds.builder_cls("voc2012_actions"), "url_infos", {})
     source = read("voc2012_actions", tmp_path)
     assert source.classes[:4] == ("jumping", "phoning", "playinginstrument", "reading")
     found = shades(source.train)
@@ -141,10 +157,42 @@ def test_letters_and_digits(place, tmp_path):
     assert shades(source.test) == {n: 3 * (n + 1) for n in range(62)}
 
 
-def test_an_archive_whose_checksum_is_known_is_checked(place, tmp_path):
-    place("VOCtrainval_11-May-2012.tar", {"a": "another archive"})
-    with pytest.raises(DataError, match="'voc2012_actions' to download and .*hecksum"):
-        read("voc2012_actions", tmp_path)
+@pytest.mark.parametrize("name", builders.names())
+def test_a_file_that_is_not_the_published_one_is_refused(name, tmp_path):
+    builder = BUILDERS[name]
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    names = [url.rsplit("/", 1)[1] for url in builder.URLS.values()]
+    for each in names:
+        write(manual / each, {"a": "another archive"})
+    with pytest.raises(DataError) as error:
+        read(name, tmp_path)
+    url, digest = next(iter(builder.URLS.values())), next(iter(builder.DIGESTS.values()))
+    for fact in [url, digest, f"'{manual / names[0]}'", "download it again"]:
+        assert fact in str(error.value)
+    assert all((manual / each).exists() for each in names)
+
+
+def test_every_file_has_a_digest():
+    for builder in BUILDERS.values():
+        assert builder.DIGESTS.keys() == builder.URLS.keys()
+
+
+@pytest.mark.parametrize(
+    "digest",  # of "abc", from RFC 1321 and FIPS 180
+    [
+        "md5:900150983cd24fb0d6963f7d28e17f72",
+        "sha1:a9993e364706816aba3e25717850c26c9cd0d89d",
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+    ],
+)
+def test_a_digest_is_that_of_the_content(tmp_path, digest):
+    path = tmp_path / "abc"
+    path.write_text("abc")
+    check_digest(path, digest, "https://example.org/abc")
+    path.write_text("abd")
+    with pytest.raises(DataError, match=f"with the checksum {digest}. Received: '{path}' with"):
+        check_digest(path, digest, "https://example.org/abc")
 
 
 def test_an_archive_unpacks_nothing_outside_its_folder(place, tmp_path):

@@ -1,5 +1,6 @@
 """What the builders share: archives of labelled images, downloaded or put in place by hand."""
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,12 +19,13 @@ class ImageArchive(  # type: ignore[call-arg] # which a base class of TFDS takes
 ):
     """A data set of images `[H, W, 3]` of any size with one label each.
 
-    A file that lies under its own name in `<data_dir>/downloads/manual/` is not downloaded. Files
-    that `checksums.tsv` lists are checked; of the others no SHA-256 is known that was published, so
-    that they are taken as they come.
+    A file that lies under its own name in `<data_dir>/downloads/manual/` is not downloaded. Either
+    way its digest is checked. TFDS would check a SHA-256 alone, which is not known of all of them:
+    their authors publish none, and other libraries that download them have noted what is here.
 
     Attributes:
         URLS: Address of every file, by a short name for it.
+        DIGESTS: Digest of every file, as "algorithm:hexadecimal digits", by the same names.
         CLASSES: Number of classes.
         HOMEPAGE: The data set's page, with its terms of use.
         CITATION: BibTeX.
@@ -31,6 +33,7 @@ class ImageArchive(  # type: ignore[call-arg] # which a base class of TFDS takes
 
     VERSION = tfds.core.Version("1.0.0")
     URLS: ClassVar[dict[str, str]]
+    DIGESTS: ClassVar[dict[str, str]]
     CLASSES: ClassVar[int]
     HOMEPAGE: ClassVar[str]
     CITATION: ClassVar[str]
@@ -51,12 +54,16 @@ class ImageArchive(  # type: ignore[call-arg] # which a base class of TFDS takes
         )
 
     def fetched(self, manager: tfds.download.DownloadManager, name: str) -> Path:
-        """Return a file of `URLS`, downloaded unless it was put in place."""
+        """Return a file of `URLS`, downloaded unless it was put in place.
+
+        Raises:
+            DataError: If it has another digest than that of `DIGESTS`.
+        """
         url = self.URLS[name]
         placed = Path(self.data_dir_root) / "downloads" / "manual" / url.rsplit("/", 1)[1]
-        if placed.exists() and url not in (self.url_infos or {}):
-            return placed
-        return Path(manager.download(url))  # which takes a placed file and checks it
+        path = placed if placed.exists() else Path(manager.download(url))
+        check_digest(path, self.DIGESTS[name], url)
+        return path
 
     def extracted(self, manager: tfds.download.DownloadManager, name: str) -> Path:
         """Return the folder of an archive's content."""
@@ -71,6 +78,28 @@ class ImageArchive(  # type: ignore[call-arg] # which a base class of TFDS takes
     def name_classes(self, names: Sequence[str]) -> None:
         """Name the classes, in the order of their labels."""
         self.info.features["label"].names = list(names)
+
+
+def check_digest(path: Path, expected: str, url: str) -> None:
+    """Check that a file is the one that was published at an address.
+
+    Args:
+        path: The file.
+        expected: Its digest, as "algorithm:hexadecimal digits".
+        url: The address.
+
+    Raises:
+        DataError: If it is another file.
+    """
+    algorithm = expected.split(":")[0]
+    with path.open("rb") as file:
+        received = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+    if received != expected:
+        raise DataError(
+            f"Expected the file of {url} with the checksum {expected}. Received: '{path}' with "
+            f"{received}, which is damaged, incomplete or another one. Remove it, and download it "
+            "again."
+        )
 
 
 def lines(path: Path) -> list[str]:

@@ -17,6 +17,7 @@ class Chars74k(ImageArchive):
     """
 
     URLS = {"archive": "http://www.ee.surrey.ac.uk/CVSSP/demos/chars74k/EnglishImg.tgz"}
+    DIGESTS = {"archive": "md5:85d157e0c58f998e1cda8def62bcda0d"}
     CLASSES = len(CHARACTERS)
     HOMEPAGE = "http://www.ee.surrey.ac.uk/CVSSP/demos/chars74k/"
     CITATION = """@inproceedings{decampos2009character,

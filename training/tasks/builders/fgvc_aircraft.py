@@ -18,6 +18,7 @@ class FgvcAircraft(ImageArchive):
         "archive": "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/"
         "fgvc-aircraft-2013b.tar.gz"
     }
+    DIGESTS = {"archive": "sha256:e4e323d410e29f0370c81eabdcbb0e2b813acea1de22891b70b58ff41bfc9834"}
     CLASSES = 100
     HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
     CITATION = """@techreport{maji2013fine,

@@ -15,6 +15,11 @@ class MitIndoor67(ImageArchive):
         "train": "http://web.mit.edu/torralba/www/TrainImages.txt",
         "test": "http://web.mit.edu/torralba/www/TestImages.txt",
     }
+    DIGESTS = {
+        "images": "sha1:0b252516e746ba428b96af408d2e8162d9b08ac5",
+        "train": "sha256:7ec85f88735739d8159061e4bcf6a9765aab8606ab444605b3f8e0641be0260e",
+        "test": "sha256:906c529a5a0918feec371de5b07a465ddb1f15ebaebc90a33cc321c371133bf1",
+    }
     CLASSES = 67
     HOMEPAGE = "https://web.mit.edu/torralba/www/indoor.html"
     CITATION = """@inproceedings{quattoni2009recognizing,

@@ -28,6 +28,7 @@ class Voc2012Actions(ImageArchive):
     """
 
     URLS = {"archive": "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"}
+    DIGESTS = {"archive": "sha256:e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"}
     CLASSES = len(ACTIONS)
     HOMEPAGE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
     CITATION = """@misc{pascal-voc-2012,
