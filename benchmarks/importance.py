@@ -4,8 +4,9 @@
     python benchmarks/importance.py --first [--networks mlp,small-vgg] [--repeats 3]
 
 With `--first`: the first call of `compute_importance` on one batch, with all that is traced for it,
-against the first plain gradient of the same batch, each in a fresh model, in turn; and a later call
-on one example, which shows what a call costs beside the pass over its data.
+against the first plain gradient of the same batch, each in a fresh model, in turn; and later calls
+on one batch and on five of one example each. Their difference is what a batch costs; what is left
+of a call without its batch is its fixed cost.
 
 Every way works on the same batch of the same network, in one process, in turn; a time is the median
 over the repeats, and a ratio is one of medians. Peak memory is that of a process of its own.
@@ -36,6 +37,9 @@ from keras_mas.importance.rules.slices import SLICE_BYTES
 
 # Ways that go example by example, or hold every example's gradient, get this many examples.
 FEW = 8
+
+# Batches of the longer ones of the later calls.
+MANY = 5
 
 # A short step is called until so much time has passed, so that no way pays for the one before it.
 LEAST_SECONDS = 0.2
@@ -150,11 +154,11 @@ def seconds_per_example(name, ways, repeats):
 
 
 def first_calls(name, repeats):
-    """Return the median seconds of first and later plain gradients, and of first and later calls.
+    """Return the median seconds of first plain gradients and calls, and of later ones.
 
-    Later ones are of one example.
+    Later ones are of batches of one example: of one batch, and calls of `MANY` too.
     """
-    times = {"plain": [], "first": [], "plain again": [], "again": []}
+    times = {"plain": [], "first": [], "plain again": [], "again": [], "many": []}
     for _ in range(repeats):
         model, batch = setting(name)
         step, _ = plain(model, batch)
@@ -166,8 +170,10 @@ def first_calls(name, repeats):
         model, batch = setting(name)
         measure = functools.partial(compute_importance, model)
         times["first"].append(_seconds(functools.partial(measure, batch), 1))
-        measure(one)
-        times["again"].append(_seconds(functools.partial(measure, one), 3))
+        for way, data in (("again", one), ("many", batch[:MANY])):
+            later = functools.partial(measure, data, batch_size=1)
+            later()
+            times[way].append(_seconds(later, 3))
     return {way: statistics.median(values) for way, values in times.items()}
 
 
@@ -175,14 +181,15 @@ def _print_first_calls(names, repeats):
     first_calls("mlp", 1)  # what TensorFlow and Keras do once in a process
     print(
         f"{'network':14} {'plain s':>8} {'first s':>8} {'ratio':>6} {'plain, again':>13} "
-        f"{'again s':>8} {'fixed s':>8}"
+        f"{'again s':>8} {'batch s':>8} {'fixed s':>8}"
     )
     for name in names:
         seconds = first_calls(name, repeats)
+        of_batch = (seconds["many"] - seconds["again"]) / (MANY - 1)
         print(
             f"{name:14} {seconds['plain']:8.2f} {seconds['first']:8.2f} "
             f"{seconds['first'] / seconds['plain']:6.2f} {seconds['plain again']:13.3f} "
-            f"{seconds['again']:8.3f} {seconds['again'] - seconds['plain again']:8.3f}",
+            f"{seconds['again']:8.3f} {of_batch:8.3f} {seconds['again'] - of_batch:8.3f}",
             flush=True,
         )
 

@@ -148,8 +148,9 @@ class Engine:
             return bool(self._step(batch))
 
     def results(self) -> dict[str, np.ndarray]:
-        """Return the sums by the names of the weights, as arrays."""
-        return {name: sums.numpy() for name, sums in self.sums.items()}
+        """Return the sums by the names of the weights, as arrays that cannot be written to."""
+        # Unlike `numpy()`, this copies nothing; the next pass has memory of its own.
+        return {name: np.asarray(sums.value()) for name, sums in self.sums.items()}
 
     def _prepare(self, batch):
         """Have a step for all kinds of batches so far, of which this is one."""

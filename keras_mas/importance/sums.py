@@ -34,7 +34,8 @@ class ImportanceSums:
         if self.examples < 1:
             raise ValueError(f"Expected at least one example. Received: {self.examples}.")
         for name, a in self.sums.items():
-            if not np.all(np.isfinite(a) & (a >= 0)):
+            # Of NaN both comparisons are false; two reductions need no further array.
+            if not (np.min(a, initial=0) >= 0 and np.max(a, initial=0) < np.inf):
                 raise ValueError(
                     f"Expected finite sums of magnitudes, ≥ 0. Received: others in '{name}'. "
                     "Measure this shard again."
