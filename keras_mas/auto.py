@@ -10,6 +10,7 @@ A weight whose own pulls add up to less than 1, because its Ω is small, has a t
 than the task, and is free to learn it.
 """
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from .penalty import stable_curvature
 
 # Of the largest λ that an optimizer can follow, since the task's own loss adds to the curvature.
 _SAFETY = 0.5
+
+# How far what a task has had may be from what λ was found for, as a factor.
+_TOLERANCE = 2.0
 
 # A schedule is looked at so many times over a task, at even distances.
 _LOOKS = 200
@@ -92,14 +96,26 @@ def pull_rate(
         gradient_rms: As `gradient_rms` returned it when the first task ended, without a penalty.
 
     Raises:
-        ValueError: If the penalty is in the loss of another kind of optimizer, or of one of Adam's
-            kind that has seen no gradient.
+        ValueError: If the learning rate is 0 over the steps, or the momentum 1; if the penalty is
+            in the loss of another kind of optimizer, or of one of Adam's kind that has seen no
+            gradient.
     """
     optimizer = _inner(optimizer)
     rate = _mean_rate(optimizer, steps)
+    if not rate > 0:
+        raise ValueError(
+            f"Expected a learning rate above 0 for strength='{AUTO}'. Received: {rate:g} over the "
+            f"coming {steps} steps. If its schedule has ended with an earlier task, compile the "
+            "model with a new optimizer for this one."
+        )
     if not in_loss:
         return rate
     if isinstance(optimizer, keras.optimizers.SGD):
+        if not optimizer.momentum < 1:
+            raise ValueError(
+                f"Expected a momentum below 1 for strength='{AUTO}' with the penalty in the loss. "
+                f"Received: {optimizer.momentum:g}."
+            )
         return rate / (1.0 - optimizer.momentum)
     name = type(optimizer).__name__
     instead = 'Use a `MASModel` with penalty="decoupled", or give a number as strength.'
@@ -164,14 +180,66 @@ def optimizer_steps(optimizer: keras.optimizers.Optimizer, batches: int) -> int:
     return max(1, batches // accumulated)
 
 
+class Pace:
+    """Whether a task goes as λ was found for it: over so many steps, at such a learning rate."""
+
+    def __init__(self) -> None:
+        self._optimizer: Any = None  # a weak reference to that of the last `fit`
+        self._share = 0.0  # of the steps of a `fit` that were made, added up over earlier ones
+
+    def begin(self, optimizer: keras.optimizers.Optimizer, steps: int) -> None:
+        """Note what λ is found for: the next steps of an optimizer."""
+        self._share += self._share_made()
+        self._optimizer, self._planned = weakref.ref(optimizer), steps
+        self._first, self._rate = _steps_made(optimizer), _constant_rate(optimizer)
+
+    def otherwise(self) -> str | None:
+        """Return in what the task that ends now went otherwise; None if in nothing of weight.
+
+        It is not known for an optimizer that is gone.
+        """
+        share = self._share + self._share_made()
+        optimizer = self._optimizer and self._optimizer()
+        now, before = (_constant_rate(optimizer), self._rate) if optimizer else (None, None)
+        if share and not 1 / _TOLERANCE <= share <= _TOLERANCE:
+            return (
+                f"it has had {share:.3g} times the steps that λ was found for. Each `fit` is "
+                "taken for a task that is learned in all of its epochs"
+            )
+        if now and before and not 1 / _TOLERANCE <= now / before <= _TOLERANCE:
+            return (
+                f"its learning rate went from {before:.3g} to {now:.3g}. Only a "
+                "`LearningRateSchedule` is known when a `fit` begins, not what a callback does"
+            )
+        return None
+
+    def _share_made(self):
+        optimizer = self._optimizer and self._optimizer()
+        return (_steps_made(optimizer) - self._first) / self._planned if optimizer else 0.0
+
+
+def _steps_made(optimizer):
+    return int(keras.ops.convert_to_numpy(_inner(optimizer).iterations))
+
+
+def _constant_rate(optimizer):
+    """Return the learning rate; None if it is a schedule."""
+    optimizer = _inner(optimizer)
+    has_schedule = isinstance(
+        optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule
+    )
+    return None if has_schedule else float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+
 def _inner(optimizer: Any) -> Any:
     return getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
 
 
 def _mean_rate(optimizer, steps):
+    constant = _constant_rate(optimizer)
+    if constant is not None:
+        return constant
     schedule = optimizer._learning_rate
-    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
     now = int(keras.ops.convert_to_numpy(optimizer._iterations))
     looks = min(steps, _LOOKS)
     ahead = ((2 * look + 1) * steps // (2 * looks) for look in range(looks))

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from .arrays import load_arrays, save_arrays
 from .auto import (
+    Pace,
     auto_strength,
     gradient_rms,
     largest_strength,
@@ -88,11 +89,12 @@ class SynapticMemory:
             m, and under Adam, Nadam and RMSprop by the root mean square that gradients had in the
             first task. κ is 30, or another number as in "auto:100". The steps are those of all
             epochs, also of those before `initial_epoch`, since a fit that is resumed is to go on
-            with the same λ. So early stopping makes the hold weaker than intended. A rate that
-            callbacks change counts as it is when the fit begins. Where the penalty acts is said to
-            a model, not to the memory: it is in the loss, but for a `MASModel` with
-            `penalty="decoupled"`, which suits "auto" better: `MASModel(…, memory=memory,
-            penalty="decoupled")`.
+            with the same λ. So early stopping makes the hold weaker than intended, and a task
+            learned in several fits is held by each of them. A rate that callbacks change counts as
+            it is when the fit begins. When the task ends, a warning in the log says so.
+            Where the penalty acts is said to a model, not to the memory: it is in the loss, but for
+            a `MASModel` with `penalty="decoupled"`, which suits "auto" better:
+            `MASModel(…, memory=memory, penalty="decoupled")`.
 
     Raises:
         ValueError: If `strength` is negative, not a finite number in float32, or another text.
@@ -105,6 +107,7 @@ class SynapticMemory:
         self._tasks = 0
         self._auto: Auto | None = None
         self._is_taken = False  # whether λ has been found for the task under way
+        self._pace = Pace()
         self._fit: Any = None  # the last one that λ was found for
         self.strength = strength
 
@@ -370,7 +373,8 @@ class SynapticMemory:
         """Return the share of weights that are free to learn the next task, with "auto".
 
         Those whose time constant 1/(2 η λ Ω) is longer than the task: t κ Ω is below the mean Ω.
-        That depends on κ, the number t of tasks and how unequal Ω is alone.
+        That depends on κ, the number t of tasks and how unequal Ω is alone. In the loss λ stays
+        below what the optimizer can follow, which is logged, and then more weights are free.
 
         Returns:
             A fraction; None if λ was given, or no weights are protected. 0 says that no Ω is as
@@ -509,7 +513,7 @@ class SynapticMemory:
         for state in self._states:
             state.forget()
         self._tasks = 0
-        self._is_taken = False
+        self._is_taken, self._pace = False, Pace()
 
     def recognize(self, model: keras.Layer) -> None:
         """Protect the weights of a model that a loaded memory remembers, and no others.
@@ -526,7 +530,7 @@ class SynapticMemory:
     def _set_auto(self, auto):
         """Say how λ is found, or that it was given; λ stays as it is."""
         has_changed = (self._auto is None) != (auto is None)
-        self._auto, self._is_taken = auto, False
+        self._auto, self._is_taken, self._pace = auto, False, Pace()
         self._binding.metric.strength = None if auto is None else lambda: self._strength
         if has_changed:
             self._binding.trace_again()
@@ -555,9 +559,20 @@ class SynapticMemory:
         steps = optimizer_steps(optimizer, batches)
         rate = pull_rate(optimizer, steps, in_loss, auto.gradient_rms)
         found = auto_strength(auto.kappa, self._tasks, mean, rate, steps)
-        if in_loss:
-            found = min(found, largest_strength(optimizer, max(o.max() for o in importance)))
-        return found
+        self._pace.begin(optimizer, steps)
+        if not in_loss:
+            return found
+        largest = largest_strength(optimizer, max(omega.max() for omega in importance))
+        if found > largest:
+            _log.warning(
+                "λ is %.4g in place of %.4g for strength='%s': the optimizer may not follow more "
+                "of a penalty in the loss, and earlier tasks are held that much less. Take a "
+                '`MASModel` with penalty="decoupled".',
+                largest,
+                found,
+                self.asked_strength,
+            )
+        return min(found, largest)
 
     def _task_ended(self, auto: Auto, model, states):
         """Note how large gradients were, and say so if weights moved before λ was found."""
@@ -572,7 +587,13 @@ class SynapticMemory:
                 "`memory.take_strength(model, batches)` before the first step of a task.",
                 self.strength,
             )
-        self._is_taken = False
+        elif otherwise := self._pace.otherwise():
+            _log.warning(
+                "The task was held more or less than strength='%s' says: %s.",
+                self.asked_strength,
+                otherwise,
+            )
+        self._is_taken, self._pace = False, Pace()
 
     def _replace(self, updated):
         """Replace Ω and θ* by their new values, for all states or for none."""

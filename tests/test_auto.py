@@ -93,6 +93,21 @@ def test_what_is_not_known_to_follow_the_penalty_is_refused():
         pull_rate(keras.optimizers.Adam(), 10, True, gradient_rms=np.nan)
 
 
+@pytest.mark.parametrize("in_loss", [False, True])
+def test_a_schedule_that_has_ended_is_refused(in_loss):
+    optimizer = keras.optimizers.SGD(keras.optimizers.schedules.PolynomialDecay(0.4, 4, 0.0))
+    optimizer.iterations.assign(4)
+    with pytest.raises(ValueError, match="above 0 for strength='auto'. Received: 0 over the comi"):
+        pull_rate(optimizer, 10, in_loss, gradient_rms=1.0)
+
+
+def test_a_momentum_that_never_ends_is_refused():
+    optimizer = keras.optimizers.SGD(0.1, momentum=1.0)
+    with pytest.raises(ValueError, match="momentum below 1"):
+        pull_rate(optimizer, 10, in_loss=True, gradient_rms=1.0)
+    assert pull_rate(optimizer, 10, in_loss=False, gradient_rms=1.0) == pytest.approx(0.1)
+
+
 def test_the_size_of_gradients_is_the_optimizers_own_mean():
     # Two weights, gradients 1 and 3, then 2 and 0: v̂ of each is ((1 − β)(β g₁² + g₂²)) / (1 − β²).
     weight = keras.Variable([0.0, 0.0])
@@ -147,10 +162,11 @@ def test_in_the_loss_momentum_strengthens_it():
 
 
 @pytest.mark.filterwarnings("error::keras_mas.UnstablePenaltyWarning")
-def test_in_the_loss_it_stays_below_what_the_optimizer_follows():
+def test_in_the_loss_it_stays_below_what_the_optimizer_follows(caplog):
     # 2 λ Ω may be 2/η = 200, half of which is taken: λ = 100 / (2 · 5).
     model = remembering(5.0, strength="auto:1e9")
     assert fit(model)["strength"][0] == pytest.approx(10.0)
+    assert "λ is 10 in place of 1.667e+09 for strength='auto:1000000000'" in caplog.text
 
 
 def test_under_adam_the_size_of_gradients_without_a_penalty_counts():
@@ -240,6 +256,51 @@ def test_weights_that_an_own_loop_moved_without_it_are_told_of(caplog):
     with caplog.at_level(logging.WARNING):
         memory.remember(model, {})
     assert "λ was not found for the task that changed them: it was 0" in caplog.text
+
+
+def stopping_after(epochs):
+    return keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=epochs - 1)
+
+
+@pytest.mark.parametrize(
+    ("fits", "said"),
+    [
+        ([{"epochs": 6}], None),
+        ([{"epochs": 6, "callbacks": [stopping_after(4)]}], None),
+        ([{"epochs": 6, "callbacks": [stopping_after(2)]}], "had 0.333 times the steps"),
+        ([{"epochs": 1}] * 3, "had 3 times the steps"),
+        ([{"epochs": 4, "callbacks": [stopping_after(2)]}] * 2, None),
+    ],
+)
+@pytest.mark.parametrize("accumulation", [None, 2])
+def test_a_task_of_other_steps_than_its_strength_is_told_of(caplog, fits, said, accumulation):
+    optimizer = keras.optimizers.SGD(0.01, gradient_accumulation_steps=accumulation)
+    model = remembering(0.1, strength="auto", penalty="decoupled", optimizer=optimizer)
+    for options in fits:
+        fit(model, **options)
+    model.memory.consolidate(model, X)
+    assert said in caplog.text if said else not caplog.text
+    caplog.clear()
+    fit(model)  # the next task begins anew
+    model.memory.consolidate(model, X)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(("factor", "is_told"), [(0.1, True), (0.7, False), (3.0, True)])
+def test_a_rate_that_a_callback_changes_is_told_of(caplog, factor, is_told):
+    model = remembering(0.1, strength="auto", penalty="decoupled")
+    change = keras.callbacks.LearningRateScheduler(lambda epoch: 0.01 * (factor if epoch else 1))
+    fit(model, callbacks=[change])
+    model.memory.consolidate(model, X)
+    assert ("learning rate went from 0.01 to" in caplog.text) == is_told
+
+
+def test_a_schedule_is_known_and_not_told_of(caplog):
+    optimizer = keras.optimizers.SGD(keras.optimizers.schedules.PolynomialDecay(0.01, 6, 1e-5))
+    model = remembering(0.1, strength="auto", penalty="decoupled", optimizer=optimizer)
+    fit(model)
+    model.memory.consolidate(model, X)
+    assert not caplog.text
 
 
 def test_a_strength_that_was_given_is_not_found():
@@ -342,7 +403,7 @@ class Interrupt(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("penalty", ["in_loss", "decoupled"])
-def test_a_fit_that_a_callback_restores_goes_on_with_the_same_strength(tmp_path, penalty):
+def test_a_fit_that_a_callback_restores_goes_on_with_the_same_strength(tmp_path, penalty, caplog):
     def interrupted(*callbacks):
         model = remembering(5.0, strength="auto", penalty=penalty)
         backup = keras.callbacks.BackupAndRestore(tmp_path / f"{penalty}-{len(callbacks)}")
@@ -356,3 +417,5 @@ def test_a_fit_that_a_callback_restores_goes_on_with_the_same_strength(tmp_path,
     whole, resumed = interrupted(), interrupted(Interrupt())
     assert resumed.strength == whole.strength
     np.testing.assert_array_equal(resumed.get_weights()[0], whole.get_weights()[0])
+    resumed.memory.consolidate(resumed, X)
+    assert "times the steps" not in caplog.text

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 import keras
 import numpy as np
 
+from keras_mas.choices import kappa_of
 from keras_mas.errors import NotFiniteError
 from keras_mas.finite import FitDivergedError
 
 from .settings import Settings
+from .stability_decay import margin_of
 from .summary import title
 
 
@@ -19,7 +21,7 @@ class DivergedError(RuntimeError):
 
 
 class NotLearnedWarning(UserWarning):
-    """The first task was learned no better than by always naming its most frequent class."""
+    """A task was learned no better than by always naming its most frequent class."""
 
 
 @contextlib.contextmanager
@@ -79,24 +81,33 @@ def check_weights(weights: Iterable[keras.Variable], task: str, settings: Settin
 
 
 def warn_if_not_learned(
-    task: str, settings: Settings, labels: np.ndarray, accuracy: float | None
+    task: str, number: int, settings: Settings, labels: np.ndarray, accuracy: float | None
 ) -> None:
-    """Warn of a network that died, as a pretrained one does at a learning rate too high.
+    """Warn of a network that died, or that a λ which nobody chose holds too still.
+
+    A pretrained network dies at a learning rate too high, and the first task shows it. Later ones
+    may not be learned because λ is large, which is told where "auto" found it.
 
     Args:
         task: Name of the task.
+        number: Its number, from 0.
         settings: How it was learned.
         labels: Those of the examples that accuracy was measured on, `[N]`.
         accuracy: A fraction; None if there are no such examples.
     """
-    if accuracy is None:
+    asked = settings.strength
+    is_auto = settings.has_strength and margin_of(asked) is None and kappa_of(asked) is not None
+    if accuracy is None or (number and not is_auto):
         return
+    cure = "Lower `--learning-rate`, or raise `--epochs`."
+    if number:
+        cure = "Hold less, as with `--strength auto:3`, or raise `--epochs`."
     most_frequent = np.bincount(labels).max() / len(labels)
     if accuracy <= most_frequent:
         warnings.warn(
             f"Task '{task}' was not learned with {title(settings.of_method)}: its accuracy is "
             f"{accuracy:.4f}, and naming the most frequent class every time gives "
-            f"{most_frequent:.4f}. Lower `--learning-rate`, or raise `--epochs`.",
+            f"{most_frequent:.4f}. {cure}",
             NotLearnedWarning,
             stacklevel=2,
         )

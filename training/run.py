@@ -309,10 +309,10 @@ class _Run:
                 self.record.rows.append(self._accuracies())
                 if not self._is_the_end(number):
                     self._save(saved, number)
-            # Later tasks have other reasons, such as a λ that is too strong.
-            if number == 0 and not self._adopts:
+            if not self._adopts:
                 labels = task.splits[self.evaluate_on].labels
-                warn_if_not_learned(task.name, self.settings, labels, self.record.rows[0][0])
+                accuracy = self.record.rows[number][number]
+                warn_if_not_learned(task.name, number, self.settings, labels, accuracy)
             if elsewhere is not None:
                 share(saved, elsewhere)
             seconds = time.perf_counter() - started

@@ -12,7 +12,11 @@ import pytest
 from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
 from keras_mas.metrics import average_accuracy, forgetting
-from keras_mas.training.divergence import DivergedError, NotLearnedWarning
+from keras_mas.training.divergence import (
+    DivergedError,
+    NotLearnedWarning,
+    warn_if_not_learned,
+)
 from keras_mas.training.heads import heads_of
 from keras_mas.training.identity import describe
 from keras_mas.training.listening import Listener
@@ -359,6 +363,35 @@ def test_a_task_that_was_not_learned_is_named(stream, settings, tmp_path):
     nothing_to_see = dataclasses.replace(stream, tasks=tasks)
     with pytest.warns(NotLearnedWarning, match="'ants' was not .* mas λ=1: its .* is 0.5000"):
         train(nothing_to_see, settings, tmp_path / "run")
+
+
+LABELS = np.array([0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("number", "strength", "accuracy", "advice"),
+    [
+        (0, 1.0, 0.6, "Lower `--learning-rate`, or raise"),
+        (0, 1.0, 0.61, None),
+        (0, 1.0, None, None),
+        (1, "auto", 0.6, "Hold less, as with `--strength auto:3`"),
+        (1, "auto", 0.61, None),
+        (1, 1e6, 0.6, None),  # whoever gives a number has chosen it
+        (1, "decay", 0.6, None),
+    ],
+)
+def test_what_was_not_learned_is_told_of(settings, recwarn, number, strength, accuracy, advice):
+    asked = dataclasses.replace(settings, strength=strength)
+    warn_if_not_learned("bees", number, asked, LABELS, accuracy)
+    said = [str(each.message) for each in recwarn]
+    assert advice in said[0] if advice else not said
+
+
+def test_a_later_task_that_auto_holds_too_still_is_named(stream, settings, tmp_path):
+    asked = dataclasses.replace(settings, strength="auto:1000000", penalty="decoupled")
+    one_head = dataclasses.replace(stream, scenario="domain")
+    with pytest.warns(NotLearnedWarning, match="was not learned .*Hold less"):
+        train(one_head, asked, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
