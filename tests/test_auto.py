@@ -258,6 +258,14 @@ def test_weights_that_an_own_loop_moved_without_it_are_told_of(caplog):
     assert "λ was not found for the task that changed them: it was 0" in caplog.text
 
 
+def test_the_first_task_of_an_own_loop_needs_no_strength(caplog):
+    model = line(MASModel, strength="auto")
+    model.memory.protect(model)
+    model.get_layer(index=1).kernel.assign([[2.0]])
+    model.memory.consolidate(model, X)
+    assert not caplog.text
+
+
 def stopping_after(epochs):
     return keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=epochs - 1)
 
