@@ -21,12 +21,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from grid import Grid, replace_rows
+from grid import Grid
 from peers_keras_mas import stream_of
 from peers_streams import STREAMS, prepared, read_tasks
 
 from keras_mas.choices import AUTO, kappa_of
-from keras_mas.training.run_directory import read_json
+from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.summary import strength_text
 from keras_mas.training.tasks import TaskStream
@@ -209,7 +209,10 @@ def main():
         stream, _ = CASES[case]
         kind = PreparedGrid if stream in STREAMS else Grid
         grid = grids.setdefault(stream, kind(stream, "task", seeds=seeds))
-        replace_rows(table, rows_of(case, grid))
+        rows = rows_of(case, grid)
+        # All of a case at once: settings are compared over the same seeds.
+        others = [row for row in read_json(table)["rows"] if row["stream"] != case]
+        write_json(table, {"rows": [*others, *rows]})
     rows = read_json(table)["rows"]
     print_losses(rows)
     draw(rows, Path("results/auto_strength.png"))
