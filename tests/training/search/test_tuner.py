@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import json
 import re
 import socket
 import threading
@@ -20,6 +19,7 @@ from keras_tuner.src.distribute import oracle_chief
 import keras_mas
 from keras_mas import metrics
 from keras_mas.training import ContinualHyperModel, ContinualTuner
+from keras_mas.training.run_directory import locked
 from keras_mas.training.search.own_tasks import own_tasks
 
 GUIDE = Path(__file__).parents[3] / "docs/tuning-your-own-model.md"
@@ -353,13 +353,68 @@ def test_a_worker_of_a_chief_reads_what_was_found_and_says_what_failed(
         assert failed.endswith("failed: strength 20: left")
 
 
-def test_a_search_over_other_tasks_is_not_continued(trained, tmp_path):
-    made(strengths(1.0), grid(), tmp_path).search(TASKS, epochs=1)
-    other = {"ants": TASKS["bees"], "bees": TASKS["ants"]}
-    for tasks, epochs in ((other, 1), (TASKS, 2)):
-        with pytest.raises(ValueError, match="Expected the tasks, network, epochs.*overwrite=True"):
-            made(strengths(1.0), grid(), tmp_path).search(tasks, epochs=epochs)
-    made(strengths(1.0), grid(), tmp_path, overwrite=True).search(other, epochs=1)
+def spanning(low, high, **others):
+    """A λ from a range, and hyperparameters of one value."""
+
+    def build(hp):
+        hp.Float("strength", low, high, sampling="log")
+        for name, value in others.items():
+            hp.Fixed(name, value)
+        return layers()
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"build": spanning(1.0, 50.0)}, r"strength Float\(.*max_value=90.* instead of .*=50"),
+        ({"build": spanning(1.0, 90.0, method="ewc")}, r"method none instead of Fixed\(.*'ewc'"),
+        ({"oracle": grid()}, "oracle RandomSearchOracle instead of GridSearchOracle"),
+        ({"seed": 7}, "another search: seed 0 instead of 7"),
+        ({"executions_per_trial": 2}, "executions_per_trial 1 instead of 2"),
+        ({"max_forgetting": 0.5}, "max_forgetting none instead of 0.5"),
+    ],
+)
+def test_a_search_of_other_trials_is_not_continued(trained, tmp_path, changed, words):
+    same = {"build": spanning(1.0, 90.0), "folder": tmp_path}
+    made(oracle=random(1), **same).search(TASKS)
+    with pytest.raises(ValueError, match=f"{words}.*overwrite=True"):
+        made(**{**same, **changed})
+    # Another number of trials is the same search.
+    made(oracle=random(2), **same).search(TASKS)
+    assert len(trained.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"epochs": 2}, "epochs 1 instead of 2"),
+        ({"steps_per_epoch": 1}, "steps_per_epoch none instead of 1"),
+        ({"validation_split": 0.25}, "validation_split none instead of 0.25"),
+        ({"class_weight": {0: 1.0, 1: 2.0}}, "class_weight {'0': 1.0, '1': 3.0} instead of"),
+        ({"class_weight": None}, "class_weight {'0': 1.0, '1': 3.0} instead of none"),
+        (
+            {"callbacks": [keras.callbacks.EarlyStopping(patience=3)]},
+            "callbacks none instead of .*EarlyStopping.*'patience': 3",
+        ),
+        ({"tasks": {"ants": TASKS["bees"], "bees": TASKS["ants"]}}, "other tasks"),
+        ({"tasks": {"bees": TASKS["bees"], "ants": TASKS["ants"]}}, "other tasks"),
+    ],
+)
+def test_a_search_with_another_fit_is_not_continued(trained, tmp_path, changed, words):
+    same = {"tasks": TASKS, "epochs": 1, "class_weight": {0: 1.0, 1: 3.0}}
+    made(strengths(1.0), grid(), tmp_path).search(**same)
+    # What is shown and logged makes no other trial, nor does how a number is held.
+    logs = [keras.callbacks.TensorBoard(str(tmp_path / "logs"))]
+    weights = {0: np.float32(1.0), 1: 3}
+    again = {**same, "class_weight": weights, "verbose": 0, "callbacks": logs}
+    made(strengths(1.0), grid(), tmp_path).search(**again)
+    with pytest.raises(ValueError, match=f"another search: {words}.*overwrite=True"):
+        made(strengths(1.0), grid(), tmp_path).search(**{**same, **changed})
+    assert len(trained.asked) == 1
+    made(strengths(1.0), grid(), tmp_path, overwrite=True).search(**{**same, **changed})
+    assert len(trained.asked) == 2
 
 
 def test_a_search_over_another_network_is_not_continued(trained, tmp_path):
@@ -373,8 +428,57 @@ def test_a_search_over_another_network_is_not_continued(trained, tmp_path):
 
     made(build("relu"), grid(), tmp_path).search(TASKS, epochs=1)
     made(build("relu"), grid(), tmp_path).search(TASKS, epochs=1)
-    with pytest.raises(ValueError, match="Expected the tasks, network, .*overwrite=True"):
+    with pytest.raises(ValueError, match="another search: another network.*overwrite=True"):
         made(build("tanh"), grid(), tmp_path).search(TASKS, epochs=1)
+
+
+@pytest.mark.parametrize("name", ["arguments.json", "oracle.json", "trial_0/trial.json"])
+@pytest.mark.parametrize("content", ["", "half", "[]", "{}", None])
+def test_a_damaged_file_is_named(trained, tmp_path, name, content):
+    made(strengths(1.0, 2.0), random(2), tmp_path).search(TASKS)
+    path = tmp_path / "p" / name
+    if content is None:
+        path.unlink()
+    else:
+        text = path.read_text()
+        path.write_text(text[: len(text) // 2] if content == "half" else content)
+    named = "without arguments.json" if (content, name[0]) == (None, "a") else f"{name}' is damaged"
+    with pytest.raises((RuntimeError, ValueError), match=f"{named}.*overwrite=True"):
+        made(strengths(1.0, 2.0), random(2), tmp_path)
+    made(strengths(1.0, 2.0), random(2), tmp_path, overwrite=True)
+
+
+def test_a_trial_that_was_written_before_the_oracle_is_proposed_again(trained, tmp_path):
+    def killed():
+        raise KeyboardInterrupt
+
+    tuner = made(strengths(*range(1, 9)), random(3), tmp_path)
+    tuner.search(TASKS)
+    expected = list(trained.asked)
+    trained.asked.clear()
+    tuner = made(strengths(*range(1, 9)), random(3), tmp_path / "cut")
+    save, saved = tuner.oracle.save, []
+    # The oracle is saved as the search begins, as the first trial begins, and twice as it ends.
+    tuner.oracle.save = lambda: saved.append(1) or (save() if len(saved) < 5 else killed())
+    with pytest.raises(KeyboardInterrupt):
+        tuner.search(TASKS)
+    assert (tmp_path / "cut/p/trial_1/trial.json").exists()
+    made(strengths(*range(1, 9)), random(3), tmp_path / "cut").search(TASKS)
+    assert trained.asked == expected
+
+
+def test_one_folder_has_one_search_at_a_time(trained, tmp_path):
+    tuner = made(strengths(1.0, 2.0), grid(), tmp_path)
+    other = made(strengths(1.0, 2.0), grid(), tmp_path)  # before there is anything to read
+    with locked(tmp_path / "p"):
+        with pytest.raises(RuntimeError, match="is in use by process .*nothing was changed"):
+            tuner.search(TASKS)
+        with pytest.raises(RuntimeError, match="is in use by process"):
+            made(strengths(1.0, 2.0), grid(), tmp_path, overwrite=True)
+    tuner.search(TASKS)
+    other.search(TASKS)  # it reads what has been found meanwhile
+    assert trained.asked == [1.0, 2.0]
+    assert measured(other, "average_accuracy") == measured(tuner, "average_accuracy")
 
 
 @pytest.mark.parametrize("count", [0, 1.5, True])
@@ -457,7 +561,7 @@ def test_a_py_dataset_is_learned_and_measured(tmp_path):
     made(fixed(1.0), grid(), tmp_path).search(tasks, epochs=20, verbose=0)
     tasks["ants"][0].labels = 1 - tasks["ants"][0].labels[:-1]
     tasks["ants"][0].order = np.arange(63)
-    with pytest.raises(ValueError, match="Expected the tasks, network"):
+    with pytest.raises(ValueError, match="other tasks"):
         made(fixed(1.0), grid(), tmp_path).search(tasks, epochs=20, verbose=0)
 
 
@@ -625,8 +729,6 @@ def test_what_becomes_of_batch_normalization_is_said_in_terms_of_build(tmp_path,
 
 def test_a_search_asks_for_nothing_again_when_it_is_read(trained, tmp_path):
     made(strengths(1.0), grid(), tmp_path).search(TASKS)
-    state = json.loads((tmp_path / "p/tuner0.json").read_text())
-    assert state["searched"]
     tuner = made(strengths(1.0), grid(), tmp_path)
     with pytest.raises(ValueError, match="Call `search` with the tasks"):
         tuner.get_best_models()
