@@ -5,6 +5,7 @@ tasks are learned in turn, each is consolidated, and the accuracy on all of them
 """
 
 import contextlib
+import errno
 import gc
 import math
 import warnings
@@ -57,8 +58,13 @@ _WEIGHTS = "learned.npz"
 _FAILURE = "failure.txt"
 # How keras-tuner's error begins when it stops after several failures in a row.
 _IN_A_ROW = "Number of consecutive failures"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # More trials than there are.
 _ALL = 10**9
+
+
+class _EndedError(kt.errors.FatalError, OSError):
+    """An error of a file or a disk in a trial, of the kind that ends a search of keras-tuner."""
 
 
 class ContinualTuner(kt.Tuner):
@@ -160,12 +166,14 @@ class ContinualTuner(kt.Tuner):
             TypeError: As `own_tasks`.
             RuntimeError: If no trial was completed, or several failed in a row.
             InUseError: If another process searches in the directory.
+            OSError: If a file cannot be read or written, as on a full disk, in a trial too. The
+                trials that were completed are kept.
         """
         check_callbacks(fit_arguments.get("callbacks") or ())
         check_counts(fit_arguments)
         self._tasks = own_tasks(tasks)
         described = self._described(fit_arguments)
-        with self._claimed(), self._naming_failures():
+        with self._naming_failures(), self._claimed():
             check_same(self._folder, described)
             if not self._is_worker():
                 self.reload()  # another process may have gone on since this tuner was made
@@ -202,6 +210,12 @@ class ContinualTuner(kt.Tuner):
                 folder = self._get_tensorboard_dir(callback.log_dir, trial.trial_id, execution)
                 write_trial(Path(folder), trial.trial_id, trial.hyperparameters.values, results[-1])
         return results
+
+    def _run_and_update_trial(self, trial, *arguments, **fit_arguments):
+        try:
+            super()._run_and_update_trial(trial, *arguments, **fit_arguments)
+        except OSError as error:  # which would come for the next trial too
+            raise _EndedError(error.errno, error.strerror or str(error)) from error
 
     def on_trial_end(self, trial: Any) -> None:
         """Tell the oracle, and remove the weights of trials that are not among the best."""
@@ -385,9 +399,17 @@ class ContinualTuner(kt.Tuner):
 
     @contextlib.contextmanager
     def _naming_failures(self):
-        """Say which trials failed where keras-tuner stops since several did in a row."""
+        """Say what ended a search: a file or a disk, or several trials that failed in a row."""
         try:
             yield
+        except OSError as error:
+            cure = "Make room" if error.errno in _FULL else "Correct it"
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error}. The search in '{self.project_dir}' ended, and keeps "
+                f"the trials that were completed. {cure}, and run the same script again",
+                error.filename,
+            ) from error
         except RuntimeError as error:
             if not str(error).startswith(_IN_A_ROW):
                 raise

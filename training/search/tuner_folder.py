@@ -160,6 +160,9 @@ def read_oracle(oracle: kt.Oracle) -> None:
         oracle.reload()
     # A trial that the process ended too early to tell the oracle of is proposed again.
     oracle.trials = {name: oracle.trials[name] for name in oracle.start_order}
+    for name in oracle._retry_queue:  # without what it measured when it was cut off
+        values = oracle.trials[name].hyperparameters
+        oracle.trials[name] = kt.engine.trial.Trial(values, name)
     if isinstance(oracle, kt.oracles.GridSearchOracle):
         _restore_grid(oracle)
 

@@ -1,7 +1,9 @@
 """The tuner for a user's own models: what a trial does, what is refused, and how it goes on."""
 
+import errno
 import functools
 import gc
+import os
 import re
 import socket
 import threading
@@ -465,6 +467,42 @@ def test_a_trial_that_was_written_before_the_oracle_is_proposed_again(trained, t
     assert (tmp_path / "cut/p/trial_1/trial.json").exists()
     made(strengths(*range(1, 9)), random(3), tmp_path / "cut").search(TASKS)
     assert trained.asked == expected
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_in_a_trial_ends_the_search(trained, tmp_path):
+    trained.wrong[1] = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left.*Make room, and run the same script again"):
+        made(strengths(1.0, 2.0, 3.0), grid(), tmp_path).search(TASKS)
+    made(strengths(1.0, 2.0, 3.0), grid(), tmp_path).search(TASKS)
+    assert trained.asked == [1.0, 2.0, 2.0, 3.0]
+
+
+# Who searches, the description and the oracle are written as the search begins, and then for a
+# trial: the trial and the oracle; the trial with its metrics; the trial and, twice, the oracle.
+@pytest.mark.parametrize("writes", range(9))
+def test_a_disk_that_is_full_between_two_files_ends_the_search(
+    trained, tmp_path, monkeypatch, writes
+):
+    fsync, written = os.fsync, []
+
+    def sync(file):
+        written.append(file)
+        return no_room() if len(written) > 2 * writes else fsync(file)  # a file and its folder
+
+    made(strengths(1.0, 2.0), grid(), tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr("keras_mas.files.os.fsync", sync)
+        tuner = made(strengths(1.0, 2.0), grid(), tmp_path)
+        with pytest.raises(OSError, match="No space left.*keeps the trials.*Make room"):
+            tuner.search(TASKS)
+    again = made(strengths(1.0, 2.0), grid(), tmp_path)
+    again.search(TASKS)
+    assert measured(again, "average_accuracy") == pytest.approx([0.6525, 0.655])
+    assert not [path for path in (tmp_path / "p").rglob("*") if path.name.startswith(".tmp-")]
 
 
 def test_one_folder_has_one_search_at_a_time(trained, tmp_path):
