@@ -31,9 +31,9 @@ from .hypermodel import TrialNetwork, adapted, architecture, checked_build
 from .own_tasks import OwnTask, fingerprint, own_tasks
 from .trial import bounded_accuracy
 from .tuner_checks import (
+    TunerNumbers,
     check_callbacks,
-    check_count,
-    check_counts,
+    check_fit,
     check_oracle,
     check_strengths,
     check_unused,
@@ -92,7 +92,7 @@ class ContinualTuner(kt.Tuner):
             earlier trial in the middle of a `fit`, and a sequence of tasks has many.
         max_forgetting: If given, the objective is `bounded_accuracy`, the average accuracy less ten
             times what forgetting exceeds this bound by; without it, `average_accuracy`.
-        keep_models: Of how many of the best trials the weights are kept on disk.
+        keep_models: Of how many of the best trials the weights are kept on disk; 0 for none.
         seed: Of the initial weights and the order of the examples; of the second execution of a
             trial seed + 1, and so on.
         **kwargs: As for `keras_tuner.Tuner`: `directory`, `project_name`, `overwrite`,
@@ -100,8 +100,9 @@ class ContinualTuner(kt.Tuner):
 
     Raises:
         ValueError: If the oracle is Hyperband's or has another objective, "strength" is not
-            declared or has values that the method does not take, the directory holds a search of
-            other trials or of another tuner, or cannot be written.
+            declared or has values that the method does not take, another number is out of its
+            bounds, or the directory cannot be written, or holds a search of other trials or of
+            another tuner.
         TypeError: If what is built is no model.
         DamagedError: If a file of the search in the directory cannot be read; it is named.
         InUseError: If what is to be overwritten is a search that is under way.
@@ -118,7 +119,8 @@ class ContinualTuner(kt.Tuner):
         **kwargs: Any,
     ):
         check_unused(kwargs)
-        check_count("executions_per_trial", kwargs.get("executions_per_trial", 1))
+        executions = kwargs.get("executions_per_trial", 1)
+        TunerNumbers(max_forgetting, keep_models, seed, executions)
         check_oracle(oracle, BOUNDED if max_forgetting is not None else ACCURACY)
         self.max_forgetting, self.keep_models, self.seed = max_forgetting, keep_models, seed
         # What is known, before a search, of what makes a trial another one.
@@ -126,7 +128,7 @@ class ContinualTuner(kt.Tuner):
             "oracle": type(oracle).__name__,
             "max_forgetting": max_forgetting,
             "seed": seed,
-            "executions_per_trial": kwargs.get("executions_per_trial", 1),
+            "executions_per_trial": executions,
         }
         self._read: kt.Oracle | None = None  # of a worker that has searched: what is on disk
         self._tasks: list[OwnTask] = []
@@ -161,8 +163,8 @@ class ContinualTuner(kt.Tuner):
                 `val_loss`.
 
         Raises:
-            ValueError: If the tasks cannot be used, or the directory holds a search of others, of
-                another network or with another `fit`.
+            ValueError: If the tasks or the arguments cannot be used, or the directory holds a
+                search of other tasks, of another network or with another `fit`.
             TypeError: As `own_tasks`.
             RuntimeError: If no trial was completed, or several failed in a row.
             InUseError: If another process searches in the directory.
@@ -170,9 +172,17 @@ class ContinualTuner(kt.Tuner):
                 trials that were completed are kept.
         """
         check_callbacks(fit_arguments.get("callbacks") or ())
-        check_counts(fit_arguments)
+        keras.backend.clear_session()  # names count from 1 again
+        built = self.hypermodel.build(self.oracle.get_space())
+        check_fit(fit_arguments, self.hypermodel, built)
         self._tasks = own_tasks(tasks)
-        described = self._described(fit_arguments)
+        # Everything that makes a trial another one.
+        described = self._known | {
+            "tasks": fingerprint(self._tasks),
+            "network": digest(architecture(built)),
+            "fit": described_fit(fit_arguments),
+        }
+        del built
         with self._naming_failures(), self._claimed():
             check_same(self._folder, described)
             if not self._is_worker():
@@ -437,16 +447,6 @@ class ContinualTuner(kt.Tuner):
     def _claimed(self):
         """Hold the directory for this search; a worker's is held by its chief."""
         return contextlib.nullcontext() if self._is_worker() else locked(self._folder)
-
-    def _described(self, fit_arguments):
-        """Return everything that makes a trial another one."""
-        keras.backend.clear_session()  # names count from 1 again
-        built = self.hypermodel.build(self.oracle.get_space())
-        return self._known | {
-            "tasks": fingerprint(self._tasks),
-            "network": digest(architecture(built)),
-            "fit": described_fit(fit_arguments),
-        }
 
 
 def _accuracy(model, task):

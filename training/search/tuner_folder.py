@@ -160,6 +160,8 @@ def read_oracle(oracle: kt.Oracle) -> None:
         oracle.reload()
     # A trial that the process ended too early to tell the oracle of is proposed again.
     oracle.trials = {name: oracle.trials[name] for name in oracle.start_order}
+    # keras-tuner writes that a trial ended before it forgets that the trial is under way.
+    oracle._retry_queue = [name for name in oracle._retry_queue if name not in oracle.end_order]
     for name in oracle._retry_queue:  # without what it measured when it was cut off
         values = oracle.trials[name].hyperparameters
         oracle.trials[name] = kt.engine.trial.Trial(values, name)

@@ -36,6 +36,7 @@ def part(seed, count, first):
 
 
 TASKS = {name: (part(1, 64, k), part(2, 32, k)) for k, name in enumerate(["ants", "bees"])}
+X, Y = part(0, 8, 0)
 FIT = {"epochs": 4, "batch_size": 16, "verbose": 0}
 
 
@@ -519,15 +520,55 @@ def test_one_folder_has_one_search_at_a_time(trained, tmp_path):
     assert measured(other, "average_accuracy") == measured(tuner, "average_accuracy")
 
 
-@pytest.mark.parametrize("count", [0, 1.5, True])
-def test_executions_epochs_and_batches_are_counted(tmp_path, count):
-    with pytest.raises(ValueError, match="`executions_per_trial` to be an integer ≥ 1"):
-        made(executions_per_trial=count)
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"max_forgetting": float("nan")}, "`max_forgetting` to be a number ≥ 0. Received: nan"),
+        ({"max_forgetting": -1}, "`max_forgetting` to be a number ≥ 0. Received: -1"),
+        ({"max_forgetting": "0.1"}, "`max_forgetting` to be a number. Received: '0.1'"),
+        ({"keep_models": 1.5}, "`keep_models` to be a whole number. Received: 1.5"),
+        ({"keep_models": -1}, "`keep_models` to be a whole number ≥ 0. Received: -1"),
+        ({"seed": None}, "`seed` to be a whole number. Received: None"),
+        ({"seed": -1}, "`seed` to be a whole number from 0 to 4294967295. Received: -1"),
+        ({"seed": 2**32 - 1, "executions_per_trial": 2}, "Received: 4294967295 for the first of 2"),
+        ({"executions_per_trial": 0}, "`executions_per_trial` to be a whole number ≥ 1"),
+        ({"executions_per_trial": True}, "`executions_per_trial` to be a whole number"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_built(tmp_path, numbers, words):
+    with pytest.raises(ValueError, match=words):
+        made(pytest.fail, folder=tmp_path, **numbers)
+
+
+@pytest.mark.parametrize(
+    ("fit", "words"),
+    [
+        ({"epochs": 0}, "`epochs` to be a whole number ≥ 1. Received: 0"),
+        ({"epochs": 1.5}, "`epochs` to be a whole number. Received: 1.5"),
+        ({"batch_size": 0}, "`batch_size` to be a whole number ≥ 1"),
+        ({"steps_per_epoch": 0}, "`steps_per_epoch` to be a whole number ≥ 1"),
+        ({"initial_epoch": 5, "epochs": 5}, "`initial_epoch` below `epochs`. Received: 5 and 5"),
+        ({"initial_epoch": 1}, "Received: 1 and 1, with which nothing is trained"),
+        ({"epoch": 3}, "Received: `epoch`, which is none. Did you mean 'epochs'?"),
+        ({"x": X}, "Expected no `x`, which each task has of its own"),
+        ({"validation_data": (X, Y)}, "Expected no `validation_data`"),
+    ],
+)
+def test_a_fit_that_would_train_nothing_or_fail_is_refused(tmp_path, fit, words):
     tuner = made(strengths(1.0), grid(), tmp_path)
-    for name in ("epochs", "batch_size"):
-        with pytest.raises(ValueError, match=f"`{name}` to be an integer ≥ 1. Received: {count}"):
-            tuner.search(TASKS, **{name: count})
+    with pytest.raises(ValueError, match=words):
+        tuner.search(TASKS, **fit)
     assert not tuner.oracle.trials
+
+
+def test_a_fit_of_ones_own_may_have_other_arguments(tmp_path):
+    class Build(ContinualHyperModel):
+        def fit(self, hp, model, *data, rounds, **options):
+            return model.fit(*data, epochs=rounds, **options)
+
+    tuner = made(Build(fixed(1.0)), grid(), tmp_path)
+    tuner.search(TASKS, rounds=2, initial_epoch=1, verbose=0)
+    assert len(measured(tuner, "average_accuracy")) == 1
 
 
 @pytest.mark.parametrize("strength", [-1.0, float("inf"), "decay", "x"])
@@ -558,9 +599,6 @@ def test_seeds_of_executions_are_averaged(trained, tmp_path):
     tuner.search(TASKS)
     assert trained.asked == [10.0, 10.0]
     assert measured(tuner, "average_accuracy") == pytest.approx([0.675])
-
-
-X, Y = part(0, 8, 0)
 
 
 class Halves(keras.utils.PyDataset):
@@ -608,6 +646,7 @@ def test_a_py_dataset_is_learned_and_measured(tmp_path):
     [
         ({}, "at least one task"),
         ("ants", "a dict from name to data, or a list. Received: str"),
+        ({1: TASKS["ants"], "1": TASKS["bees"]}, "a name of its own .* Received: 1, '1'"),
         ({"ants": (X, Y)}, "validation data for task 'ants'.*training data alone"),
         ({"ants": tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)}, "training data alone"),
         ({"ants": ((X, Y), None)}, "validation data for task 'ants'"),
