@@ -35,6 +35,7 @@ from .tuner_checks import (
     check_callbacks,
     check_fit,
     check_oracle,
+    check_penalties,
     check_strengths,
     check_unused,
 )
@@ -150,6 +151,7 @@ class ContinualTuner(kt.Tuner):
                 f"`{_DECLARE}` in `build`, or `hp.Fixed` for a single λ."
             )
         check_strengths(hypermodel, oracle.get_space())
+        check_penalties(hypermodel, oracle.get_space())
 
     def search(self, tasks: Any, **fit_arguments: Any) -> None:
         """Try hyperparameters until the oracle has no more.

@@ -15,7 +15,8 @@ from ..options import AT_LEAST_ONE, NOT_NEGATIVE, check_options, option, option_
 from ..settings import SEEDS
 from ..wording import did_you_mean
 from .dimensions import STRENGTH
-from .hypermodel import ContinualHyperModel
+from .hypermodel import PENALTY, ContinualHyperModel, check_penalty
+from .tuner_folder import described_space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +111,30 @@ def check_fit(arguments: Mapping[str, Any], hypermodel: Any, built: Any) -> None
 
 def check_strengths(hypermodel: ContinualHyperModel, space: kt.HyperParameters) -> None:
     """Refuse values of λ that the method does not take, the ends of a range among them."""
+    for hp in _each(STRENGTH, space):
+        try:
+            hypermodel.method(hp)
+        except ValueError as error:
+            raise ValueError(
+                f"Expected values of '{STRENGTH}' that the method takes. Received: "
+                f"{hp.values[STRENGTH]!r} of {described_space(space)[STRENGTH]}. {error}"
+            ) from error
+
+
+def check_penalties(hypermodel: ContinualHyperModel, space: kt.HyperParameters) -> None:
+    """Refuse a penalty that the models of `build` do not have."""
+    for hp in _each(PENALTY, space):
+        check_penalty(hypermodel.build(hp), hypermodel.method(hp))
+
+
+def _each(name, space):
+    """Yield the hyperparameters with each value that one of them has, or each end of its range."""
     for each in space.space:
-        if each.name == STRENGTH:
+        if each.name == name:
             for value in _ends(each):
                 hp = space.copy()
-                hp.values[STRENGTH] = value
-                hypermodel.method(hp)
+                hp.values[name] = value
+                yield hp
 
 
 def _ends(each):

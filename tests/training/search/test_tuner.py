@@ -577,6 +577,47 @@ def test_a_strength_that_the_method_does_not_take_is_refused_before_the_search(s
         made(strengths(1.0, strength) if isinstance(strength, float) else fixed(strength))
 
 
+@pytest.mark.parametrize("ends", [(1e-300, 1.0), (1.0, 1e300)])
+def test_the_end_of_a_range_that_float32_does_not_hold_is_named(tmp_path, ends):
+    with pytest.raises(ValueError) as raised:
+        made(spanning(*ends), folder=tmp_path)
+    wrong = min(ends) if min(ends) < 1 else max(ends)
+    assert f"Received: {wrong!r} of Float(default={ends[0]!r}, min_value=" in str(raised.value)
+
+
+def penalties(model, **options):
+    """A space that has both penalties, over a network of some kind."""
+
+    def build(hp):
+        hp.Fixed("strength", 1.0)
+        hp.Choice("penalty", ["in_loss", "decoupled"])
+        inputs = keras.Input([4])
+        return model(inputs, keras.layers.Dense(2)(inputs), **options)
+
+    return build
+
+
+def test_a_decoupled_penalty_of_a_plain_model_is_refused_at_once(tmp_path):
+    words = r"`keras_mas.MASModel\(….*, from `build`.*'decoupled'.*a Functional"
+    with pytest.raises(ValueError, match=words):
+        made(penalties(keras.Model), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model", [keras_mas.MASModel, lambda *ends: keras_mas.MultiHead(keras.Model(*ends))]
+)
+def test_a_decoupled_penalty_is_learned_with_what_has_one(tmp_path, model):
+    tuner = made(penalties(model), grid(), tmp_path)
+    tuner.search(TASKS, **FIT)
+    assert len(measured(tuner, "average_accuracy")) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be a folder, since .*file' is a file"):
+        made(folder=tmp_path / "file")
+
+
 def test_the_folder_of_another_tuner_is_refused(tmp_path):
     kt.RandomSearch(
         lambda hp: stock(hp) and compiled(),
