@@ -130,6 +130,7 @@ class TrialNetwork:
 
     def _protect(self, model, hp):
         """Protect a whole model; a `MASModel` by its own memory, with λ of the trial."""
+        check_penalty(model, self.method)
         if not isinstance(model, MASModel):
             self.method.protect(model, batch_norm=_frozen(model, _OWN_CHOICE))
             return
@@ -187,6 +188,18 @@ def checked_build(build: Callable[..., Any]) -> Callable[..., keras.Model | Mult
         return built
 
     return checked
+
+
+def check_penalty(built: keras.Model | MultiHead, method: Method) -> None:
+    """Refuse a network whose training step does not do what a decoupled penalty needs."""
+    is_plain = isinstance(built, keras.Model) and not isinstance(built, MASModel)
+    if is_plain and getattr(method, "penalty", None) == "decoupled":
+        raise kt.errors.FatalValueError(
+            "Expected a `keras_mas.MASModel(…, penalty=hp.get('penalty'))`, or a "
+            "`keras_mas.MultiHead(trunk)`, from `build` for the penalty 'decoupled', which acts in "
+            f"their training step. Received: '{built.name}', a {type(built).__name__}. Return one "
+            "of them, or leave out 'decoupled'."
+        )
 
 
 def _frozen(model, instead):

@@ -105,7 +105,8 @@ def own_tasks(tasks: Any) -> list[OwnTask]:
 
     Raises:
         TypeError: If they are in no such form.
-        ValueError: If there is no task, or one has no validation data or no examples.
+        ValueError: If there is no task, two have one name, or one has no validation data or no
+            examples.
     """
     if isinstance(tasks, Mapping):
         pairs = dict(tasks)
@@ -118,7 +119,13 @@ def own_tasks(tasks: Any) -> list[OwnTask]:
         )
     if not pairs:
         raise ValueError(f"Expected at least one task. Received: none. {_FORM}.")
-    return [_own_task(str(name), pair) for name, pair in pairs.items()]
+    named = {str(name): pair for name, pair in pairs.items()}
+    if len(named) < len(pairs):
+        raise ValueError(
+            "Expected a name of its own for each task, as text. Received: "
+            f"{', '.join(map(repr, pairs))}. Rename those that differ in their type alone."
+        )
+    return [_own_task(name, pair) for name, pair in named.items()]
 
 
 def fingerprint(tasks: Sequence[OwnTask]) -> str:

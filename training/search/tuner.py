@@ -5,10 +5,9 @@ tasks are learned in turn, each is consolidated, and the accuracy on all of them
 """
 
 import contextlib
-import functools
+import errno
 import gc
 import math
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,11 @@ import numpy as np
 
 from keras_mas import metrics
 from keras_mas.arrays import load_arrays, save_arrays
+from keras_mas.files import check_writable
 from keras_mas.finite import FitDivergedError
 
 from ..console import result_console
+from ..run_directory import locked
 from ..tasks.inputs import digest
 from .dimensions import STRENGTH
 from .hparams import write_trial
@@ -30,12 +31,22 @@ from .hypermodel import TrialNetwork, adapted, architecture, checked_build
 from .own_tasks import OwnTask, fingerprint, own_tasks
 from .trial import bounded_accuracy
 from .tuner_checks import (
+    TunerNumbers,
     check_callbacks,
-    check_count,
-    check_counts,
+    check_fit,
     check_oracle,
+    check_penalties,
     check_strengths,
     check_unused,
+)
+from .tuner_folder import (
+    check_own,
+    check_same,
+    describe,
+    described_fit,
+    described_space,
+    read_oracle,
+    write_whole,
 )
 
 # What every trial reports, beside the accuracy on each task.
@@ -43,14 +54,18 @@ ACCURACY, FORGETTING, TRANSFER = "average_accuracy", "forgetting", "backward_tra
 BOUNDED, DIVERGED = "bounded_accuracy", "diverged"
 
 _DECLARE = 'hp.Float("strength", 1e-3, 1e3, sampling="log")'
+_PROJECT = "untitled_project"  # as keras-tuner has it
 _WEIGHTS = "learned.npz"
 _FAILURE = "failure.txt"
-# How often, every tenth of a second, a worker reads a file that the chief may be writing.
-_READS = 50
 # How keras-tuner's error begins when it stops after several failures in a row.
 _IN_A_ROW = "Number of consecutive failures"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # More trials than there are.
 _ALL = 10**9
+
+
+class _EndedError(kt.errors.FatalError, OSError):
+    """An error of a file or a disk in a trial, of the kind that ends a search of keras-tuner."""
 
 
 class ContinualTuner(kt.Tuner):
@@ -78,7 +93,7 @@ class ContinualTuner(kt.Tuner):
             earlier trial in the middle of a `fit`, and a sequence of tasks has many.
         max_forgetting: If given, the objective is `bounded_accuracy`, the average accuracy less ten
             times what forgetting exceeds this bound by; without it, `average_accuracy`.
-        keep_models: Of how many of the best trials the weights are kept on disk.
+        keep_models: Of how many of the best trials the weights are kept on disk; 0 for none.
         seed: Of the initial weights and the order of the examples; of the second execution of a
             trial seed + 1, and so on.
         **kwargs: As for `keras_tuner.Tuner`: `directory`, `project_name`, `overwrite`,
@@ -86,9 +101,12 @@ class ContinualTuner(kt.Tuner):
 
     Raises:
         ValueError: If the oracle is Hyperband's or has another objective, "strength" is not
-            declared or has values that the method does not take, or the directory holds another
-            kind of search.
+            declared or has values that the method does not take, another number is out of its
+            bounds, or the directory cannot be written, or holds a search of other trials or of
+            another tuner.
         TypeError: If what is built is no model.
+        DamagedError: If a file of the search in the directory cannot be read; it is named.
+        InUseError: If what is to be overwritten is a search that is under way.
     """
 
     def __init__(
@@ -102,14 +120,29 @@ class ContinualTuner(kt.Tuner):
         **kwargs: Any,
     ):
         check_unused(kwargs)
-        check_count("executions_per_trial", kwargs.get("executions_per_trial", 1))
+        executions = kwargs.get("executions_per_trial", 1)
+        TunerNumbers(max_forgetting, keep_models, seed, executions)
         check_oracle(oracle, BOUNDED if max_forgetting is not None else ACCURACY)
         self.max_forgetting, self.keep_models, self.seed = max_forgetting, keep_models, seed
-        self._searched: str | None = None  # what the trials on disk are of
+        # What is known, before a search, of what makes a trial another one.
+        self._known: dict[str, Any] = {
+            "oracle": type(oracle).__name__,
+            "max_forgetting": max_forgetting,
+            "seed": seed,
+            "executions_per_trial": executions,
+        }
         self._read: kt.Oracle | None = None  # of a worker that has searched: what is on disk
         self._tasks: list[OwnTask] = []
         hypermodel = adapted(hypermodel)
         hypermodel.build = checked_build(hypermodel.build)
+        write_whole(oracle)
+        folder = Path(kwargs.get("directory") or ".", kwargs.get("project_name") or _PROJECT)
+        check_writable(folder)
+        if self._is_worker():
+            kwargs["overwrite"] = False  # of what its chief has begun
+        elif kwargs.get("overwrite") and folder.exists():
+            with locked(folder):  # or another process is at work in it
+                pass
         super().__init__(oracle, hypermodel, **kwargs)
         if STRENGTH not in {each.name for each in oracle.get_space().space}:
             raise ValueError(
@@ -118,6 +151,7 @@ class ContinualTuner(kt.Tuner):
                 f"`{_DECLARE}` in `build`, or `hp.Fixed` for a single λ."
             )
         check_strengths(hypermodel, oracle.get_space())
+        check_penalties(hypermodel, oracle.get_space())
 
     def search(self, tasks: Any, **fit_arguments: Any) -> None:
         """Try hyperparameters until the oracle has no more.
@@ -131,19 +165,36 @@ class ContinualTuner(kt.Tuner):
                 `val_loss`.
 
         Raises:
-            ValueError: If the tasks cannot be used, or the directory holds a search of others, or
-                of another network.
+            ValueError: If the tasks or the arguments cannot be used, or the directory holds a
+                search of other tasks, of another network or with another `fit`.
             TypeError: As `own_tasks`.
             RuntimeError: If no trial was completed, or several failed in a row.
+            InUseError: If another process searches in the directory.
+            OSError: If a file cannot be read or written, as on a full disk, in a trial too. The
+                trials that were completed are kept.
         """
         check_callbacks(fit_arguments.get("callbacks") or ())
-        check_counts(fit_arguments)
+        keras.backend.clear_session()  # names count from 1 again
+        built = self.hypermodel.build(self.oracle.get_space())
+        check_fit(fit_arguments, self.hypermodel, built)
         self._tasks = own_tasks(tasks)
-        self._check_same(fit_arguments)
-        with self._naming_failures():
+        # Everything that makes a trial another one.
+        described = self._known | {
+            "tasks": fingerprint(self._tasks),
+            "network": digest(architecture(built)),
+            "fit": described_fit(fit_arguments),
+        }
+        del built
+        with self._naming_failures(), self._claimed():
+            check_same(self._folder, described)
+            if not self._is_worker():
+                self.reload()  # another process may have gone on since this tuner was made
+                describe(self._folder, described)
+                self.save()
             super().search(self._tasks, **fit_arguments)
         if self._is_worker():
-            self._read = _read_beside_chief(self.oracle._oracle)
+            self._read = self.oracle._oracle
+            read_oracle(self._read)
         else:
             self._report_failures()
 
@@ -171,6 +222,12 @@ class ContinualTuner(kt.Tuner):
                 folder = self._get_tensorboard_dir(callback.log_dir, trial.trial_id, execution)
                 write_trial(Path(folder), trial.trial_id, trial.hyperparameters.values, results[-1])
         return results
+
+    def _run_and_update_trial(self, trial, *arguments, **fit_arguments):
+        try:
+            super()._run_and_update_trial(trial, *arguments, **fit_arguments)
+        except OSError as error:  # which would come for the next trial too
+            raise _EndedError(error.errno, error.strerror or str(error)) from error
 
     def on_trial_end(self, trial: Any) -> None:
         """Tell the oracle, and remove the weights of trials that are not among the best."""
@@ -233,24 +290,26 @@ class ContinualTuner(kt.Tuner):
         for line in [*lines, *self._failures()]:
             console.print(line, soft_wrap=True)
 
-    def get_state(self) -> dict[str, Any]:
-        """Return what the trials are of."""
-        return {"searched": self._searched}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Take over what the trials in the directory are of."""
-        if "searched" not in state:
-            raise ValueError(
-                f"Expected a search of a ContinualTuner in '{self.project_dir}'. Received: one of "
-                "another tuner. Choose another `project_name`, or `overwrite=True`."
-            )
-        self._searched = state["searched"]
+    def save(self) -> None:
+        """Write what the oracle knows; the tuner knows nothing beside it."""
+        if not self._is_worker():
+            self.oracle.save()
 
     def reload(self) -> None:
-        """Read the search in the directory, a grid with what keras-tuner does not keep of it."""
-        super().reload()
-        if isinstance(self.oracle, kt.oracles.GridSearchOracle):
-            _restore_grid(self.oracle)
+        """Go on from the search in the directory, if there is one."""
+        if not self._is_worker():
+            check_own(self._folder)
+            check_same(self._folder, self._known)
+            read_oracle(self.oracle)
+
+    def _populate_initial_space(self):
+        super()._populate_initial_space()
+        self._known["hyperparameters"] = described_space(self.oracle.get_space())
+        self.reload()
+
+    @property
+    def _folder(self):
+        return Path(self.project_dir)
 
     def _network(self, hp, tasks, seed):
         keras.backend.clear_session()
@@ -352,9 +411,17 @@ class ContinualTuner(kt.Tuner):
 
     @contextlib.contextmanager
     def _naming_failures(self):
-        """Say which trials failed where keras-tuner stops since several did in a row."""
+        """Say what ended a search: a file or a disk, or several trials that failed in a row."""
         try:
             yield
+        except OSError as error:
+            cure = "Make room" if error.errno in _FULL else "Correct it"
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error}. The search in '{self.project_dir}' ended, and keeps "
+                f"the trials that were completed. {cure}, and run the same script again",
+                error.filename,
+            ) from error
         except RuntimeError as error:
             if not str(error).startswith(_IN_A_ROW):
                 raise
@@ -379,20 +446,9 @@ class ContinualTuner(kt.Tuner):
         total = len(self._trials())
         warnings.warn(f"{len(failures)} of {total} trials gave no result: {text}.", stacklevel=3)
 
-    def _check_same(self, fit_arguments):
-        """Refuse to go on with a search of other tasks, or of another network."""
-        settings = {k: v for k, v in fit_arguments.items() if k in ("epochs", "batch_size")}
-        searched = f"{fingerprint(self._tasks)} {sorted(settings.items())} {self.max_forgetting}"
-        keras.backend.clear_session()  # names count from 1 again
-        searched += f" {digest(architecture(self.hypermodel.build(self.oracle.get_space())))}"
-        if self._searched not in (None, searched):
-            raise ValueError(
-                "Expected the tasks, network, epochs, batch size and bound of the search in "
-                f"'{self.project_dir}'. Received: others, whose trials cannot be compared with "
-                "those. Choose another `project_name`, or `overwrite=True`."
-            )
-        self._searched = searched
-        self.save()
+    def _claimed(self):
+        """Hold the directory for this search; a worker's is held by its chief."""
+        return contextlib.nullcontext() if self._is_worker() else locked(self._folder)
 
 
 def _accuracy(model, task):
@@ -416,28 +472,6 @@ def _validation(task):
     """Return validation data as `fit` takes them: a dataset, or (x, y)."""
     data = task.validation.for_fit
     return data if len(data) > 1 else data[0]
-
-
-def _restore_grid(oracle):
-    """Give a grid its order back, which keras-tuner 1.4.8 does not save (issue 1055)."""
-    oracle._ordered_ids = type(oracle._ordered_ids)()
-    values = {name: trial.hyperparameters.values for name, trial in oracle.trials.items()}
-    compare = functools.cmp_to_key(lambda a, b: oracle._compare(values[a], values[b]))
-    for trial in sorted(values, key=compare):
-        oracle._ordered_ids.insert(trial)
-    # Each of them is looked at for a combination after it that has not been tried.
-    oracle._populate_next = list(oracle.end_order)
-
-
-def _read_beside_chief(oracle):
-    """Return a worker's own oracle with the trials that the chief, who may be gone, has written."""
-    for _ in range(_READS):
-        with contextlib.suppress(ValueError):  # a file that is half written
-            oracle.reload()
-            return oracle
-        time.sleep(0.1)
-    oracle.reload()
-    return oracle
 
 
 def _is_tensorboard(callback):

@@ -1,6 +1,7 @@
 """What a `ContinualTuner` refuses before it tries anything."""
 
-import numbers
+import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,9 +9,46 @@ import keras
 import keras_tuner as kt
 
 from keras_mas.callbacks import Consolidate
+from keras_mas.errors import UsageError
 
+from ..options import AT_LEAST_ONE, NOT_NEGATIVE, check_options, option, option_fields
+from ..settings import SEEDS
+from ..wording import did_you_mean
 from .dimensions import STRENGTH
-from .hypermodel import ContinualHyperModel
+from .hypermodel import PENALTY, ContinualHyperModel, check_penalty
+from .tuner_folder import described_space
+
+
+@dataclasses.dataclass(frozen=True)
+class TunerNumbers:
+    """The numbers that a `ContinualTuner` is made with, as there; ValueError for wrong ones."""
+
+    max_forgetting: float | None = option(None, "bound on forgetting", bounds=NOT_NEGATIVE)
+    keep_models: int = option(1, "trials whose weights are kept", bounds=NOT_NEGATIVE)
+    seed: int = option(0, "seed of the first execution of each trial", bounds=SEEDS)
+    executions_per_trial: int = option(1, "executions, with a seed each", bounds=AT_LEAST_ONE)
+
+    def __post_init__(self):
+        check_options(self)
+        if self.seed + self.executions_per_trial - 1 not in SEEDS:
+            raise UsageError(
+                f"Expected the seeds of all executions {SEEDS}. Received: {self.seed} for the "
+                f"first of {self.executions_per_trial}. Choose a smaller `seed`."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    """The numbers among the arguments of `fit`."""
+
+    epochs: int = option(1, "epochs of each task", bounds=AT_LEAST_ONE)
+    initial_epoch: int = option(0, "epoch to begin with", bounds=NOT_NEGATIVE)
+    batch_size: int | None = option(None, "examples of a step", bounds=AT_LEAST_ONE)
+    steps_per_epoch: int | None = option(None, "steps of an epoch", bounds=AT_LEAST_ONE)
+    validation_steps: int | None = option(None, "steps of validation", bounds=AT_LEAST_ONE)
+
+    def __post_init__(self):
+        check_options(self)
 
 
 def check_oracle(oracle: Any, objective: str) -> None:
@@ -38,27 +76,65 @@ def check_oracle(oracle: Any, objective: str) -> None:
         )
 
 
-def check_count(name: str, count: Any) -> None:
-    """Refuse a number that is not an integer of at least 1."""
-    if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
-        raise ValueError(f"Expected `{name}` to be an integer ≥ 1. Received: {count!r}.")
+def check_fit(arguments: Mapping[str, Any], hypermodel: Any, built: Any) -> None:
+    """Refuse what `fit` would train nothing with, or fail at in the middle of a trial.
 
-
-def check_counts(fit_arguments: Mapping[str, Any]) -> None:
-    """Refuse what `fit` would train nothing with, or fail at in the middle of a trial."""
-    for name in ("epochs", "batch_size"):
-        if fit_arguments.get(name) is not None:
-            check_count(name, fit_arguments[name])
+    Args:
+        arguments: The arguments of `fit`.
+        hypermodel: What fits.
+        built: What its `build` returned.
+    """
+    counts = _Counts(**{k: v for k, v in arguments.items() if k in option_fields(_Counts)})
+    for name in ("x", "y", "validation_data"):
+        if name in arguments:
+            raise UsageError(
+                f"Expected no `{name}`, which each task has of its own. Received: one. Leave it "
+                "out."
+            )
+    if getattr(hypermodel.fit, "__func__", None) is not kt.HyperModel.fit:
+        return  # one's own, which may have other arguments and epochs
+    if counts.initial_epoch >= counts.epochs:
+        raise UsageError(
+            f"Expected `initial_epoch` below `epochs`. Received: {counts.initial_epoch} and "
+            f"{counts.epochs}, with which nothing is trained."
+        )
+    model = type(built) if isinstance(built, keras.Model) else keras.Model
+    known = inspect.signature(model.fit).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    for name in arguments:
+        if name not in known and not takes_any:
+            raise UsageError(
+                f"Expected arguments of `fit`. Received: `{name}`, which is none."
+                f"{did_you_mean(name, known)}"
+            )
 
 
 def check_strengths(hypermodel: ContinualHyperModel, space: kt.HyperParameters) -> None:
     """Refuse values of λ that the method does not take, the ends of a range among them."""
+    for hp in _each(STRENGTH, space):
+        try:
+            hypermodel.method(hp)
+        except ValueError as error:
+            raise ValueError(
+                f"Expected values of '{STRENGTH}' that the method takes. Received: "
+                f"{hp.values[STRENGTH]!r} of {described_space(space)[STRENGTH]}. {error}"
+            ) from error
+
+
+def check_penalties(hypermodel: ContinualHyperModel, space: kt.HyperParameters) -> None:
+    """Refuse a penalty that the models of `build` do not have."""
+    for hp in _each(PENALTY, space):
+        check_penalty(hypermodel.build(hp), hypermodel.method(hp))
+
+
+def _each(name, space):
+    """Yield the hyperparameters with each value that one of them has, or each end of its range."""
     for each in space.space:
-        if each.name == STRENGTH:
+        if each.name == name:
             for value in _ends(each):
                 hp = space.copy()
-                hp.values[STRENGTH] = value
-                hypermodel.method(hp)
+                hp.values[name] = value
+                yield hp
 
 
 def _ends(each):

@@ -1,8 +1,9 @@
 """The tuner for a user's own models: what a trial does, what is refused, and how it goes on."""
 
+import errno
 import functools
 import gc
-import json
+import os
 import re
 import socket
 import threading
@@ -20,6 +21,7 @@ from keras_tuner.src.distribute import oracle_chief
 import keras_mas
 from keras_mas import metrics
 from keras_mas.training import ContinualHyperModel, ContinualTuner
+from keras_mas.training.run_directory import locked
 from keras_mas.training.search.own_tasks import own_tasks
 
 GUIDE = Path(__file__).parents[3] / "docs/tuning-your-own-model.md"
@@ -34,6 +36,7 @@ def part(seed, count, first):
 
 
 TASKS = {name: (part(1, 64, k), part(2, 32, k)) for k, name in enumerate(["ants", "bees"])}
+X, Y = part(0, 8, 0)
 FIT = {"epochs": 4, "batch_size": 16, "verbose": 0}
 
 
@@ -353,13 +356,68 @@ def test_a_worker_of_a_chief_reads_what_was_found_and_says_what_failed(
         assert failed.endswith("failed: strength 20: left")
 
 
-def test_a_search_over_other_tasks_is_not_continued(trained, tmp_path):
-    made(strengths(1.0), grid(), tmp_path).search(TASKS, epochs=1)
-    other = {"ants": TASKS["bees"], "bees": TASKS["ants"]}
-    for tasks, epochs in ((other, 1), (TASKS, 2)):
-        with pytest.raises(ValueError, match="Expected the tasks, network, epochs.*overwrite=True"):
-            made(strengths(1.0), grid(), tmp_path).search(tasks, epochs=epochs)
-    made(strengths(1.0), grid(), tmp_path, overwrite=True).search(other, epochs=1)
+def spanning(low, high, **others):
+    """A λ from a range, and hyperparameters of one value."""
+
+    def build(hp):
+        hp.Float("strength", low, high, sampling="log")
+        for name, value in others.items():
+            hp.Fixed(name, value)
+        return layers()
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"build": spanning(1.0, 50.0)}, r"strength Float\(.*max_value=90.* instead of .*=50"),
+        ({"build": spanning(1.0, 90.0, method="ewc")}, r"method none instead of Fixed\(.*'ewc'"),
+        ({"oracle": grid()}, "oracle RandomSearchOracle instead of GridSearchOracle"),
+        ({"seed": 7}, "another search: seed 0 instead of 7"),
+        ({"executions_per_trial": 2}, "executions_per_trial 1 instead of 2"),
+        ({"max_forgetting": 0.5}, "max_forgetting none instead of 0.5"),
+    ],
+)
+def test_a_search_of_other_trials_is_not_continued(trained, tmp_path, changed, words):
+    same = {"build": spanning(1.0, 90.0), "folder": tmp_path}
+    made(oracle=random(1), **same).search(TASKS)
+    with pytest.raises(ValueError, match=f"{words}.*overwrite=True"):
+        made(**{**same, **changed})
+    # Another number of trials is the same search.
+    made(oracle=random(2), **same).search(TASKS)
+    assert len(trained.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"epochs": 2}, "epochs 1 instead of 2"),
+        ({"steps_per_epoch": 1}, "steps_per_epoch none instead of 1"),
+        ({"validation_split": 0.25}, "validation_split none instead of 0.25"),
+        ({"class_weight": {0: 1.0, 1: 2.0}}, "class_weight {'0': 1.0, '1': 3.0} instead of"),
+        ({"class_weight": None}, "class_weight {'0': 1.0, '1': 3.0} instead of none"),
+        (
+            {"callbacks": [keras.callbacks.EarlyStopping(patience=3)]},
+            "callbacks none instead of .*EarlyStopping.*'patience': 3",
+        ),
+        ({"tasks": {"ants": TASKS["bees"], "bees": TASKS["ants"]}}, "other tasks"),
+        ({"tasks": {"bees": TASKS["bees"], "ants": TASKS["ants"]}}, "other tasks"),
+    ],
+)
+def test_a_search_with_another_fit_is_not_continued(trained, tmp_path, changed, words):
+    same = {"tasks": TASKS, "epochs": 1, "class_weight": {0: 1.0, 1: 3.0}}
+    made(strengths(1.0), grid(), tmp_path).search(**same)
+    # What is shown and logged makes no other trial, nor does how a number is held.
+    logs = [keras.callbacks.TensorBoard(str(tmp_path / "logs"))]
+    weights = {0: np.float32(1.0), 1: 3}
+    again = {**same, "class_weight": weights, "verbose": 0, "callbacks": logs}
+    made(strengths(1.0), grid(), tmp_path).search(**again)
+    with pytest.raises(ValueError, match=f"another search: {words}.*overwrite=True"):
+        made(strengths(1.0), grid(), tmp_path).search(**{**same, **changed})
+    assert len(trained.asked) == 1
+    made(strengths(1.0), grid(), tmp_path, overwrite=True).search(**{**same, **changed})
+    assert len(trained.asked) == 2
 
 
 def test_a_search_over_another_network_is_not_continued(trained, tmp_path):
@@ -373,25 +431,191 @@ def test_a_search_over_another_network_is_not_continued(trained, tmp_path):
 
     made(build("relu"), grid(), tmp_path).search(TASKS, epochs=1)
     made(build("relu"), grid(), tmp_path).search(TASKS, epochs=1)
-    with pytest.raises(ValueError, match="Expected the tasks, network, .*overwrite=True"):
+    with pytest.raises(ValueError, match="another search: another network.*overwrite=True"):
         made(build("tanh"), grid(), tmp_path).search(TASKS, epochs=1)
 
 
-@pytest.mark.parametrize("count", [0, 1.5, True])
-def test_executions_epochs_and_batches_are_counted(tmp_path, count):
-    with pytest.raises(ValueError, match="`executions_per_trial` to be an integer ≥ 1"):
-        made(executions_per_trial=count)
+@pytest.mark.parametrize("name", ["arguments.json", "oracle.json", "trial_0/trial.json"])
+@pytest.mark.parametrize("content", ["", "half", "[]", "{}", None])
+def test_a_damaged_file_is_named(trained, tmp_path, name, content):
+    made(strengths(1.0, 2.0), random(2), tmp_path).search(TASKS)
+    path = tmp_path / "p" / name
+    if content is None:
+        path.unlink()
+    else:
+        text = path.read_text()
+        path.write_text(text[: len(text) // 2] if content == "half" else content)
+    named = "without arguments.json" if (content, name[0]) == (None, "a") else f"{name}' is damaged"
+    with pytest.raises((RuntimeError, ValueError), match=f"{named}.*overwrite=True"):
+        made(strengths(1.0, 2.0), random(2), tmp_path)
+    made(strengths(1.0, 2.0), random(2), tmp_path, overwrite=True)
+
+
+def test_a_trial_that_was_written_before_the_oracle_is_proposed_again(trained, tmp_path):
+    def killed():
+        raise KeyboardInterrupt
+
+    tuner = made(strengths(*range(1, 9)), random(3), tmp_path)
+    tuner.search(TASKS)
+    expected = list(trained.asked)
+    trained.asked.clear()
+    tuner = made(strengths(*range(1, 9)), random(3), tmp_path / "cut")
+    save, saved = tuner.oracle.save, []
+    # The oracle is saved as the search begins, as the first trial begins, and twice as it ends.
+    tuner.oracle.save = lambda: saved.append(1) or (save() if len(saved) < 5 else killed())
+    with pytest.raises(KeyboardInterrupt):
+        tuner.search(TASKS)
+    assert (tmp_path / "cut/p/trial_1/trial.json").exists()
+    made(strengths(*range(1, 9)), random(3), tmp_path / "cut").search(TASKS)
+    assert trained.asked == expected
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_in_a_trial_ends_the_search(trained, tmp_path):
+    trained.wrong[1] = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left.*Make room, and run the same script again"):
+        made(strengths(1.0, 2.0, 3.0), grid(), tmp_path).search(TASKS)
+    made(strengths(1.0, 2.0, 3.0), grid(), tmp_path).search(TASKS)
+    assert trained.asked == [1.0, 2.0, 2.0, 3.0]
+
+
+# Who searches, the description and the oracle are written as the search begins, and then for a
+# trial: the trial and the oracle; the trial with its metrics; the trial and, twice, the oracle.
+@pytest.mark.parametrize("writes", range(9))
+def test_a_disk_that_is_full_between_two_files_ends_the_search(
+    trained, tmp_path, monkeypatch, writes
+):
+    fsync, written = os.fsync, []
+
+    def sync(file):
+        written.append(file)
+        return no_room() if len(written) > 2 * writes else fsync(file)  # a file and its folder
+
+    made(strengths(1.0, 2.0), grid(), tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr("keras_mas.files.os.fsync", sync)
+        tuner = made(strengths(1.0, 2.0), grid(), tmp_path)
+        with pytest.raises(OSError, match="No space left.*keeps the trials.*Make room"):
+            tuner.search(TASKS)
+    again = made(strengths(1.0, 2.0), grid(), tmp_path)
+    again.search(TASKS)
+    assert measured(again, "average_accuracy") == pytest.approx([0.6525, 0.655])
+    assert not [path for path in (tmp_path / "p").rglob("*") if path.name.startswith(".tmp-")]
+
+
+def test_one_folder_has_one_search_at_a_time(trained, tmp_path):
+    tuner = made(strengths(1.0, 2.0), grid(), tmp_path)
+    other = made(strengths(1.0, 2.0), grid(), tmp_path)  # before there is anything to read
+    with locked(tmp_path / "p"):
+        with pytest.raises(RuntimeError, match="is in use by process .*nothing was changed"):
+            tuner.search(TASKS)
+        with pytest.raises(RuntimeError, match="is in use by process"):
+            made(strengths(1.0, 2.0), grid(), tmp_path, overwrite=True)
+    tuner.search(TASKS)
+    other.search(TASKS)  # it reads what has been found meanwhile
+    assert trained.asked == [1.0, 2.0]
+    assert measured(other, "average_accuracy") == measured(tuner, "average_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"max_forgetting": float("nan")}, "`max_forgetting` to be a number ≥ 0. Received: nan"),
+        ({"max_forgetting": -1}, "`max_forgetting` to be a number ≥ 0. Received: -1"),
+        ({"max_forgetting": "0.1"}, "`max_forgetting` to be a number. Received: '0.1'"),
+        ({"keep_models": 1.5}, "`keep_models` to be a whole number. Received: 1.5"),
+        ({"keep_models": -1}, "`keep_models` to be a whole number ≥ 0. Received: -1"),
+        ({"seed": None}, "`seed` to be a whole number. Received: None"),
+        ({"seed": -1}, "`seed` to be a whole number from 0 to 4294967295. Received: -1"),
+        ({"seed": 2**32 - 1, "executions_per_trial": 2}, "Received: 4294967295 for the first of 2"),
+        ({"executions_per_trial": 0}, "`executions_per_trial` to be a whole number ≥ 1"),
+        ({"executions_per_trial": True}, "`executions_per_trial` to be a whole number"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_built(tmp_path, numbers, words):
+    with pytest.raises(ValueError, match=words):
+        made(pytest.fail, folder=tmp_path, **numbers)
+
+
+@pytest.mark.parametrize(
+    ("fit", "words"),
+    [
+        ({"epochs": 0}, "`epochs` to be a whole number ≥ 1. Received: 0"),
+        ({"epochs": 1.5}, "`epochs` to be a whole number. Received: 1.5"),
+        ({"batch_size": 0}, "`batch_size` to be a whole number ≥ 1"),
+        ({"steps_per_epoch": 0}, "`steps_per_epoch` to be a whole number ≥ 1"),
+        ({"initial_epoch": 5, "epochs": 5}, "`initial_epoch` below `epochs`. Received: 5 and 5"),
+        ({"initial_epoch": 1}, "Received: 1 and 1, with which nothing is trained"),
+        ({"epoch": 3}, "Received: `epoch`, which is none. Did you mean 'epochs'?"),
+        ({"x": X}, "Expected no `x`, which each task has of its own"),
+        ({"validation_data": (X, Y)}, "Expected no `validation_data`"),
+    ],
+)
+def test_a_fit_that_would_train_nothing_or_fail_is_refused(tmp_path, fit, words):
     tuner = made(strengths(1.0), grid(), tmp_path)
-    for name in ("epochs", "batch_size"):
-        with pytest.raises(ValueError, match=f"`{name}` to be an integer ≥ 1. Received: {count}"):
-            tuner.search(TASKS, **{name: count})
+    with pytest.raises(ValueError, match=words):
+        tuner.search(TASKS, **fit)
     assert not tuner.oracle.trials
+
+
+def test_a_fit_of_ones_own_may_have_other_arguments(tmp_path):
+    class Build(ContinualHyperModel):
+        def fit(self, hp, model, *data, rounds, **options):
+            return model.fit(*data, epochs=rounds, **options)
+
+    tuner = made(Build(fixed(1.0)), grid(), tmp_path)
+    tuner.search(TASKS, rounds=2, initial_epoch=1, verbose=0)
+    assert len(measured(tuner, "average_accuracy")) == 1
 
 
 @pytest.mark.parametrize("strength", [-1.0, float("inf"), "decay", "x"])
 def test_a_strength_that_the_method_does_not_take_is_refused_before_the_search(strength):
     with pytest.raises(ValueError, match="Expected a (strength|number)"):
         made(strengths(1.0, strength) if isinstance(strength, float) else fixed(strength))
+
+
+@pytest.mark.parametrize("ends", [(1e-300, 1.0), (1.0, 1e300)])
+def test_the_end_of_a_range_that_float32_does_not_hold_is_named(tmp_path, ends):
+    with pytest.raises(ValueError) as raised:
+        made(spanning(*ends), folder=tmp_path)
+    wrong = min(ends) if min(ends) < 1 else max(ends)
+    assert f"Received: {wrong!r} of Float(default={ends[0]!r}, min_value=" in str(raised.value)
+
+
+def penalties(model, **options):
+    """A space that has both penalties, over a network of some kind."""
+
+    def build(hp):
+        hp.Fixed("strength", 1.0)
+        hp.Choice("penalty", ["in_loss", "decoupled"])
+        inputs = keras.Input([4])
+        return model(inputs, keras.layers.Dense(2)(inputs), **options)
+
+    return build
+
+
+def test_a_decoupled_penalty_of_a_plain_model_is_refused_at_once(tmp_path):
+    words = r"`keras_mas.MASModel\(….*, from `build`.*'decoupled'.*a Functional"
+    with pytest.raises(ValueError, match=words):
+        made(penalties(keras.Model), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model", [keras_mas.MASModel, lambda *ends: keras_mas.MultiHead(keras.Model(*ends))]
+)
+def test_a_decoupled_penalty_is_learned_with_what_has_one(tmp_path, model):
+    tuner = made(penalties(model), grid(), tmp_path)
+    tuner.search(TASKS, **FIT)
+    assert len(measured(tuner, "average_accuracy")) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be a folder, since .*file' is a file"):
+        made(folder=tmp_path / "file")
 
 
 def test_the_folder_of_another_tuner_is_refused(tmp_path):
@@ -416,9 +640,6 @@ def test_seeds_of_executions_are_averaged(trained, tmp_path):
     tuner.search(TASKS)
     assert trained.asked == [10.0, 10.0]
     assert measured(tuner, "average_accuracy") == pytest.approx([0.675])
-
-
-X, Y = part(0, 8, 0)
 
 
 class Halves(keras.utils.PyDataset):
@@ -457,7 +678,7 @@ def test_a_py_dataset_is_learned_and_measured(tmp_path):
     made(fixed(1.0), grid(), tmp_path).search(tasks, epochs=20, verbose=0)
     tasks["ants"][0].labels = 1 - tasks["ants"][0].labels[:-1]
     tasks["ants"][0].order = np.arange(63)
-    with pytest.raises(ValueError, match="Expected the tasks, network"):
+    with pytest.raises(ValueError, match="other tasks"):
         made(fixed(1.0), grid(), tmp_path).search(tasks, epochs=20, verbose=0)
 
 
@@ -466,6 +687,7 @@ def test_a_py_dataset_is_learned_and_measured(tmp_path):
     [
         ({}, "at least one task"),
         ("ants", "a dict from name to data, or a list. Received: str"),
+        ({1: TASKS["ants"], "1": TASKS["bees"]}, "a name of its own .* Received: 1, '1'"),
         ({"ants": (X, Y)}, "validation data for task 'ants'.*training data alone"),
         ({"ants": tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)}, "training data alone"),
         ({"ants": ((X, Y), None)}, "validation data for task 'ants'"),
@@ -625,8 +847,6 @@ def test_what_becomes_of_batch_normalization_is_said_in_terms_of_build(tmp_path,
 
 def test_a_search_asks_for_nothing_again_when_it_is_read(trained, tmp_path):
     made(strengths(1.0), grid(), tmp_path).search(TASKS)
-    state = json.loads((tmp_path / "p/tuner0.json").read_text())
-    assert state["searched"]
     tuner = made(strengths(1.0), grid(), tmp_path)
     with pytest.raises(ValueError, match="Call `search` with the tasks"):
         tuner.get_best_models()
