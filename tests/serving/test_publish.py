@@ -296,6 +296,15 @@ def test_a_removed_version_disappears_at_once(shop, monkeypatch):
     assert seen == [(".tmp-removed-1",)]
 
 
+def test_of_a_version_that_is_a_link_the_link_is_removed(shop):
+    (shop / "2").symlink_to("1")
+    remove_versions(shop, [2])
+    assert list(list_versions(shop)) == [1] and (shop / "1/saved_model.pb").exists()
+    with new_version(shop / "2") as unfinished:
+        (unfinished / "saved_model.pb").touch()
+    assert list(list_versions(shop)) == [1, 2]
+
+
 TAKE_NUMBERS = """
 import sys, warnings
 from pathlib import Path

@@ -47,21 +47,27 @@ def run(args: argparse.Namespace) -> None:
     with rollouts.rollout_of(args) as rollout:
         before = rollout.labels
         labels = rollout.promote(args.version, args.label, check=_check)
-        removed = rollout.prune(args.keep) if args.keep else []
     rollouts.print_changes(rollout)
     rollouts.print_labels(rollout.name, labels, args.json)
-    if args.label not in labels:
+    _say_if_unmoved(rollout, args.label, before, labels)
+    removed = rollout.prune(args.keep) if args.keep else []
+    if removed:
+        stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)
+
+
+def _say_if_unmoved(rollout, label, before, labels):
+    from ..console import stderr_console
+
+    if label not in labels:
         version = labels[STABLE]
-        said = f"version {version} is stable, and so no {args.label}: a canary is another version"
+        said = f"version {version} is stable, and so no {label}: a canary is another version"
         stderr_console().print(said, soft_wrap=True)
     elif labels == before:
         stderr_console().print(
-            f"{args.label} is version {labels[args.label]} already; no label was moved. The latest "
+            f"{label} is version {labels[label]} already; no label was moved. The latest "
             f"version is {rollout.latest}.",
             soft_wrap=True,
         )
-    if removed:
-        stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)
 
 
 def _check(folder: Path) -> None:
