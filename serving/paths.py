@@ -165,7 +165,8 @@ def refuse_existing(directory: Path) -> None:
         raise UsageError(
             f"Expected version {version} of '{directory.parent.name}' not to exist. Received: "
             f"'{taken}', which does. A version is never overwritten, since a server may be "
-            "answering from it; export under a higher number."
+            "answering from it; publish this one under a number that is free, as `keras-mas export "
+            "RUN --as next` does."
         )
 
 

@@ -237,7 +237,7 @@ def is_published(
             f"Expected '{directory}', which holds these weights already, to be the version that "
             f"would be published. Received: one of other options: {said}. A version is never "
             "overwritten, since a server may be answering from it: export as it was, to another "
-            "folder, or under a higher number."
+            "folder, or with `--as next`."
         )
     return True
 

@@ -315,8 +315,17 @@ def test_a_version_of_another_run_is_not_overwritten(here, capsys):
     # The same, when the run is there already and only the export is new.
     answer(capsys, *other[:-2])
     assert "never overwritten" in refusal(capsys, 2, *other)
-    assert "never overwritten" in refusal(capsys, 2, "export", seed1, "--to", "models/insects")
+    export = ["export", seed1, "--to", "models/insects"]
+    assert "as `keras-mas export RUN --as next` does" in refusal(capsys, 2, *export)
     assert {path: path.stat().st_mtime_ns for path in (here / "models").rglob("*")} == files
+    # Which publishes the last model, and --version N that after N tasks.
+    export += ["--max-forgetting", 1]
+    assert "exported models/insects/4: compared with" in answer(capsys, *export, "--as", "next")
+    export += ["--version", 1, "--force", "it has fewer tasks"]
+    for said in ("exported models/insects/9", "models/insects/9 was published already"):
+        assert said in answer(capsys, *export, "--as", 9)
+    learned = {n: read_manifest(here / f"models/insects/{n}")["run"]["tasks"] for n in (4, 9)}
+    assert learned == {4: ["ants", "bees", "cats"], 9: ["ants"]}
 
 
 def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
@@ -338,7 +347,8 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     assert "Version 3 of 'insects' was not published: task 'ants' lost 0." in sentence
     assert "'models/insects/blessing.json'" in sentence and "--force REASON" in sentence
     assert list(list_versions(models)) == [1, 2]
-    answer(capsys, *export, "--version", 3, "--force", "a test")
+    forced = answer(capsys, *export, "--version", 3, "--force", "a test")
+    assert "; --force overrode the gate, which refused it: task 'ants' lost 0." in forced
     assert read_manifest(models / "3")["blessing"] == {"blessed": False, "forced": "a test"}
     again = answer(capsys, "export", run, "--version", 3, "--min-accuracy", 1, "--force", "another")
     assert again.startswith("models/insects/3 was published already; it was not judged again, and")
