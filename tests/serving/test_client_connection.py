@@ -19,6 +19,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.client import GrpcClient, RestClient, ServingError, Tls, retries
+from keras_mas.serving.control import ControlError, ModelControl
 from keras_mas.serving.conventions import HTTP_STATUS
 
 SIGNATURES = {
@@ -377,6 +378,21 @@ def files(authority, tmp_path_factory):
 def test_both_sides_prove_who_they_are(start, kind, authority, files):
     with kind(f"127.0.0.1:{start(kind, authority)}", tls=Tls(**files)) as client:
         np.testing.assert_array_equal(client.predict("m", {"x": X})["y"], X / 2)
+
+
+def test_labels_are_moved_over_tls_too(start, authority, files):
+    address = f"127.0.0.1:{start(GrpcClient, authority)}"
+    with ModelControl(address, timeout=5.0, tls=Tls(**files)) as control:
+        assert control.labels("m", ["stable"]) == {}  # says the server, which has no label
+    advice = r"correct --server and whether it speaks TLS \(--tls\)"
+    with ModelControl(address) as control, pytest.raises(ControlError, match=advice):
+        control.labels("m", ["stable"])
+
+
+def test_of_addresses_that_were_tried_the_last_reason_is_said(kind):
+    client = kind("127.0.0.1:1", retries=0)
+    with client, pytest.raises(ServingError, match=r"UNAVAILABLE: no connection \(Connection ref"):
+        client.status("m")
 
 
 @pytest.mark.parametrize("missing", ["roots", "certificate"])

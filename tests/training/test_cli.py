@@ -388,8 +388,8 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     assert "out of 1, 3" in refusal(capsys, 2, "promote", "insects", 2, "--offline")
     assert "no such folder" in refusal(capsys, 2, "promote", "wasps", "--offline").lower()
     sentence = refusal(capsys, 1, "promote", "insects", "--server", "127.0.0.1:1")
-    assert "answer at 127.0.0.1:1, its gRPC port. Received: no connection. Start " in sentence
-    assert "`keras-mas serve`, correct --server, or, if none is to run, give --offline." in sentence
+    assert "answer at 127.0.0.1:1, its gRPC port. Received: no connection (Conn" in sentence
+    assert "correct --server and whether it speaks TLS (--tls), or, if none is to r" in sentence
     assert "--offline. No label was moved" in sentence and "ipv4" not in sentence
     (models / "3/saved_model.pb").rename(here / "saved_model.pb")
     (models / "3/saved_model.pb").write_bytes(b"damaged")
@@ -541,6 +541,7 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["search", "insects.toml", "--trials", "0"], "expected a whole number ≥ 1"),
         (["search", "insects.toml", "--vary", ""], "--vary: expected a text that is not empty"),
         (["train", "insects.toml", "--weights", " "], "a text that is not empty, received ' '"),
+        (["promote", "m", "--tls-key", "k"], "a client's certificate and its key"),
         (["export", "runs/none", "--force", ""], "--force: expected a text that is not empty"),
         (["search", "insects.toml", "--strength", "1"], "--strength-min and --strength-max, since"),
         (
