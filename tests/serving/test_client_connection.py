@@ -303,6 +303,24 @@ def test_a_version_and_a_label_are_refused(kind):
         client.predict("m", {"x": X}, version=1, label="stable")
 
 
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ({"label": ""}, "a text that is not empty. Received: ''. Leave it out for the latest"),
+        ({"label": 2}, "a text that is not empty. Received: 2"),
+        ({"version": "2"}, "an integer from 0 to 2⁶³ − 1. Received: '2'"),
+        ({"version": 2**70}, "an integer from 0 to 2⁶³ − 1. Received: 1180591620717411303424"),
+        ({"version": -1}, "Received: -1"),
+    ],
+)
+def test_what_names_no_version_is_refused(kind, which, message):
+    with kind("127.0.0.1:1") as client:
+        with pytest.raises(UsageError, match=message):
+            client.predict("m", {"x": X}, **which)
+        with pytest.raises(UsageError, match=message):
+            client.signatures("m", **which)
+
+
 def test_connections_are_kept(connect, half):
     client = connect()
     for _ in range(3):
@@ -350,6 +368,20 @@ def test_the_timeout_is_for_the_whole_answer():
             client.status("m")
         assert time.monotonic() - began < 1.5
         thread.join()
+
+
+def test_the_timeout_is_for_writing_a_request_too(start, half):
+    client = RestClient(f"127.0.0.1:{start(RestClient)}", timeout=0.3)
+    with client, pytest.raises(ServingError, match="DEADLINE_EXCEEDED: writing .* than 0.3 s"):
+        client.predict("m", {"x": np.full(2_000_000, 0.1)})  # a second
+    assert not half.asked
+
+
+def test_the_timeout_is_for_sending_a_request_too(start, monkeypatch):
+    monkeypatch.setattr(RestHalf, "do_POST", lambda _: time.sleep(1.0))  # reads nothing
+    client = RestClient(f"127.0.0.1:{start(RestClient)}", timeout=0.5)
+    with client, pytest.raises(ServingError, match="DEADLINE_EXCEEDED: no answer within"):
+        client.predict("m", {"x": np.array([bytes(8_000_000)], object)})
 
 
 # TLS.
