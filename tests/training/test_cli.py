@@ -19,7 +19,8 @@ from insects import replace_model
 from PIL import Image
 
 from keras_mas.methods import METHODS
-from keras_mas.serving.manifest import read_manifest
+from keras_mas.serving import rollout
+from keras_mas.serving.manifest import read_manifest, write_manifest
 from keras_mas.serving.paths import list_versions
 from keras_mas.serving.runtime import LoadedVersion
 from keras_mas.serving.standin import StandIn
@@ -30,7 +31,7 @@ from keras_mas.training.cli import (
     build_parser,
     main,
 )
-from keras_mas.training.commands import COMMANDS
+from keras_mas.training.commands import COMMANDS, promote
 from keras_mas.training.commands.shared import print_json, train_command
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.tasks import builtin_names
@@ -407,6 +408,35 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     assert "models.config'. Received: 1:1" in refusal(capsys, 1, "promote", "insects", "--offline")
     np.savez(here / "ants.npz", **dict(np.load("ants.npz")) | {"y_test": np.zeros(40, int)})
     assert "Received: other examples" in refusal(capsys, 2, "export", run, "--to", "models/again")
+
+
+def test_a_promotion_says_what_the_gate_said_and_the_labels_before_it_prunes(
+    here, capsys, monkeypatch
+):
+    said = {1: (True, None), 2: (None, None), 3: (False, "a test")}
+    for version, (blessed, forced) in said.items():
+        (here / f"models/insects/{version}").mkdir(parents=True)
+        content = {"blessing": {"blessed": blessed, "forced": forced}}
+        write_manifest(here / f"models/insects/{version}", content)
+    monkeypatch.setattr(promote, "_check", lambda folder: None)
+    expected = {
+        1: "",
+        2: "warning: the gate has not judged version 2, which is stable now\n",
+        3: "warning: the gate refused version 3, which is stable now; it was forced: a test\n",
+    }
+    for version, warning in expected.items():
+        assert main(["promote", "insects", str(version), "--offline"]) == 0
+        assert capsys.readouterr().err == warning
+    assert main(["promote", "insects", "3", "--label", "canary", "--offline"]) == 0
+    assert "the gate" not in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError(errno.EACCES, "Permission denied", "models/insects/1")
+
+    monkeypatch.setattr(rollout, "remove_versions", full)
+    assert main(["promote", "insects", "2", "--offline", "--keep", "1"]) != 0
+    out, err = capsys.readouterr()
+    assert "stable is version 2" in out and "models/insects/1" in err
 
 
 def test_ask_a_server(here, capsys):
