@@ -129,7 +129,7 @@ def _exists(path: Path) -> bool:
 def remove_unfinished(folder: str | os.PathLike) -> None:
     """Remove what killed processes left unfinished in a folder that no other process writes to."""
     for path in Path(folder).glob(f"{UNFINISHED}*"):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

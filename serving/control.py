@@ -15,6 +15,9 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
+from .client.errors import failure_of
+from .client.tls import Tls, grpc_channel
+
 _POLL_SECONDS = 0.1
 _RPC_SECONDS = 10.0
 
@@ -39,11 +42,19 @@ class ModelControl:
         timeout: Seconds to wait at most for an answer, for a version to load, and for a label to
             move.
         polled: Whether the server polls the file of its configuration; it is not told, then.
+        tls: How the connection is encrypted; None for a connection that is not.
     """
 
-    def __init__(self, host_port: str, *, timeout: float = 300.0, polled: bool = False):
+    def __init__(
+        self,
+        host_port: str,
+        *,
+        timeout: float = 300.0,
+        polled: bool = False,
+        tls: Tls | None = None,
+    ):
         self.host_port, self.timeout, self.polled = host_port, timeout, polled
-        self._channel = grpc.insecure_channel(host_port, options=_OPTIONS)
+        self._channel = grpc_channel(host_port, tls, _OPTIONS)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
 
@@ -192,12 +203,10 @@ class ModelControl:
         details = error.details() or ""
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return self._refusal(details)
-        # What gRPC says of each address that it tried helps nobody.
-        reason = "no connection" if details.startswith("failed to connect") else details.rstrip(".")
         return (
             f"Expected a model server to answer at {self.host_port}, its gRPC port. Received: "
-            f"{reason}. Start one with `keras-mas serve`, correct --server, or, if none is to run, "
-            "give --offline."
+            f"{failure_of(details).rstrip('.')}. Start one with `keras-mas serve`, correct "
+            "--server and whether it speaks TLS (--tls), or, if none is to run, give --offline."
         )
 
     def _refusal(self, message: str | None) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from .conventions import IMAGE_BEGINNINGS, MOST_PIXELS
+from .orientation import EXIF_BYTES, EXIF_MARKERS, SHORT, TAG
 
 RESIZE_MODES = ("crop", "stretch", "none")
 """How images get the size of a model's inputs.
@@ -22,16 +23,13 @@ are resized. "none": images of another size are refused.
 
 _PNG, _JPEG = IMAGE_BEGINNINGS["PNG"], IMAGE_BEGINNINGS["JPEG"]
 
-# What stands before the EXIF data of a JPEG file, which are a TIFF file; where they are looked for;
-# and the number of the tag that says how the camera was held.
-_EXIF, _EXIF_BYTES, _ORIENTATION = b"Exif\0\0", 2**16, 0x0112
-
 
 def decode(contents: tf.Tensor, shape: tuple[int, int, int], resize: str) -> tf.Tensor:
     """Decode files of images and bring them to one size.
 
     If three channels are asked for, grey images become RGB, transparent pixels are blended with
-    white, and a JPEG file is turned as its EXIF orientation says. If one is, colours become grey.
+    white, and a file is turned as its EXIF orientation says, see `orientation`. If one is, colours
+    become grey.
 
     Args:
         contents: String tensor `[N]`, the content of a JPEG or PNG file each, of `MOST_PIXELS` at
@@ -94,7 +92,7 @@ def _jpeg_pixels(content: tf.Tensor, channels: int) -> tf.Tensor:
         return tf.io.decode_jpeg(content, channels)
     # The accurate transform is Pillow's; the default one differs from it by up to ten levels.
     pixels = tf.io.decode_jpeg(content, channels, dct_method="INTEGER_ACCURATE")
-    return _turned(pixels, _orientation(content))
+    return _turned(pixels, _orientation(content, EXIF_MARKERS["JPEG"]))
 
 
 def _turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -109,18 +107,18 @@ def _turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return where((2, 3, 6, 7), lambda image: tf.reverse(image, [1]))
 
 
-def _orientation(content: tf.Tensor) -> tf.Tensor:
-    """Return the EXIF orientation of a JPEG file; 1, upright, if it does not say."""
-    data = tf.io.decode_raw(tf.strings.substr(content, 0, _EXIF_BYTES), tf.uint8)
+def _orientation(content: tf.Tensor, marker: bytes) -> tf.Tensor:
+    """Return the EXIF orientation of a file as `orientation.orientation_of` does."""
+    data = tf.io.decode_raw(tf.strings.substr(content, 0, EXIF_BYTES), tf.uint8)
     count = tf.size(data)
-    data = tf.cast(tf.pad(data, [[0, len(_EXIF)]]), tf.int64)
-    begins = tf.stack([data[k : count + k] == byte for k, byte in enumerate(_EXIF)])
+    data = tf.cast(tf.pad(data, [[0, len(marker)]]), tf.int64)
+    begins = tf.stack([data[k : count + k] == byte for k, byte in enumerate(marker)])
     begins = tf.reduce_all(begins, axis=0)
-    tiff = tf.argmax(begins) + len(_EXIF)
+    tiff = tf.argmax(begins) + len(marker)
     is_little_endian = data[tf.minimum(tiff, tf.size(data, tf.int64) - 1)] == ord("I")
 
     def number(offset: tf.Tensor, size: int) -> tf.Tensor:
-        """Read unsigned integers of `size` bytes; anything, where the data have ended."""
+        """Read unsigned integers of `size` bytes; where the data have ended, there are zeros."""
         places = tiff + tf.expand_dims(offset, -1) + tf.range(size, dtype=tf.int64)
         digits = tf.gather(data, tf.clip_by_value(places, 0, tf.size(data, tf.int64) - 1))
         digits = tf.where(is_little_endian, digits, tf.reverse(digits, [-1]))
@@ -128,7 +126,7 @@ def _orientation(content: tf.Tensor) -> tf.Tensor:
 
     directory = number(tf.constant(4, tf.int64), 4)
     entries = directory + 2 + 12 * tf.range(number(directory, 2))  # an entry has 12 bytes
-    is_tag = number(entries, 2) == _ORIENTATION
+    is_tag = (number(entries, 2) == TAG) & (number(entries + 2, 2) == SHORT)
     values = tf.boolean_mask(number(entries + 8, 2), is_tag)
     known = tf.reduce_any(begins) & tf.reduce_any(is_tag)
     return tf.cond(known, lambda: values[0], lambda: tf.constant(1, tf.int64))
@@ -148,7 +146,8 @@ def _png_pixels(content: tf.Tensor, channels: int) -> tf.Tensor:
         levels, share = tf.cast(colour, tf.uint16), tf.cast(alpha, tf.uint16)
         return tf.cast((levels * share + 255 * (255 - share) + 127) // 255, tf.uint8)
 
-    return tf.cond(tf.reduce_all(alpha == opaque), lambda: colour, on_white)
+    pixels = tf.cond(tf.reduce_all(alpha == opaque), lambda: colour, on_white)
+    return _turned(pixels, _orientation(content, EXIF_MARKERS["PNG"]))
 
 
 def _of_size(pixels: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:

@@ -6,7 +6,6 @@ so a new version can be written to a folder `.tmp-…` beside the others.
 
 import contextlib
 import os
-import shutil
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -140,6 +139,8 @@ def _check_still_there(base_path: Path, error: Exception | None = None) -> None:
 def remove_versions(base_path: str | os.PathLike, versions: Collection[int]) -> None:
     """Remove versions: each disappears by one rename, and then its files are deleted.
 
+    Of a version that is a link, the link is removed, and what it leads to stays.
+
     Args:
         base_path: Folder of the model, `models/NAME`.
         versions: Their numbers; those that do not exist are left out.
@@ -148,9 +149,8 @@ def remove_versions(base_path: str | os.PathLike, versions: Collection[int]) -> 
         for version, folder in list_versions(base_path).items():
             if version in versions:
                 # A server would load what is left of a folder while its files are deleted.
-                hidden = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
-                folder.rename(hidden)
-                shutil.rmtree(hidden)
+                folder.rename(folder.with_name(f"{UNFINISHED}removed-{folder.name}"))
+        remove_unfinished(base_path)
 
 
 def refuse_existing(directory: Path) -> None:
@@ -165,7 +165,8 @@ def refuse_existing(directory: Path) -> None:
         raise UsageError(
             f"Expected version {version} of '{directory.parent.name}' not to exist. Received: "
             f"'{taken}', which does. A version is never overwritten, since a server may be "
-            "answering from it; export under a higher number."
+            "answering from it; publish this one under a number that is free, as `keras-mas export "
+            "RUN --as next` does."
         )
 
 

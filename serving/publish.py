@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from keras_mas.errors import UsageError
 
@@ -147,7 +146,7 @@ def check_version(directory: str | os.PathLike) -> None:
             return
         try:
             warmup.replay_warmup(directory, version)
-        except (warmup.WarmupError, tf.errors.OpError, DecodeError, KeyError) as error:
+        except (warmup.WarmupError, KeyError) as error:
             raise LoadError(
                 f"Expected the version in '{directory}' to answer the warm-up requests in its "
                 f"folder, without which a server refuses it. Received: "
@@ -237,7 +236,7 @@ def is_published(
             f"Expected '{directory}', which holds these weights already, to be the version that "
             f"would be published. Received: one of other options: {said}. A version is never "
             "overwritten, since a server may be answering from it: export as it was, to another "
-            "folder, or under a higher number."
+            "folder, or with `--as next`."
         )
     return True
 

@@ -37,7 +37,7 @@ def damaged(directory: str | os.PathLike, reason: str) -> LoadError:
     return LoadError(
         f"Expected version {parse_version(directory)} in '{directory}', which exists already, to "
         f"be whole. Received: a damaged version. {reason} It is not overwritten, since a server "
-        "may have loaded it: remove its folder and export again, or export under a higher number."
+        "may have loaded it: remove its folder and export again, or export with `--as next`."
     )
 
 

@@ -119,14 +119,17 @@ class Collector(Counts):
         form: What inputs are.
         limit: How many are drawn at most; None for all.
         seed: Of the drawing.
+        on_read: Called after every input with the number of those that have been read.
     """
 
     form: InputForm
     limit: int | None = None
     seed: int = 0
+    on_read: Callable[[int], None] = lambda examples: None
 
     def __post_init__(self):
         self._seen: dict[int, None] = {}  # in the order of reading
+        self._files: set[int] = set()  # those whose images have been seen
         self._drawn: list[tuple[int, np.ndarray, str | None]] = []  # a heap, by minus the key
 
     def add(self, value: np.ndarray, head: str | None = None) -> None:
@@ -141,8 +144,8 @@ class Collector(Counts):
         if not np.isfinite(value).all():
             self.left_out["inputs with NaN or infinity"] += 1
             return
-        self.examples += 1
-        key = self._key(value, head)
+        self._count_one()
+        key = self._key(value.tobytes(), value.shape, head)
         if key in self._seen:
             self.duplicates += 1
             return
@@ -160,10 +163,17 @@ class Collector(Counts):
         if self.form.resize is None:
             self.left_out["files of images, which `--resize` would give the size of inputs"] += 1
             return
+        key = self._key(content, head)
+        if key in self._files:  # need not be decoded to be known as equal to another
+            self._count_one()
+            self.duplicates += 1
+            return
         try:
             self.add(self._decode(tf.constant([content])).numpy()[0], head)
         except tf.errors.InvalidArgumentError:
             self.left_out["images that cannot be decoded"] += 1
+        else:
+            self._files.add(key)
 
     def add_example(self, serialized: bytes) -> None:
         """Read a serialized `tf.Example` as the graph of a served model does, and add its input."""
@@ -196,8 +206,12 @@ class Collector(Counts):
     def __len__(self) -> int:
         return len(self._drawn)
 
-    def _key(self, value, head):
-        content = value.tobytes() + repr((value.shape, head)).encode()
+    def _count_one(self):
+        self.examples += 1
+        self.on_read(self.examples)
+
+    def _key(self, content, *more):
+        content = content + repr(more).encode()
         digest = blake2b(content, digest_size=8, key=repr(self.seed).encode()).digest()
         return int.from_bytes(digest, "big")
 
@@ -291,7 +305,9 @@ def _records(path: Path, collector: Collector, what: str) -> Iterator[bytes]:
             _check_whole(path)
     except (tf.errors.OpError, EOFError, OSError, zlib.error):
         kind = f"'{path}' from record {count + 1} on, where it is damaged or cut off"
-        collector.left_out[kind if count else f"'{path}', which is no TFRecord file"] += 1
+        if not count:
+            kind = f"'{path}', which is no TFRecord file, or damaged or cut off in its first record"
+        collector.left_out[kind] += 1
 
 
 def _check_whole(path: Path) -> None:

@@ -7,10 +7,11 @@ TensorFlow Serving replays `assets.extra/tf_serving_warmup_requests` of a versio
 
 import itertools
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
@@ -89,13 +90,12 @@ def replay_warmup(directory: str | os.PathLike, version: LoadedVersion) -> None:
         version: The version in the C++ runtime.
 
     Raises:
-        WarmupError: If a request fails.
+        WarmupError: If a request fails, or the file is damaged.
     """
     path = Path(directory) / _PATH
     if not path.exists():
         return
-    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+    for request in _requests(path):
         inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
         signature = request.model_spec.signature_name
         try:
@@ -103,6 +103,19 @@ def replay_warmup(directory: str | os.PathLike, version: LoadedVersion) -> None:
         except tf.errors.OpError as error:
             shapes = ", ".join(f"'{name}' {list(array.shape)}" for name, array in inputs.items())
             raise WarmupError(f"{error.message} (signature '{signature}', {shapes})") from error
+
+
+def _requests(path: Path) -> Iterator[predict_pb2.PredictRequest]:
+    count = 0
+    try:
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            log = prediction_log_pb2.PredictionLog.FromString(record)
+            count += 1
+            yield log.predict_log.request
+    except (tf.errors.OpError, DecodeError) as error:
+        raise WarmupError(
+            f"'{path}' is damaged or cut off, after {count} requests that could be read"
+        ) from error
 
 
 def _record(model: str, signature: Signature, size: int) -> prediction_log_pb2.PredictionLog:

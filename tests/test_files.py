@@ -76,9 +76,11 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".tmp-1-aa").mkdir()
     (tmp_path / ".tmp-1-aa" / "a").write_text("a")
     (tmp_path / ".tmp-b").write_text("b")
-    (tmp_path / "kept").write_text("c")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "c").write_text("c")
+    (tmp_path / ".tmp-link").symlink_to("kept")
     remove_unfinished(tmp_path)
-    assert names(tmp_path) == ["kept"]
+    assert names(tmp_path) == ["kept"] and names(tmp_path / "kept") == ["c"]
 
 
 def test_a_folder_that_can_be_made_leaves_no_trace(tmp_path):

@@ -79,7 +79,7 @@ class Exporter(Listener):
         )
         self.published.append(result.number)
         if published:
-            warn_of_losses(version_path(self.base, result.number))
+            warn_of_losses(published)
 
 
 def warn_of_losses(folder: Path) -> None:
@@ -99,40 +99,44 @@ def warn_of_losses(folder: Path) -> None:
 
 def export_heads(
     base: Path,
-    number: int,
+    number: int | None,
     models: dict[str, keras.Model],
     classes: dict[str, tuple[str, ...]],
     held_out: Sequence[HeldOut],
     **options: Any,
-) -> bool:
+) -> Path | None:
     """Publish the heads of a run as a version, unless it holds these heads already.
 
     Args:
         base: Folder of the served model.
-        number: The version.
+        number: The version; None for the next one, whatever the others hold.
         models: Model of every head, by the head's name.
         classes: Class names of every head.
         held_out: Held-out examples of every task; none of a task that cannot be measured.
         **options: Further arguments of `publish`.
 
     Returns:
-        Whether it was published now; a version that is there already is not judged again.
+        The folder of the version; None if it was there already, which is not judged again.
 
     Raises:
         LoadError: If the version that is there is damaged.
         UsageError: If it holds other heads, or these with other options.
     """
-    folder = version_path(base, number)
-    if is_published(models, folder, classes=classes, **options):
-        return False
+
+    def is_there() -> bool:
+        return number is not None and is_published(
+            models, version_path(base, number), classes=classes, **options
+        )
+
+    if is_there():
+        return None
     try:
-        publish(models, base, held_out, version=number, classes=classes, **options)
+        return publish(models, base, held_out, version=number, classes=classes, **options)
     except UsageError:
         # While this process waited for its turn, another one published the same.
-        if is_published(models, folder, classes=classes, **options):
-            return False
+        if is_there():
+            return None
         raise
-    return True
 
 
 def held_out_of(stream: TaskStream, tasks: int) -> list[HeldOut]:

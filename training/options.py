@@ -264,16 +264,20 @@ def file_or_folder(text: str) -> Path:
     return Path(text)
 
 
-def count_or_all(text: str) -> int | str:
-    """Return a number of at least 1, or "all", for argparse."""
-    if text == "all":
-        return text
-    try:
-        return int(number(int, AT_LEAST_ONE)(text))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number {AT_LEAST_ONE}, or all, received {text!r}"
-        ) from None
+def count_or(word: str) -> Callable[[str], int | str]:
+    """Return an argparse type for a number of at least 1, or a word that stands for one."""
+
+    def parse(text: str) -> int | str:
+        if text == word:
+            return text
+        try:
+            return int(number(int, AT_LEAST_ONE)(text))
+        except argparse.ArgumentTypeError:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number {AT_LEAST_ONE}, or {word}, received {text!r}"
+            ) from None
+
+    return parse
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

@@ -23,6 +23,9 @@ _Result = TypeVar("_Result")
 
 _POLL_SECONDS = 0.2
 
+# The number of a version has 64 bits, with a sign.
+_MOST_VERSIONS = 2**63
+
 # A number behind the last colon; what precedes it is any of the many kinds of addresses.
 _LAST_PORT = 65535
 _PORT = re.compile(r":(-?[0-9]+)$")
@@ -34,6 +37,26 @@ class Which(NamedTuple):
     name: str
     version: int | None = None
     label: str | None = None
+
+
+def _which(name: str, version: int | None, label: str | None) -> Which:
+    """Return what a request is about, as a server can tell it."""
+    if version is not None and label is not None:
+        raise UsageError(
+            f"Expected a version or a label of '{name}', which names one. Received: version "
+            f"{version} and label '{label}'."
+        )
+    if version is not None and (type(version) is not int or not 0 <= version < _MOST_VERSIONS):
+        raise UsageError(
+            f"Expected a version of '{name}' as an integer from 0 to 2⁶³ − 1. Received: "
+            f"{version!r}."
+        )
+    if label is not None and (not isinstance(label, str) or not label):
+        raise UsageError(
+            f"Expected a label of '{name}', a text that is not empty. Received: {label!r}. Leave "
+            "it out for the latest version."
+        )
+    return Which(name, version, label)
 
 
 def _check_port(host_port: str) -> None:
@@ -126,19 +149,14 @@ class Client(abc.ABC):
             are object arrays of `str`, with the `version` that answered.
 
         Raises:
-            UsageError: If an input cannot be written as a tensor, both a version and a label are
-                given, inputs cannot be divided, or the client is closed.
+            UsageError: If an input cannot be written as a tensor, the version is no version, the
+                label is empty, both are given, inputs cannot be divided, or the client is closed.
             ServingError: If the server refuses the request, fails, does not answer, or answers
                 with something other than the outputs of the signature, or with more or fewer rows
                 than `batch_size` asks for.
         """
-        if version is not None and label is not None:
-            raise UsageError(
-                f"Expected a version or a label of '{name}', which names one. Received: version "
-                f"{version} and label '{label}'."
-            )
+        which = _which(name, version, label)
         arrays = {key: as_array(key, value) for key, value in inputs.items()}
-        which = Which(name, version, label)
         answers = []
         for batch in batches(arrays, batch_size):
             answer, answered = self._retried(partial(self._predict, which, batch, signature))
@@ -163,10 +181,11 @@ class Client(abc.ABC):
             Mapping from signature name to a message with the fields of TensorFlow's `SignatureDef`.
 
         Raises:
+            UsageError: If the version is no version, the label is empty, or both are given.
             ServingError: If the server does not know the model, does not answer, or answers with
                 something else.
         """
-        which = Which(name, version, label)
+        which = _which(name, version, label)
         return self._retried(lambda seconds: self._metadata(which, seconds))[0]
 
     def status(self, name: str) -> list[VersionStatus]:

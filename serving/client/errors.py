@@ -18,6 +18,9 @@ NO_HANDSHAKE = "no answer to the TLS handshake"
 # What both libraries say of an answer to their TLS handshake that is none.
 _NO_TLS = "WRONG_VERSION_NUMBER"
 
+# How gRPC begins, if it has tried all addresses of a server; it ends with why the last one failed.
+_NO_CONNECTION = "failed to connect"
+
 
 class ServingError(RuntimeError):
     """A model server refused a request, failed or could not be reached; the message says why.
@@ -29,6 +32,15 @@ class ServingError(RuntimeError):
     def __init__(self, message: str, code: str = "UNKNOWN"):
         super().__init__(message)
         self.code = code
+
+
+def failure_of(message: str) -> str:
+    """Return why there was no answer; what gRPC says of each address it tried, in a few words."""
+    if _NO_TLS in message:
+        return "no encrypted connection, for what answers does not speak TLS"
+    if message.startswith(_NO_CONNECTION):
+        return f"no connection ({message.rstrip('.').rpartition(': ')[2]})"
+    return message
 
 
 def error_of(name: str, host_port: str, code: str, message: str | None) -> ServingError:
@@ -49,11 +61,10 @@ def error_of(name: str, host_port: str, code: str, message: str | None) -> Servi
             "newest one, and with labels those that have one."
         )
     if _NO_TLS in (message or ""):
-        message = "no encrypted connection, for what answers does not speak TLS"
         advice = "Connect without TLS, or correct the port."
     if NO_HANDSHAKE in (message or ""):
         advice = "Connect without TLS, correct the port, or allow more time."
-    said = in_one_line(message or "no reason").rstrip(".")
+    said = in_one_line(failure_of(message or "no reason")).rstrip(".")
     return ServingError(
         f"Expected an answer about model '{name}' from {host_port}. "
         f"Received: {code}: {said}. {advice}",

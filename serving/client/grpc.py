@@ -1,7 +1,6 @@
 """The client of a server's gRPC port."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from .. import messages
 from .base import Client, Which
 from .batches import Arrays
 from .errors import error_of
+from .tls import grpc_channel
 from .versions import VersionStatus, statuses_of
 
 
@@ -30,17 +30,9 @@ class GrpcClient(Client):
             # By default a channel waits longer after each failure, up to two minutes, even if the
             # server is up again.
             ("grpc.max_reconnect_backoff_ms", 1000),
-            # As over REST: proxies are for the way out of a network, which a model server is in.
-            ("grpc.enable_http_proxy", 0),
         ]
         self._rpc_error = grpc.RpcError
-        if self.tls is None:
-            self._channel = grpc.insecure_channel(host_port, options=settings)
-        else:
-            files = (self.tls.roots, self.tls.key, self.tls.certificate)
-            pems = [None if file is None else Path(file).read_bytes() for file in files]
-            credentials = grpc.ssl_channel_credentials(*pems)
-            self._channel = grpc.secure_channel(host_port, credentials, options=settings)
+        self._channel = grpc_channel(host_port, self.tls, settings)
 
     def _close(self) -> None:
         self._channel.close()

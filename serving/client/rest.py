@@ -73,8 +73,11 @@ class RestClient(Client):
             return _outputs(document["outputs"], signatures[signature].outputs)
 
         path = f"{_path(Which(which.name, version))}:predict"
-        seconds = max(deadline - time.monotonic(), 0.001)
-        return self._call("POST", which.name, path, seconds, read, body=body.encode()), version
+        left = deadline - time.monotonic()
+        if left <= 0:
+            message = f"writing the request as JSON took longer than {seconds:.3g} s"
+            raise error_of(which.name, self.host_port, "DEADLINE_EXCEEDED", message)
+        return self._call("POST", which.name, path, left, read, body=body.encode()), version
 
     def _status(self, name: str, seconds: float) -> list[VersionStatus]:
         def read(document: dict[str, Any]) -> list[VersionStatus]:
@@ -157,6 +160,8 @@ class RestClient(Client):
                 late = error_of(name, self.host_port, "DEADLINE_EXCEEDED", message)
             raise late from error
         except (exceptions.HTTPError, OSError, ValueError) as error:
+            if any(isinstance(cause, TimeoutError) for cause in _causes(error)):  # while sending
+                raise late from error
             raise _unavailable(name, self.host_port, error) from error
         return response.status, b"".join(parts)
 

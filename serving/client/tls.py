@@ -1,8 +1,10 @@
 """How a connection is encrypted."""
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keras_mas.errors import UsageError
 
@@ -39,6 +41,25 @@ class Tls:
                     "'-----BEGIN'. Convert it, for example with `openssl x509 -inform der`."
                 )
         _check_pems(self)
+
+
+def grpc_channel(host_port: str, tls: Tls | None, options: Sequence[tuple[str, int]] = ()) -> Any:
+    """Return a gRPC channel to a model server.
+
+    Args:
+        host_port: Where the server listens.
+        tls: How the connection is encrypted; None for one that is not.
+        options: Options of the channel.
+    """
+    import grpc  # which a client over REST need not wait for
+
+    # As over REST: proxies are for the way out of a network, which a model server is in.
+    settings = [("grpc.enable_http_proxy", 0), *options]
+    if tls is None:
+        return grpc.insecure_channel(host_port, options=settings)
+    files = (tls.roots, tls.key, tls.certificate)
+    pems = [None if file is None else Path(file).read_bytes() for file in files]
+    return grpc.secure_channel(host_port, grpc.ssl_channel_credentials(*pems), options=settings)
 
 
 def _check_pems(tls: Tls) -> None:

@@ -80,7 +80,7 @@ class ServedVersion:
         loaded = LoadedVersion(self.folder)
         try:
             replay_warmup(self.folder, loaded)
-        except (WarmupError, tf.errors.OpError) as error:
+        except WarmupError as error:
             loaded.close()
             raise LoadError(
                 f"Expected the warm-up requests in '{self.folder}' to be answered. "

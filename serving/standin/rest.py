@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import urllib.parse
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ def serve_rest(
         OverflowError: If the port is greater than 65535.
     """
     server = waitress.create_server(
-        Application(models),
+        Application(models, max_request_bytes),
         sockets=[socket.create_server((host, port))],
         threads=_THREADS,
         connection_limit=_MAX_CONNECTIONS,
@@ -114,10 +115,11 @@ class Application:
 
     Args:
         models: Models to ask.
+        max_request_bytes: As for `serve_rest`; also of a body that was compressed.
     """
 
-    def __init__(self, models: ServedModels):
-        self._models = models
+    def __init__(self, models: ServedModels, max_request_bytes: int):
+        self._models, self._max_request_bytes = models, max_request_bytes
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -142,6 +144,8 @@ class Application:
             return _Answer(200, self._respond(method, path, environ))
         except _Unanswerable:
             return _Answer(400, "")
+        except _TooLarge as error:
+            return _Answer(413, _error_json(str(error)))
         except RequestError as error:
             return _Answer(HTTP_STATUS[error.code.name], _error_json(error.message))
         except Exception as error:  # a defect of the stand-in
@@ -154,12 +158,29 @@ class Application:
             raise invalid_argument(f"Malformed request: {method} {path}")
         spec = _spec_of(match)
         if method == "POST":
-            return self._post(spec, match["method"], environ["wsgi.input"].read())
+            return self._post(spec, match["method"], self._body(environ))
         if not spec.name:
             raise invalid_argument("Missing model name in request.")
         if match["metadata"]:
             return _metadata_json(self._models.metadata(spec))
         return json_format.MessageToJson(self._models.status(spec), **_PROTO_OPTIONS)
+
+    def _body(self, environ: dict[str, Any]) -> bytes:
+        """Return the body of a request; what is no gzip and said to be is empty, as in the server.
+
+        TensorFlow Serving decides in `EvHTTPRequest::NeedUncompressGzipContent`.
+        """
+        body: bytes = environ["wsgi.input"].read()
+        if "gzip" not in environ.get("HTTP_CONTENT_ENCODING", ""):
+            return body
+        stream, limit = zlib.decompressobj(wbits=zlib.MAX_WBITS + 16), self._max_request_bytes
+        try:
+            body = stream.decompress(body, limit + 1)
+        except zlib.error:
+            return b""
+        if len(body) > limit:
+            raise _TooLarge(f"Request Entity Too Large: exceeds max_body of {limit}")
+        return body if stream.eof else b""
 
     def _post(self, spec: model_pb2.ModelSpec, method: str, body: bytes) -> str:
         if method != "predict":
@@ -185,6 +206,10 @@ class _Answer(NamedTuple):
 
 class _Unanswerable(Exception):
     """A request whose version is no number, to which TensorFlow Serving answers 400 and no word."""
+
+
+class _TooLarge(Exception):
+    """A request whose body is above the limit when it is no longer compressed."""
 
 
 def _page(status: int) -> _Answer:

@@ -19,6 +19,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.client import GrpcClient, RestClient, ServingError, Tls, retries
+from keras_mas.serving.control import ControlError, ModelControl
 from keras_mas.serving.conventions import HTTP_STATUS
 
 SIGNATURES = {
@@ -302,6 +303,24 @@ def test_a_version_and_a_label_are_refused(kind):
         client.predict("m", {"x": X}, version=1, label="stable")
 
 
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ({"label": ""}, "a text that is not empty. Received: ''. Leave it out for the latest"),
+        ({"label": 2}, "a text that is not empty. Received: 2"),
+        ({"version": "2"}, "an integer from 0 to 2⁶³ − 1. Received: '2'"),
+        ({"version": 2**70}, "an integer from 0 to 2⁶³ − 1. Received: 1180591620717411303424"),
+        ({"version": -1}, "Received: -1"),
+    ],
+)
+def test_what_names_no_version_is_refused(kind, which, message):
+    with kind("127.0.0.1:1") as client:
+        with pytest.raises(UsageError, match=message):
+            client.predict("m", {"x": X}, **which)
+        with pytest.raises(UsageError, match=message):
+            client.signatures("m", **which)
+
+
 def test_connections_are_kept(connect, half):
     client = connect()
     for _ in range(3):
@@ -351,6 +370,20 @@ def test_the_timeout_is_for_the_whole_answer():
         thread.join()
 
 
+def test_the_timeout_is_for_writing_a_request_too(start, half):
+    client = RestClient(f"127.0.0.1:{start(RestClient)}", timeout=0.3)
+    with client, pytest.raises(ServingError, match="DEADLINE_EXCEEDED: writing .* than 0.3 s"):
+        client.predict("m", {"x": np.full(2_000_000, 0.1)})  # a second
+    assert not half.asked
+
+
+def test_the_timeout_is_for_sending_a_request_too(start, monkeypatch):
+    monkeypatch.setattr(RestHalf, "do_POST", lambda _: time.sleep(1.0))  # reads nothing
+    client = RestClient(f"127.0.0.1:{start(RestClient)}", timeout=0.5)
+    with client, pytest.raises(ServingError, match="DEADLINE_EXCEEDED: no answer within"):
+        client.predict("m", {"x": np.array([bytes(8_000_000)], object)})
+
+
 # TLS.
 
 
@@ -377,6 +410,21 @@ def files(authority, tmp_path_factory):
 def test_both_sides_prove_who_they_are(start, kind, authority, files):
     with kind(f"127.0.0.1:{start(kind, authority)}", tls=Tls(**files)) as client:
         np.testing.assert_array_equal(client.predict("m", {"x": X})["y"], X / 2)
+
+
+def test_labels_are_moved_over_tls_too(start, authority, files):
+    address = f"127.0.0.1:{start(GrpcClient, authority)}"
+    with ModelControl(address, timeout=5.0, tls=Tls(**files)) as control:
+        assert control.labels("m", ["stable"]) == {}  # says the server, which has no label
+    advice = r"correct --server and whether it speaks TLS \(--tls\)"
+    with ModelControl(address) as control, pytest.raises(ControlError, match=advice):
+        control.labels("m", ["stable"])
+
+
+def test_of_addresses_that_were_tried_the_last_reason_is_said(kind):
+    client = kind("127.0.0.1:1", retries=0)
+    with client, pytest.raises(ServingError, match=r"UNAVAILABLE: no connection \(Connection ref"):
+        client.status("m")
 
 
 @pytest.mark.parametrize("missing", ["roots", "certificate"])

@@ -1,6 +1,7 @@
 """A served model decodes and resizes images as training does."""
 
 import io
+import struct
 import zlib
 
 import numpy as np
@@ -70,6 +71,70 @@ def test_a_photograph_is_turned_as_the_camera_was_held(tmp_path, orientation, or
     file = content(picture(12, 9), "JPEG", exif=exif)
     expected = trained(file, tmp_path)
     assert expected.shape == ((9, 12, 3) if orientation < 5 else (12, 9, 3))
+    np.testing.assert_array_equal(served(file, expected.shape, "none"), expected)
+
+
+def exif(order="<", kind=3, value=6, directory=8, tag=0x0112):
+    """EXIF data as a file has them, with one entry, of which `kind` is the type."""
+    value = struct.pack(order + {1: "Bxxx", 3: "Hxx", 4: "I"}[kind], value)
+    first = b"II*\0" if order == "<" else b"MM\0*"
+    return first + struct.pack(order + "IHHHI", directory, 1, tag, kind, 1) + value + bytes(4)
+
+
+def jpeg_with(*segments):
+    """A photograph with segments APP1 in front."""
+    whole = content(picture(12, 9), "JPEG")
+    packed = (b"\xff\xe1" + struct.pack(">H", len(each) + 2) + each for each in segments)
+    return whole[:2] + b"".join(packed) + whole[2:]
+
+
+def png_with(*chunks, at=33):
+    """An image with chunks of metadata, by default behind the first one, which is the header."""
+    whole = content(picture(12, 9), "PNG")
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+    return whole[:at] + b"".join(packed) + whole[at:]
+
+
+XMP = b"http://ns.adobe.com/xap/1.0/\0" + (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+    b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+HEAD, FAR = b"Exif\0\0", b"ICC_PROFILE\0" + bytes(2**15)
+TURNED = {
+    "PNG": png_with((b"eXIf", exif())),
+    "PNG, big-endian": png_with((b"eXIf", exif(">", value=8))),
+    "PNG, last": png_with((b"eXIf", exif()), at=-12),
+    "JPEG behind XMP": jpeg_with(XMP, HEAD + exif(value=3)),
+    "JPEG behind a profile": jpeg_with(FAR, HEAD + exif()),
+}
+UPRIGHT = {
+    "XMP": jpeg_with(XMP),
+    "EXIF of another tag, and XMP": jpeg_with(HEAD + exif(tag=0x0110), XMP),
+    "a BYTE": jpeg_with(HEAD + exif(kind=1)),
+    "a LONG": jpeg_with(HEAD + exif(kind=4)),
+    "a big-endian LONG": jpeg_with(HEAD + exif(">", kind=4)),
+    "PNG, a LONG": png_with((b"eXIf", exif(kind=4))),
+    "no orientation": jpeg_with(HEAD + exif(value=9)),
+    "too far behind": jpeg_with(FAR, FAR, HEAD + exif()),
+    "PNG, too far behind": png_with((b"prVt", bytes(2**16)), (b"eXIf", exif())),
+    "a second block": jpeg_with(HEAD + exif(value=1), HEAD + exif()),
+    "cut": jpeg_with(HEAD + exif()[:18]),
+    "a directory that the file does not have": jpeg_with(HEAD + exif(directory=2**32 - 1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # says Pillow, and goes on
+@pytest.mark.parametrize("name", [*TURNED, *UPRIGHT])
+def test_both_find_the_orientation_by_one_rule(tmp_path, name):
+    # Pillow alone would follow XMP, any type of number, and blocks anywhere in the file.
+    file = (TURNED | UPRIGHT)[name]
+    expected = trained(file, tmp_path)
+    plain = content(picture(12, 9), "PNG" if name.startswith("PNG") else "JPEG")
+    assert np.array_equal(expected, trained(plain, tmp_path)) == (name in UPRIGHT)
     np.testing.assert_array_equal(served(file, expected.shape, "none"), expected)
 
 

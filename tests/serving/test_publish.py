@@ -130,7 +130,7 @@ def test_a_stable_version_that_is_damaged_is_no_reason_to_publish(shop, make_hea
         check_version(shop / "1")
     requests = shop / "2" / "assets.extra" / "tf_serving_warmup_requests"
     requests.write_bytes(requests.read_bytes()[:-9])
-    with pytest.raises(LoadError, match="without which a server refuses it"):
+    with pytest.raises(LoadError, match="_requests' is damaged or cut off, after 7 requests"):
         check_version(shop / "2")
 
 
@@ -294,6 +294,15 @@ def test_a_removed_version_disappears_at_once(shop, monkeypatch):
     )
     remove_versions(shop, [1, 5])
     assert seen == [(".tmp-removed-1",)]
+
+
+def test_of_a_version_that_is_a_link_the_link_is_removed(shop):
+    (shop / "2").symlink_to("1")
+    remove_versions(shop, [2])
+    assert list(list_versions(shop)) == [1] and (shop / "1/saved_model.pb").exists()
+    with new_version(shop / "2") as unfinished:
+        (unfinished / "saved_model.pb").touch()
+    assert list(list_versions(shop)) == [1, 2]
 
 
 TAKE_NUMBERS = """

@@ -149,7 +149,8 @@ def test_one_damaged_log_of_several_is_left_out(write, tmp_path):
     (tmp_path / "foreign").write_text("a text, and no log at all, but long enough to have a header")
     collector = collect(tmp_path / "foreign", write(request(ROWS)))
     assert len(collector) == 4
-    assert collector.left_out == {f"'{tmp_path}/foreign', which is no TFRecord file": 1}
+    whole = "which is no TFRecord file, or damaged or cut off in its first record"
+    assert collector.left_out == {f"'{tmp_path}/foreign', {whole}": 1}
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8bhello", bytes(100)])
@@ -187,6 +188,24 @@ def test_files_of_images_are_decoded_as_the_graph_does_it(write):
     expected = images.decode(tf.constant([png("red"), png("blue")]), (2, 2, 3), "crop")
     assert_same(collector.asked.inputs, expected)
     assert collector.left_out == {"images that cannot be decoded": 1}
+
+
+def test_equal_files_are_decoded_once_and_counted_each_time(write, monkeypatch):
+    decoded, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda *args: decoded.append(1) or decode(*args))
+    red, blue = png("red"), png("blue")
+    # Of one file, sent to several heads, there are inputs of each.
+    records = [
+        request([red, red, blue], name="image_bytes"),
+        request([red, red], name="image_bytes", signature="pets"),
+        request([b"no image"] * 2, name="image_bytes"),
+    ]
+    seen = []
+    form = InputForm((2, 2, 3), ("pets",), resize="crop")
+    collector = collect(write(*records), form=form, on_read=seen.append)
+    assert (collector.examples, collector.duplicates, len(collector)) == (5, 2, 3)
+    assert collector.left_out == {"images that cannot be decoded": 2}
+    assert len(decoded) == 5 and seen == [1, 2, 3, 4, 5]
 
 
 def example(**features):

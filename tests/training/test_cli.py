@@ -19,7 +19,8 @@ from insects import replace_model
 from PIL import Image
 
 from keras_mas.methods import METHODS
-from keras_mas.serving.manifest import read_manifest
+from keras_mas.serving import rollout
+from keras_mas.serving.manifest import read_manifest, write_manifest
 from keras_mas.serving.paths import list_versions
 from keras_mas.serving.runtime import LoadedVersion
 from keras_mas.serving.standin import StandIn
@@ -30,7 +31,7 @@ from keras_mas.training.cli import (
     build_parser,
     main,
 )
-from keras_mas.training.commands import COMMANDS
+from keras_mas.training.commands import COMMANDS, promote
 from keras_mas.training.commands.shared import print_json, train_command
 from keras_mas.training.run_directory import read_json, write_json
 from keras_mas.training.tasks import builtin_names
@@ -315,8 +316,17 @@ def test_a_version_of_another_run_is_not_overwritten(here, capsys):
     # The same, when the run is there already and only the export is new.
     answer(capsys, *other[:-2])
     assert "never overwritten" in refusal(capsys, 2, *other)
-    assert "never overwritten" in refusal(capsys, 2, "export", seed1, "--to", "models/insects")
+    export = ["export", seed1, "--to", "models/insects"]
+    assert "as `keras-mas export RUN --as next` does" in refusal(capsys, 2, *export)
     assert {path: path.stat().st_mtime_ns for path in (here / "models").rglob("*")} == files
+    # Which publishes the last model, and --version N that after N tasks.
+    export += ["--max-forgetting", 1]
+    assert "exported models/insects/4: compared with" in answer(capsys, *export, "--as", "next")
+    export += ["--version", 1, "--force", "it has fewer tasks"]
+    for said in ("exported models/insects/9", "models/insects/9 was published already"):
+        assert said in answer(capsys, *export, "--as", 9)
+    learned = {n: read_manifest(here / f"models/insects/{n}")["run"]["tasks"] for n in (4, 9)}
+    assert learned == {4: ["ants", "bees", "cats"], 9: ["ants"]}
 
 
 def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
@@ -338,7 +348,8 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     assert "Version 3 of 'insects' was not published: task 'ants' lost 0." in sentence
     assert "'models/insects/blessing.json'" in sentence and "--force REASON" in sentence
     assert list(list_versions(models)) == [1, 2]
-    answer(capsys, *export, "--version", 3, "--force", "a test")
+    forced = answer(capsys, *export, "--version", 3, "--force", "a test")
+    assert "; --force overrode the gate, which refused it: task 'ants' lost 0." in forced
     assert read_manifest(models / "3")["blessing"] == {"blessed": False, "forced": "a test"}
     again = answer(capsys, "export", run, "--version", 3, "--min-accuracy", 1, "--force", "another")
     assert again.startswith("models/insects/3 was published already; it was not judged again, and")
@@ -378,8 +389,8 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     assert "out of 1, 3" in refusal(capsys, 2, "promote", "insects", 2, "--offline")
     assert "no such folder" in refusal(capsys, 2, "promote", "wasps", "--offline").lower()
     sentence = refusal(capsys, 1, "promote", "insects", "--server", "127.0.0.1:1")
-    assert "answer at 127.0.0.1:1, its gRPC port. Received: no connection. Start " in sentence
-    assert "`keras-mas serve`, correct --server, or, if none is to run, give --offline." in sentence
+    assert "answer at 127.0.0.1:1, its gRPC port. Received: no connection (Conn" in sentence
+    assert "correct --server and whether it speaks TLS (--tls), or, if none is to r" in sentence
     assert "--offline. No label was moved" in sentence and "ipv4" not in sentence
     (models / "3/saved_model.pb").rename(here / "saved_model.pb")
     (models / "3/saved_model.pb").write_bytes(b"damaged")
@@ -397,6 +408,35 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     assert "models.config'. Received: 1:1" in refusal(capsys, 1, "promote", "insects", "--offline")
     np.savez(here / "ants.npz", **dict(np.load("ants.npz")) | {"y_test": np.zeros(40, int)})
     assert "Received: other examples" in refusal(capsys, 2, "export", run, "--to", "models/again")
+
+
+def test_a_promotion_says_what_the_gate_said_and_the_labels_before_it_prunes(
+    here, capsys, monkeypatch
+):
+    said = {1: (True, None), 2: (None, None), 3: (False, "a test")}
+    for version, (blessed, forced) in said.items():
+        (here / f"models/insects/{version}").mkdir(parents=True)
+        content = {"blessing": {"blessed": blessed, "forced": forced}}
+        write_manifest(here / f"models/insects/{version}", content)
+    monkeypatch.setattr(promote, "_check", lambda folder: None)
+    expected = {
+        1: "",
+        2: "warning: the gate has not judged version 2, which is stable now\n",
+        3: "warning: the gate refused version 3, which is stable now; it was forced: a test\n",
+    }
+    for version, warning in expected.items():
+        assert main(["promote", "insects", str(version), "--offline"]) == 0
+        assert capsys.readouterr().err == warning
+    assert main(["promote", "insects", "3", "--label", "canary", "--offline"]) == 0
+    assert "the gate" not in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError(errno.EACCES, "Permission denied", "models/insects/1")
+
+    monkeypatch.setattr(rollout, "remove_versions", full)
+    assert main(["promote", "insects", "2", "--offline", "--keep", "1"]) != 0
+    out, err = capsys.readouterr()
+    assert "stable is version 2" in out and "models/insects/1" in err
 
 
 def test_ask_a_server(here, capsys):
@@ -531,6 +571,7 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["search", "insects.toml", "--trials", "0"], "expected a whole number ≥ 1"),
         (["search", "insects.toml", "--vary", ""], "--vary: expected a text that is not empty"),
         (["train", "insects.toml", "--weights", " "], "a text that is not empty, received ' '"),
+        (["promote", "m", "--tls-key", "k"], "a client's certificate and its key"),
         (["export", "runs/none", "--force", ""], "--force: expected a text that is not empty"),
         (["search", "insects.toml", "--strength", "1"], "--strength-min and --strength-max, since"),
         (

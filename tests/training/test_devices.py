@@ -13,7 +13,7 @@ from keras_mas.errors import UsageError
 from keras_mas.methods import METHODS, load_method
 from keras_mas.training.cli import main
 from keras_mas.training.devices import Devices, devices_of
-from keras_mas.training.options import count_or_all
+from keras_mas.training.options import count_or
 from keras_mas.training.run import train
 
 HERE = Path(__file__).parent
@@ -72,13 +72,13 @@ def test_all_devices_of_a_machine_without_gpus_are_one():
 
 @pytest.mark.parametrize(("text", "value"), [("all", "all"), ("3", 3)])
 def test_a_number_of_devices_is_read(text, value):
-    assert count_or_all(text) == value
+    assert count_or("all")(text) == value
 
 
 @pytest.mark.parametrize("text", ["0", "two", "-1", "1.5", ""])
 def test_what_is_no_number_of_devices_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="≥ 1, or all"):
-        count_or_all(text)
+        count_or("all")(text)
 
 
 def test_methods_that_need_one_device_say_why():

@@ -15,7 +15,7 @@ from ..options import AT_LEAST_ONE, SECONDS, add_options, file_or_folder, number
 if TYPE_CHECKING:
     import numpy as np
 
-    from keras_mas.serving.client import GrpcClient, RestClient
+    from keras_mas.serving.client import GrpcClient, RestClient, Tls
 
 count = number(int, AT_LEAST_ONE)
 
@@ -49,6 +49,11 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         help="how long a request may take, with its retries while the server is unavailable "
         "(default: 10)",
     )
+    add_tls(group)
+
+
+def add_tls(group: argparse._ActionsContainer) -> None:
+    """Add how the connection to a model server is encrypted."""
     group.add_argument(
         "--tls",
         action="store_true",
@@ -87,12 +92,18 @@ def check_one_of(args: argparse.Namespace, *options: str) -> None:
 
 def client_of(args: argparse.Namespace) -> "GrpcClient | RestClient":
     """Return a client of the model server that was asked for."""
-    from keras_mas.serving.client import GrpcClient, RestClient, Tls
+    from keras_mas.serving.client import GrpcClient, RestClient
+
+    kind, port = (GrpcClient, GRPC) if args.via == "grpc" else (RestClient, REST)
+    return kind(args.server or f"127.0.0.1:{port}", timeout=args.timeout, tls=tls_of(args))
+
+
+def tls_of(args: argparse.Namespace) -> "Tls | None":
+    """Return how the connection to a model server is to be encrypted; None if it is not."""
+    from keras_mas.serving.client import Tls
 
     files = (args.tls_roots, args.tls_certificate, args.tls_key)
-    tls = Tls(*files) if args.tls or any(files) else None
-    kind, port = (GrpcClient, GRPC) if args.via == "grpc" else (RestClient, REST)
-    return kind(args.server or f"127.0.0.1:{port}", timeout=args.timeout, tls=tls)
+    return Tls(*files) if args.tls or any(files) else None
 
 
 def read_array(path: Path) -> "np.ndarray":

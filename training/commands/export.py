@@ -6,12 +6,14 @@ from pathlib import Path
 from keras_mas.errors import UsageError
 from keras_mas.serving.conventions import MAX_FORGETTING
 
-from ..options import Bounds, file_or_folder, given_options, number, option_fields
+from ..options import Bounds, count_or, file_or_folder, given_options, number, option_fields
 from ..tasks import LoadOptions
 from ..tasks.images import RESIZE_MODES
 from . import rollouts, shared
 
 SUMMARY = "publish a run's models as SavedModels to serve, unless they forgot too much"
+
+_NEXT = "next"
 
 _fraction = number(float, Bounds(at_least=0, at_most=1))
 
@@ -31,6 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shared.count,
         metavar="N",
         help="only the model after N tasks (default: all of them)",
+    )
+    parser.add_argument(
+        "--as",
+        dest="number",
+        type=count_or(_NEXT),
+        metavar="M|next",
+        help="number under which the model of --version, or else the last one, is published alone; "
+        f"{_NEXT}: the first that is free above all others (default: how many tasks it has "
+        "learned)",
     )
     parser.add_argument(
         "--resize",
@@ -81,7 +92,6 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.serving.export import check_exportable
     from keras_mas.serving.gate import Bounds as GateBounds
-    from keras_mas.serving.paths import version_path
 
     from ..exporting import (
         examples_of,
@@ -107,34 +117,47 @@ def run(args: argparse.Namespace) -> None:
     bounds = GateBounds(args.max_forgetting, args.min_accuracy)
     stream = _held_out_stream(args, result)
     warn_of_unmeasured(stream, args.version or learned)
-    numbers = [args.version] if args.version else range(1, learned + 1)
-    for tasks in numbers:
+    numbers = _numbers(args, learned)
+    for tasks, version in numbers.items():
         published = export_heads(
             base,
-            tasks,
+            version,
             *saved_heads(args.directory, tasks),
             held_out_of(stream, tasks),
             examples=examples_of(stream),
-            after=[number for number in numbers if number < tasks],
+            after=[earlier for n, earlier in numbers.items() if n < tasks],
             bounds=bounds,
             force=args.force,
             config=args.config,
             resize=args.resize or result.get("resize"),
             manifest=manifest_of(result, tasks, command),
         )
-        _print(version_path(base, tasks), published, args.force)
+        _print(base, version, published, args.force)
 
 
-def _print(folder, published, force):
+def _numbers(args, learned):
+    """Return the number of each version by how many tasks it has learned; None for the next."""
+    if args.number is not None:
+        return {args.version or learned: None if args.number == _NEXT else args.number}
+    return {tasks: tasks for tasks in ([args.version] if args.version else range(1, learned + 1))}
+
+
+def _print(base, number, published, force):
     from keras_mas.serving.gate import comparison_sentence
+    from keras_mas.serving.paths import version_path
     from keras_mas.serving.publish import blessing_of
 
     from ..console import result_console
 
     if published:
-        said = f"exported {folder}: {comparison_sentence(blessing_of(folder))}"
+        blessing = blessing_of(published)
+        said = f"exported {published}: {comparison_sentence(blessing)}"
+        if blessing["blessed"] is False:
+            said += (
+                f"; --force overrode the gate, which refused it: {'; '.join(blessing['refusals'])}"
+            )
     else:
-        said = f"{folder} was published already; it was not judged again"
+        said = f"{version_path(base, number)} was published already; it was not judged again"
         if force is not None:
             said += ", and the reason given with --force was not recorded"
     result_console().print(said, soft_wrap=True)

@@ -171,11 +171,20 @@ def _measured_here(args, result, network, form):
     from keras_mas.serving.traffic import Collector, check_requests
 
     from ..later_inputs import MOST_TESTED, Measuring
+    from ..progress import Bars
 
-    collector = Collector(form, args.max_examples, args.seed)
-    read = _reader(args)
-    for path in _paths(args):
-        read(path, collector)
+    read, paths = _reader(args), _paths(args)
+    with Bars(True) as bars:
+        bar = bars.bars.add_task("reading", total=len(paths), status="")
+        collector = Collector(
+            form,
+            args.max_examples,
+            args.seed,
+            on_read=lambda examples: bars.bars.update(bar, status=f"{examples:,} inputs"),
+        )
+        for path in paths:
+            read(path, collector)
+            bars.bars.advance(bar)
     if args.from_requests:
         check_requests(collector, model=args.model)
     _check_any(len(collector), collector, form)

@@ -47,21 +47,48 @@ def run(args: argparse.Namespace) -> None:
     with rollouts.rollout_of(args) as rollout:
         before = rollout.labels
         labels = rollout.promote(args.version, args.label, check=_check)
-        removed = rollout.prune(args.keep) if args.keep else []
     rollouts.print_changes(rollout)
     rollouts.print_labels(rollout.name, labels, args.json)
-    if args.label not in labels:
+    _say_if_unmoved(rollout, args.label, before, labels)
+    if labels.get(STABLE) != before.get(STABLE):
+        _say_if_not_blessed(rollout, labels[STABLE])
+    removed = rollout.prune(args.keep) if args.keep else []
+    if removed:
+        stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)
+
+
+def _say_if_unmoved(rollout, label, before, labels):
+    from ..console import stderr_console
+
+    if label not in labels:
         version = labels[STABLE]
-        said = f"version {version} is stable, and so no {args.label}: a canary is another version"
+        said = f"version {version} is stable, and so no {label}: a canary is another version"
         stderr_console().print(said, soft_wrap=True)
     elif labels == before:
         stderr_console().print(
-            f"{args.label} is version {labels[args.label]} already; no label was moved. The latest "
+            f"{label} is version {labels[label]} already; no label was moved. The latest "
             f"version is {rollout.latest}.",
             soft_wrap=True,
         )
-    if removed:
-        stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)
+
+
+def _say_if_not_blessed(rollout, version):
+    from keras_mas.serving.manifest import ManifestError, read_manifest
+    from keras_mas.serving.paths import list_versions
+
+    from ..console import stderr_console
+
+    try:
+        blessing = read_manifest(list_versions(rollout.base_path)[version])["blessing"]
+        is_blessed, reason = blessing["blessed"], blessing["forced"]
+    except (ManifestError, KeyError, TypeError):  # it was exported by other means
+        return
+    if is_blessed is None:
+        said = f"the gate has not judged version {version}, which is stable now"
+    else:
+        said = f"the gate refused version {version}, which is stable now; it was forced: {reason}"
+    if not is_blessed:
+        stderr_console().print(f"warning: {said}", soft_wrap=True)
 
 
 def _check(folder: Path) -> None:

@@ -10,7 +10,7 @@ from keras_mas.errors import UsageError
 from keras_mas.serving.ports import GRPC
 
 from ..options import SECONDS, file_or_folder, number
-from .basics import print_json
+from .basics import add_tls, print_json, tls_of
 
 if TYPE_CHECKING:
     from keras_mas.serving.rollout import Rollout
@@ -84,6 +84,7 @@ def add_rollout(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long to wait for an answer, and until a version has loaded (default: 300)",
     )
+    add_tls(group)
 
 
 def model_folder(model: str) -> Path:
@@ -102,7 +103,9 @@ def rollout_of(args: argparse.Namespace) -> Iterator["Rollout"]:
     with contextlib.ExitStack() as connected:
         server = None
         if not args.offline:
-            control = ModelControl(args.server, timeout=args.timeout, polled=args.polled)
+            control = ModelControl(
+                args.server, timeout=args.timeout, polled=args.polled, tls=tls_of(args)
+            )
             server = connected.enter_context(control)
         yield Rollout(
             model_folder(args.model),

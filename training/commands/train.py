@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from keras_mas.errors import UsageError
 
 from ..following import Following
-from ..options import add_options, count_or_all, file_or_folder, flag, given_options, option_fields
+from ..options import add_options, count_or, file_or_folder, flag, given_options, option_fields
 from ..settings import Recipe, Settings, run_name
 from ..tasks import LoadOptions, TaskStream
 from . import shared
@@ -60,7 +60,7 @@ def _add_devices(parser):
     group = parser.add_argument_group("several devices (docs/several-devices.md)")
     group.add_argument(
         "--devices",
-        type=count_or_all,
+        type=count_or("all"),
         default=1,
         metavar="N",
         help="divide every batch among N GPUs of this machine, or all; where the environment "

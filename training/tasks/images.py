@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_mas.serving.conventions import MOST_PIXELS
+from keras_mas.serving.orientation import EXIF_BYTES, is_served, orientation_of
 
 from .errors import BrokenFileError, DataError
 
@@ -39,9 +40,10 @@ class ImageSize:
 def read_image(path: Path) -> np.ndarray:
     """Decode an image file to the RGB colours that a viewer shows.
 
-    The image is rotated as its EXIF orientation says. Grey, palette and CMYK images become RGB,
-    16-bit values are reduced to 8 bits, transparent pixels are blended with white, and only the
-    first frame of an animation is read.
+    The image is turned as its EXIF orientation says; JPEG and PNG files by the rule of
+    `keras_mas.serving.orientation`, which a served model follows, others by Pillow's. Grey,
+    palette and CMYK images become RGB, 16-bit values are reduced to 8 bits, transparent pixels are
+    blended with white, and only the first frame of an animation is read.
 
     Args:
         path: The file.
@@ -53,7 +55,7 @@ def read_image(path: Path) -> np.ndarray:
         BrokenFileError: If the file cannot be decoded, has more than `MOST_PIXELS`, or holds
             floating-point or 32-bit values, whose range is not known.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
@@ -62,10 +64,29 @@ def read_image(path: Path) -> np.ndarray:
                     f"{image.width} × {image.height} pixels, more than {MOST_PIXELS:,}, which take "
                     "gigabytes"
                 )
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            return _upright(image, path)
     except Exception as error:  # decoders raise too many kinds of error to list
         why = str(error).replace(f" {str(path)!r}", "")  # which names the file again
         raise BrokenFileError(f"'{path}' ({why})") from error
+
+
+def _upright(image, path):
+    from PIL import ImageOps
+
+    with path.open("rb") as file:
+        beginning = file.read(EXIF_BYTES)
+    if is_served(beginning):
+        return _turned(np.asarray(_to_rgb(image)), orientation_of(beginning))
+    return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def _turned(pixels, orientation):
+    """Turn an image as it was seen, given its EXIF orientation, 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
 def _to_rgb(image):

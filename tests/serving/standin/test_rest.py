@@ -8,6 +8,7 @@ Every answer to a request that is wrong is one JSON object `{"error": …}`, and
 import concurrent.futures
 import contextlib
 import gc
+import gzip
 import http.client
 import json
 import re
@@ -92,6 +93,25 @@ def test_a_body_above_the_limit_is_refused(small_limit, chunked):
     assert answer.status_code == 413 and "1000" in answer.json()["error"]
     below = requests.post(url, data='{"instances": [2.0]}', timeout=10)
     assert below.json() == {"predictions": [3.0]}
+
+
+GZIP = {"Content-Encoding": "gzip"}
+
+
+def test_a_compressed_body_is_read(url):
+    body = gzip.compress(b'{"instances": [1.0, 2.0]}')
+    for data, status in ((body, 200), (body[:-9], 400), (b"no gzip", 400)):
+        answer = requests.post(f"{url}/{HALF}:predict", data=data, headers=GZIP, timeout=10)
+        assert answer.status_code == status, answer.text
+        assert answer.json() == {"predictions": [2.5, 3.0]} or list(answer.json()) == ["error"]
+
+
+def test_a_compressed_body_is_bounded_by_its_full_size(small_limit):
+    url = f"http://127.0.0.1:{small_limit}{PREDICT}"
+    for spaces, status in ((900, 200), (10**5, 413)):
+        body = gzip.compress(b'{"instances": [' + b" " * spaces + b"2.0]}")
+        assert len(body) < 1000
+        assert requests.post(url, data=body, headers=GZIP, timeout=10).status_code == status
 
 
 def test_a_huge_body_is_refused_before_it_is_sent(send):
