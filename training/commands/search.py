@@ -218,7 +218,7 @@ def _advice(args, found, recommendation):
         yield f"Any λ from {least:.4g} to {largest:.4g} will do."
     for name, edge in recommendation.edges.items():
         if name == STRENGTH and not trial.strength:
-            yield _of_no_strength(found)
+            yield _of_no_strength(found, recommendation)
         elif name == STRENGTH:
             yield (
                 f"{trial.name} lies at the {edge} edge of the range. To look further: "
@@ -229,9 +229,15 @@ def _advice(args, found, recommendation):
             yield f"{option} lies at the {edge} edge of its range: widen it in --vary."
 
 
-def _of_no_strength(found):
+def _of_no_strength(found, recommendation):
+    forgetting = recommendation.trial.forgetting
     if any(trial.is_completed and trial.strength for trial in found.trials):
-        return "λ = 0 will do: nothing needs protection here."
+        if forgetting <= recommendation.standard_error:
+            return "λ = 0 will do: nothing needs protection here."
+        return (
+            f"λ = 0 forgets {forgetting:.4f}, so that there is something to protect, and no λ that "
+            "was tried is better. Give more --trials, or another range of λ."
+        )
     return (
         "No trial with another λ was completed, so that it is not known whether a larger one would "
         "do better. `--complete-trials` shows what they end with."

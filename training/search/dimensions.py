@@ -38,6 +38,15 @@ class Range:
     is_log: bool = True
     is_whole: bool = False
 
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and self.least <= value <= self.largest
+
+    def nearest(self, value: Any) -> float:
+        """Return the number within the range nearest to a value; the least to what is none."""
+        if not isinstance(value, int | float):
+            return self.least
+        return min(max(value, self.least), self.largest)
+
     def value(self, number: float) -> float:
         """Return a number within the range in the digits that are tried."""
         return int(number) if self.is_whole else min(max(rounded(number), self.least), self.largest)
@@ -70,6 +79,13 @@ class Choices:
     """Values of which one is taken."""
 
     values: tuple[Any, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.values
+
+    def nearest(self, value: Any) -> Any:
+        """Return a value if it is one of them, else the first of them."""
+        return value if value in self else self.values[0]
 
 
 def values_of(dimension: Range | Choices) -> tuple[Any, ...]:

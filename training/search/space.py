@@ -163,9 +163,17 @@ def relevant_values(settings: Settings, values: Mapping[str, Any]) -> dict[str, 
     return {name: value for name, value in values.items() if used.get(name, True)}
 
 
-def value_in(settings: Settings, name: str) -> Any:
-    """Return the value of an option in settings."""
-    return getattr(settings if name in option_fields(Settings) else settings.recipe, name)
+def nearest_values(settings: Settings, dimensions: Mapping[str, Range | Choices]) -> dict[str, Any]:
+    """Return the values of what is varied that settings have, or the nearest to them.
+
+    The nearest to a number outside a range is an end of it, and to one that is none of a list of
+    values the first of them.
+    """
+    own = option_fields(Settings)
+    return {
+        name: each.nearest(getattr(settings if name in own else settings.recipe, name))
+        for name, each in dimensions.items()
+    }
 
 
 def name_of_values(values: Mapping[str, Any]) -> str:

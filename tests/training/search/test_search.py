@@ -21,7 +21,7 @@ from keras_mas.training.search.recommend import NoTrialError
 from keras_mas.training.search.search import search
 from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.search.trial import COMPLETED, FAILED, STOPPED
-from keras_mas.training.settings import Settings
+from keras_mas.training.settings import Recipe, Settings
 
 
 class Heard(Observer):
@@ -64,6 +64,30 @@ def test_the_best_is_first_and_failures_are_last(trained, stream, settings, tmp_
 def test_no_protection_and_the_settings_as_they_are_come_first(trained, stream, settings, tmp_path):
     search(stream, dataclasses.replace(settings, strength=3.0), space(1), tmp_path)
     assert [strength for strength, _ in trained] == [0.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("vary", "values"),
+    [
+        ("epochs=1,2,4", {"epochs": 2}),  # as given
+        ("epochs=3,1", {"epochs": 3}),
+        ("epochs=5..9", {"epochs": 5}),
+        ("learning-rate=1e-5..1e-4", {"learning_rate": 1e-4}),  # the end next to 0.5
+        ("first-epochs=3..9", {"first_epochs": 3}),  # not given
+        ("weights=a.npz,b.npz", {"weights": "a.npz"}),
+        ("method=finetune,mas,ewc", {"method": "finetune"}),  # which mas with λ = 0 is
+        ("method=joint,mas", {"method": "mas"}),  # joint has no λ
+    ],
+)
+def test_no_protection_is_compared_within_the_space(trained, stream, tmp_path, vary, values):
+    given = Settings("si", recipe=Recipe(epochs=2, learning_rate=0.5))
+    heard = Heard()
+    search(stream, given, space(1, vary=vary), tmp_path, observer=heard)
+    first, *others = heard.trials
+    without = {} if values.get("method") == "finetune" else {"strength": 0.0}
+    assert first.values == without | values
+    if "method" not in values:
+        assert others[0].others() == values  # the two differ in λ alone
 
 
 def test_when_all_that_differ_have_been_tried_that_is_said(trained, stream, settings, tmp_path):

@@ -125,6 +125,9 @@ def test_what_is_best_without_protection_is_said(tmp_path):
     advice = list(command._advice(arguments(), found, found.recommendation()))
     assert advice[0].endswith("No other trial is within it.")
     assert advice[-1] == "λ = 0 will do: nothing needs protection here."
+    forgets = Found([trial(0.0, 0.9, 0.2), trials[1]], found.dimensions, None, tmp_path)
+    *_, last = command._advice(arguments(), forgets, forgets.recommendation())
+    assert last.startswith("λ = 0 forgets 0.2000, so that there is something to protect")
     alone = Found([trials[0], trial(1.0, state=STOPPED)], found.dimensions, None, tmp_path)
     *_, last = command._advice(arguments(), alone, alone.recommendation())
     assert last.startswith("No trial with another λ was completed")
