@@ -91,9 +91,6 @@ def run(args: argparse.Namespace) -> None:
         raise
     content = _content(args, found, recommendation)
     write_json(found.folder / SUMMARY, content)
-    draw(found, recommendation, found.folder / PICTURE)
-    if args.tensorboard:
-        write_hparams(found, found.folder / TENSORBOARD)
     if args.json:
         learned = sum(trial.learned for trial in found.trials)
         now = {"trained_now": _trained_now(found), "tasks_learned_now": learned}
@@ -105,6 +102,10 @@ def run(args: argparse.Namespace) -> None:
             console.print(sentence, soft_wrap=True)
         console.print("recommended (the first command to read the test data):")
         console.print(content["command"], soft_wrap=True)
+    # What fails from here on takes nothing with it.
+    draw(found, recommendation, found.folder / PICTURE)
+    if args.tensorboard:
+        write_hparams(found, found.folder / TENSORBOARD)
 
 
 def _no_single_strength(text):

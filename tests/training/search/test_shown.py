@@ -1,10 +1,12 @@
 """What a search shows: lines, a picture, advice, TensorBoard's HParams."""
 
 import argparse
+import dataclasses
 import io
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -49,6 +51,47 @@ def test_a_picture(found, tmp_path):
     nothing = Found(found.trials, {}, None, tmp_path)
     draw(nothing, found.recommendation(), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_a_picture_of_a_single_trial_shows_the_whole_range(tmp_path, monkeypatch):
+    figures, savefig = [], Figure.savefig
+
+    def noted(figure, *args, **options):
+        figures.append(figure)
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    dimensions = {"strength": Range(1e37, 3e38)}
+    for trials in (
+        [trial(0.0, 0.9), trial(2e37, state=FAILED), trial(2e38, state=FAILED)],
+        [trial(0.0, 0.9)],
+        [trial(2e37, 0.9)],
+    ):
+        found = Found(trials, dimensions, None, tmp_path)
+        draw(found, found.recommendation(), tmp_path / "search.png")
+        least, largest = figures[-1].axes[0].get_xlim()
+        assert 0.5e37 < least < 1e37 and 3e38 < largest < 4e38
+
+
+def test_a_picture_joins_what_differs_in_the_strength_alone(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    with_rate = [(1.0, 0.1), (3.0, 0.1), (2.0, 0.5), (0.0, 0.1)]
+    others = {"optimizer_state": "kept", "batch_norm": "per-task"}
+    trials = [
+        dataclasses.replace(trial(s, 0.9), values={"strength": s, "learning_rate": rate, **others})
+        for s, rate in with_rate
+    ]
+    dimensions = {"strength": Range(0.001, 1000.0), "learning_rate": Range(0.1, 0.5)}
+    found = Found(trials, dimensions, None, tmp_path)
+    draw(found, found.recommendation(), tmp_path / "search.png")
+    upper = drawn[0].axes[0]
+    curves = [list(line.get_xdata()) for line in upper.lines if line.get_linestyle() == "-"]
+    assert curves == [[1.0, 3.0], [2.0]]
+    [text] = upper.texts
+    assert text.get_text().startswith("λ=0 learning-rate=0.1 ")
+    first, second = upper.get_title(loc="left").splitlines()  # it would be cut off at the right
+    assert first.startswith("4 trials, recommended λ=1 ")
 
 
 def arguments(*words) -> argparse.Namespace:
