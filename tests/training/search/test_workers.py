@@ -416,7 +416,7 @@ def test_no_more_workers_start_than_there_are_trials(trained, stream, settings, 
     launch = process("import sys; sys.exit('no such module')")
 
     def counting(address, environment):
-        started.append(environment["KERASTUNER_TUNER_ID"])
+        started.append(environment["KERAS_MAS_WORKER"])
         return launch(address, environment)
 
     with pytest.raises(RuntimeError, match="before its first trial"):
@@ -435,7 +435,7 @@ def test_more_workers_than_the_cores_have_use_for_are_refused(monkeypatch):
 def test_a_worker_that_a_chief_started_does_not_wait_for_it_to_begin(monkeypatch):
     monkeypatch.setattr(worker, "_FIRST", 600.0)
     monkeypatch.setattr(worker, "_PARENT", 0.05)
-    monkeypatch.setenv("KERASTUNER_TUNER_ID", "7")
+    monkeypatch.setenv("KERAS_MAS_WORKER", "7")
     with (
         contextlib.closing(worker._Chief("127.0.0.1:1", Observer())) as away,
         pytest.raises(ChiefError, match=r"Nothing has answered at 127.0.0.1:1 for 0 s"),
@@ -454,9 +454,10 @@ def test_cores_are_divided(monkeypatch):
 
 
 def test_names(monkeypatch):
-    monkeypatch.setenv("KERASTUNER_TUNER_ID", "7")
+    monkeypatch.setenv("KERAS_MAS_WORKER", "7")
     assert worker_name() == "7"
-    monkeypatch.delenv("KERASTUNER_TUNER_ID")
+    monkeypatch.delenv("KERAS_MAS_WORKER")
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "7")  # of a keras-tuner in the same environment
     assert worker_name() != worker_name()  # as two containers with one process each
 
 
