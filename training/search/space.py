@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_mas.errors import UsageError
 
+from ..first_task import digest
 from ..options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
@@ -22,6 +23,9 @@ from ..settings import Settings
 from ..wording import did_you_mean
 from .dimensions import DIGITS, STRENGTH, Choices, Range, values_of
 from .reading import read_space
+
+# File systems take names of 255 bytes, and a seed may be added. Longer ones are cut.
+_LONGEST, _CUT = 230, 200
 
 TUNERS = ("bayesian", "random", "grid")
 
@@ -177,8 +181,15 @@ def nearest_values(settings: Settings, dimensions: Mapping[str, Range | Choices]
 
 
 def name_of_values(values: Mapping[str, Any]) -> str:
-    """Return values of options as the name of a folder."""
-    return re.sub(r"[^\w.+-]", "_", "-".join(f"{name}-{value}" for name, value in values.items()))
+    """Return values of options as the name of a folder, which no other values have.
+
+    A name that cannot tell them all, for a folder's has few characters, ends in a hash of them.
+    """
+    text = "-".join(f"{name}-{value}" for name, value in values.items())
+    name = re.sub(r"[^\w.+-]", "_", text)
+    if name == text and len(name.encode()) <= _LONGEST:
+        return name
+    return f"{name.encode()[:_CUT].decode(errors='ignore')}-{digest(dict(values))}"
 
 
 def shown_values(values: Mapping[str, Any]) -> str:

@@ -129,5 +129,19 @@ def test_values_become_settings():
 
 def test_names():
     values = {"strength": 0.5, "method": "own/file:Mine", "learning_rate": 0.01}
-    assert name_of_values(values) == "strength-0.5-method-own_file_Mine-learning_rate-0.01"
+    assert (
+        name_of_values(values | {"method": "ewc"}) == "strength-0.5-method-ewc-learning_rate-0.01"
+    )
+    assert name_of_values(values).startswith(
+        "strength-0.5-method-own_file_Mine-learning_rate-0.01-"
+    )
     assert shown_values(values) == "λ=0.5 method=own/file:Mine learning-rate=0.01"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("w/a.keras", "w_a.keras"), ("w/a b", "w/a_b"), ("é" * 300 + "1", "é" * 301)]
+)
+def test_other_values_have_another_name(one, other):
+    names = {name_of_values({"weights": each}) for each in (one, other)}
+    assert len(names) == 2
+    assert all(len(name.encode()) < 240 for name in names)  # 255 with a seed
