@@ -523,7 +523,7 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["train"], "Expected TASKS, or `--continue RUN --add TASKS`"),
         (["trane", "insects.toml"], "invalid choice: 'trane'"),
         (["search", "insects.toml", "--strength-min", "9", "--strength-max", "2"], "9 and 2"),
-        (["search", "insects.toml", "--strength-min", "0"], "expected a number > 0"),
+        (["search", "insects.toml", "--strength-min", "0"], "expected a number from 1.2e-38"),
         (["search", "insects.toml", "--tuner", "hyperband"], "whose budget is a number of epochs"),
         (["search", "insects.toml", "--tuner", "grid", "--trials", "3"], "Take `--trials 13`"),
         (["search", "insects.toml", "--vary", "epoch=1,2"], "Did you mean 'epochs'?"),

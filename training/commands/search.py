@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from keras_mas.errors import UsageError
 
 from ..options import add_options, file_or_folder, flag, given_options
-from ..search.dimensions import STRENGTH, values_of
+from ..search.dimensions import HELD, STRENGTH, values_of
 from ..search.space import SearchSpace
 from ..search.workers import Workers
 from ..settings import Settings
@@ -279,9 +279,9 @@ def _why_chosen(recommendation):
 def _wider_command(args, edge):
     values = vars(args)
     if edge == "lower":
-        wider = {"strength_min": float(f"{args.strength_min / 100:g}")}
+        wider = {"strength_min": max(float(f"{args.strength_min / 100:g}"), HELD.at_least)}
     else:
-        wider = {"strength_max": float(f"{args.strength_max * 100:g}")}
+        wider = {"strength_max": min(float(f"{args.strength_max * 100:g}"), HELD.at_most)}
     return shared.search_command(values | wider)
 
 

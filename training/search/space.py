@@ -14,14 +14,13 @@ from ..first_task import digest
 from ..options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
-    POSITIVE,
     check_options,
     option,
     option_fields,
 )
 from ..settings import Settings
 from ..wording import did_you_mean
-from .dimensions import DIGITS, STRENGTH, Choices, Range, values_of
+from .dimensions import DIGITS, HELD, STRENGTH, Choices, Range, values_of
 from .reading import read_space
 
 # File systems take names of 255 bytes, and a seed may be added. Longer ones are cut.
@@ -53,8 +52,8 @@ class SearchSpace:
     Attributes:
         tuner: Name out of `TUNERS`.
         trials: How many settings are tried, λ = 0 not counted.
-        strength_min: Smallest λ, > 0, since the scale is logarithmic.
-        strength_max: Largest λ.
+        strength_min: Smallest λ, > 0, since the scale is logarithmic; 32 bits hold it.
+        strength_max: Largest λ; 32 bits hold it too.
         vary: What else is varied, as `read_space` reads it; None for nothing.
         executions_per_trial: How many seeds, from that of the settings on, each trial is run with.
         max_forgetting: If given, the highest accuracy is sought among settings that forget no more.
@@ -67,9 +66,9 @@ class SearchSpace:
     tuner: str = option("bayesian", "bayesian, random or grid", choices=TUNERS, parse=tuner_name)
     trials: int = option(20, "settings to try, λ = 0 not counted", bounds=AT_LEAST_ONE)
     strength_min: float = option(
-        1e-3, "smallest λ; the scale is logarithmic", bounds=POSITIVE, metavar="λ"
+        1e-3, "smallest λ; the scale is logarithmic", bounds=HELD, metavar="λ"
     )
-    strength_max: float = option(1e3, "largest λ", bounds=POSITIVE, metavar="λ")
+    strength_max: float = option(1e3, "largest λ", bounds=HELD, metavar="λ")
     vary: str | None = option(
         None,
         "other options to vary, as in 'learning-rate=1e-4..1e-2 penalty=in_loss,decoupled'; or a "

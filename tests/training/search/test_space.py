@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
@@ -35,6 +36,15 @@ def test_a_file(tmp_path):
     }
 
 
+def test_a_file_reads_texts_as_the_command_line_does(tmp_path):
+    path = tmp_path / "space.toml"
+    text = 'learning-rate = "1e-4..0.1"\nepochs = "5..20"\nweights = "../a.npz,../b.npz"\n'
+    path.write_text(text, encoding="utf-8-sig")  # as some editors begin a file
+    words = text.replace(" = ", "=").replace('"', "")
+    assert read_space(str(path)) == read_space(words)
+    assert read_space(words)["weights"] == Choices(("../a.npz", "../b.npz"))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -54,6 +64,9 @@ def test_a_file(tmp_path):
         ("", "to name an option or more. Received: none in ''"),
         (" ", "to name an option or more. Received: none in ' '"),
         ("penalty=in_loss,decoupled,in_loss", "Received: 'in_loss' more than once"),
+        ("epochs=1 epochs=2", "Received: 'epochs' more than once"),
+        ("learning-rate=1e-60..1", "within 1.2e-38 and 3.4e+38, as 32 bits hold. Received: 1e-60"),
+        ("learning-rate=1e-300..1e300", "as 32 bits hold. Received: 1e-300 to 1e300"),
         ("learning-rate=0.001,1e-3", "`learning-rate` once in --vary. Received: '0.001' more"),
     ],
 )
@@ -72,6 +85,9 @@ def test_what_is_no_space_is_refused(text, sentence):
         ("epochs = [", "cannot be read"),
         ("", "to name an option or more. Received: none"),
         ("epochs = [1, 2, 1]", "Received: '1' more than once"),
+        ("learning-rate = [1]\nlearning_rate = [2]", "'learning-rate' more than once"),
+        ("epochs = " + "9" * 5000, "space.toml', which cannot be read"),
+        ("epochs = " + "[" * 2000, "space.toml', which cannot be read"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path, toml, sentence):
@@ -82,8 +98,16 @@ def test_a_file_that_is_no_space_is_refused(tmp_path, toml, sentence):
 
 
 def test_a_logarithmic_scale_does_not_begin_at_0():
-    with pytest.raises(UsageError, match="`strength_min` to be a number > 0"):
+    with pytest.raises(UsageError, match="`strength_min` to be a number from 1.2e-38"):
         SearchSpace(strength_min=0.0)
+
+
+@pytest.mark.parametrize("ends", [(1e-300, 1e300), (1e-320, 1.0), (1e-60, 1e-50), (1.0, 1e45)])
+def test_a_strength_that_32_bits_do_not_hold_is_refused(ends):
+    with pytest.raises(UsageError, match=r"to be a number from 1.2e-38 to 3.4e\+38. Received"):
+        SearchSpace("random", 2, *ends)
+    widest = SearchSpace("random", 2, 1.2e-38, 3.4e38)
+    assert all(np.isfinite(np.float32(widest.dimensions(Settings())["strength"].grid())))
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (9.0, 2.0)])
