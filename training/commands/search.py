@@ -228,6 +228,14 @@ def _advice(args, found, recommendation):
         else:
             option = name.replace("_", "-")
             yield f"{option} lies at the {edge} edge of its range: widen it in --vary."
+    if recommendation.outermost is not None:
+        beyond = {"smallest": "smaller", "largest": "larger", "only": "other"}
+        more = shared.search_command(vars(args) | {"trials": 2 * args.trials})
+        yield (
+            f"λ={trial.strength:.4g} is the {recommendation.outermost} λ above 0 that was tried, "
+            f"and {beyond[recommendation.outermost]} ones of the range may do as well. To try "
+            f"more: {more}"
+        )
 
 
 def _of_no_strength(found, recommendation):

@@ -112,6 +112,14 @@ def test_advice_names_the_next_command(found):
     assert (again.strength_max, again.epochs, again.directory) == (1e5, 3, Path("here"))
 
 
+def test_a_strength_beyond_which_none_was_tried_asks_for_more_trials(tmp_path):
+    trials = [trial(0.1, 0.9), trial(0.01, 0.5)]
+    found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
+    *_, last = command._advice(arguments(), found, found.recommendation())
+    assert last.startswith("λ=0.1 is the largest λ above 0 that was tried, and larger ones of the")
+    assert last.endswith("keras-mas search split-digits --trials 40 --method mas")
+
+
 def test_what_is_deterministic_stays_so(found):
     args = arguments("--deterministic")
     assert Settings(**given_options(Settings, args)).deterministic  # as `train` reads it
