@@ -1,6 +1,7 @@
 """`keras-mas search`: try settings and print the one to take as a command to run."""
 
 import argparse
+import itertools
 import os
 import shlex
 import subprocess
@@ -64,9 +65,11 @@ def run(args: argparse.Namespace) -> None:
     space = SearchSpace(**given_options(SearchSpace, args))
     workers = _workers(args)
     # What is wrong is refused before data is loaded.
-    _check_networks(args, space.dimensions(Settings(**given_options(Settings, args))))
+    dimensions = space.dimensions(Settings(**given_options(Settings, args)))
+    _check_networks(args, dimensions)
     stream = shared.load_stream(args, args.seed)
     settings = shared.settings_of(args, stream)
+    _check_networks(settings.recipe, dimensions)  # the stream may decide on the backbone
     if workers.join is not None:
         _join(args, stream, settings, space)
         return
@@ -194,14 +197,17 @@ def _row(trial):
     return row | {"reason": trial.reason}
 
 
-def _check_networks(args, dimensions):
-    """Refuse a backbone that does not exist, be it the only one or one of several to try."""
-    shared.check_network(args)
-    if "backbone" not in dimensions:
+def _check_networks(network, dimensions):
+    """Refuse a backbone or weights that do not exist, given or one of several to try."""
+    given = {"backbone": network.backbone, "weights": network.weights}
+    varied = [name for name in given if name in dimensions]
+    if not varied:
+        shared.check_network(network)
         return
-    for name in values_of(dimensions["backbone"]):
+    for values in itertools.product(*(values_of(dimensions[name]) for name in varied)):
+        tried = given | dict(zip(varied, values, strict=True))
         try:
-            shared.check_network(argparse.Namespace(backbone=name, weights=args.weights))
+            shared.check_network(argparse.Namespace(**tried))
         except UsageError as error:
             raise UsageError(f"In --vary: {error}") from error
 

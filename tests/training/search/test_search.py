@@ -216,6 +216,20 @@ def test_the_files_of_one_trial_can_be_removed(trained, stream, settings, tmp_pa
     assert told(after) == told(before)
 
 
+def test_a_damaged_description_of_a_trial_costs_that_trial_alone(stream, settings, tmp_path):
+    quick = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=1))
+    found = search(stream, quick, space(1), tmp_path)
+    run = found.folder / "trials" / "strength-0.0"
+    for file in ("arguments.json", "result.json"):
+        whole = (run / file).read_bytes()
+        (run / file).write_text("{")
+        with pytest.raises(DamagedError, match=f"{file}' is damaged") as raised:
+            search(stream, quick, space(1), tmp_path)
+        assert "overwrite" not in str(raised.value) and "train" not in str(raised.value)
+        (run / file).write_bytes(whole)
+    assert "Remove it, and run the command that wrote it again." in str(raised.value)
+
+
 def failing(monkeypatch, error, at):
     """Have the training of the trial of a number, from 1, fail."""
     learn, count = trials_module.train, []
