@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import http.server
 import os
 import queue
 import shutil
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 
+import keras_tuner as kt
 import pytest
+from keras_tuner.engine.trial import Trial as Message
 
 from keras_mas.errors import UsageError
 from keras_mas.training.search import channel, chief, worker
@@ -324,6 +327,29 @@ def test_a_chief_that_cannot_be_reached(stream, settings, tmp_path):
             join(stream, settings, space(), tmp_path, where, waiting)
     assert waiting.lines == [f"waiting for the search at {where}"]
     assert not list(tmp_path.iterdir())
+
+
+def test_another_program_at_the_address_is_named_at_once(stream, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_FIRST", 20.0)
+    monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "log_message", lambda *args: None)
+    page = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=page.serve_forever, daemon=True).start()
+    try:
+        where = f"127.0.0.1:{page.server_port}"
+        with pytest.raises(ChiefError, match=f"What answers at {where} is no search of keras_mas"):
+            join(stream, settings, space(), tmp_path, where, Observer())
+    finally:
+        page.shutdown()
+        page.server_close()
+
+
+def test_a_trial_of_another_chief_is_named():
+    given = Message(kt.HyperParameters(), trial_id="0", status="RUNNING")
+    with (
+        contextlib.closing(worker._Chief("127.0.0.1:1", Observer())) as other,
+        pytest.raises(ChiefError, match="What answers at 127.0.0.1:1 is no search"),
+    ):
+        other.content_of(given)
 
 
 def test_a_worker_ends_its_trial_when_the_chief_is_gone(
