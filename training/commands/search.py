@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
         shared.print_json(content | now)
     else:
         console = result_console()
-        _print_trials(found, console)
+        _print_trials(found, console, recommendation.trial)
         for sentence in content["advice"]:
             console.print(sentence, soft_wrap=True)
         console.print("recommended (the first command to read the test data):")
@@ -303,7 +303,7 @@ def _trained_now(found):
     return sum(trial.is_new for trial in found.trials)
 
 
-def _print_trials(found, console):
+def _print_trials(found, console, recommended=None):
     from rich.table import Table
 
     from ..console import print_table
@@ -317,7 +317,8 @@ def _print_trials(found, console):
     for trial in found.trials:
         if trial.is_completed:
             measures = (trial.accuracy, trial.forgetting, trial.cross_entropy)
-            table.add_row(trial.name, *(measure_text(each) for each in measures))
+            name = f"{trial.name} (recommended)" if trial is recommended else trial.name
+            table.add_row(name, *(measure_text(each) for each in measures))
         else:
             table.add_row(trial.name, trial.state)
     print_table(console, table)

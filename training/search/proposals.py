@@ -72,6 +72,11 @@ class Proposals:
             write_json(self.path, {"proposals": self._oracle.noted})
         return trial.trial_id, values
 
+    @property
+    def left_out(self) -> int:
+        """How many proposals of an earlier search of more trials have not been made again."""
+        return len(self._oracle.noted) - min(len(self._oracle.noted), len(self._oracle.start_order))
+
     def tell(self, name: str, score: float) -> None:
         """Say how good a proposal was.
 

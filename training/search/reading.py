@@ -9,7 +9,7 @@ from keras_mas.errors import UsageError
 
 from ..options import flag, kind_of, option_fields, parser_of
 from ..settings import Recipe, Settings
-from ..wording import did_you_mean
+from ..wording import did_you_mean, sentence
 from .dimensions import HELD, STRENGTH, Choices, Range
 
 # Not varied: several seeds are a trial's executions, and measuring changes no result.
@@ -165,5 +165,5 @@ def _value(name, field, given):
     try:
         return parser_of(field)(str(given))
     except argparse.ArgumentTypeError as error:
-        said = str(error).rstrip(".")
-        raise UsageError(f"In --vary, `{name}`: {said}. See {flag(name)} of `train`.") from None
+        said = sentence(str(error))
+        raise UsageError(f"In --vary, `{name}`: {said} See {flag(name)} of `train`.") from None

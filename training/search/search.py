@@ -110,6 +110,11 @@ def search(
         (way or here)(plan, trials)
         if plan.is_finished and len(plan.ended) < expected:
             observer.said(f"{len(plan.ended)} trials are all: others would differ in nothing used")
+        if plan.is_finished and proposals.left_out:
+            observer.said(
+                f"{proposals.left_out} more were proposed by an earlier search of more --trials, "
+                "and are left out"
+            )
     return Found(sorted(plan.ended, key=_rank), dimensions, space.max_forgetting, folder)
 
 

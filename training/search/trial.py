@@ -58,7 +58,7 @@ class Trial:
     @property
     def name(self) -> str:
         """What is varied, in a line."""
-        return shown_values(self.values)
+        return shown_values(self.values) or "the options as given"
 
     @property
     def accuracy(self) -> float:

@@ -167,6 +167,15 @@ def test_a_longer_search_goes_on_from_a_shorter_one(trained, stream, settings, t
     assert told(longer) == told(at_once)
 
 
+def test_a_shorter_search_says_what_it_leaves_out(trained, stream, settings, tmp_path):
+    heard = Heard()
+    search(stream, settings, space(4), tmp_path, observer=heard)
+    assert heard.lines == []
+    search(stream, settings, space(1), tmp_path, observer=heard)
+    [line] = heard.lines
+    assert line.startswith("3 more were proposed by an earlier search of more --trials")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -162,11 +162,12 @@ def test_the_lowest_cross_entropy_is_the_reason_where_it_is_known(tmp_path):
 @pytest.mark.parametrize("losses", [None, [0.5, 0.25]])
 def test_a_table_whose_lines_end_in_no_blanks(found, capsys, losses):
     found.trials[0].results[0] |= {} if losses is None else {"cross_entropy": losses}
-    command._print_trials(found, result_console())
+    command._print_trials(found, result_console(), found.trials[1])
     lines = capsys.readouterr().out.splitlines()
     assert all(line == line.rstrip() for line in lines)
     assert lines[1].split() == ["average", "accuracy", "forgetting", "cross-entropy"]
     assert lines[2].split() == ["λ=1", "0.9000", "0.1000", "–" if losses is None else "0.3750"]
+    assert lines[3].split()[:2] == ["λ=10", "(recommended)"]
     assert lines[6].split() == ["λ=0.1", "stopped"]
 
 

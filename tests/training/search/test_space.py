@@ -55,7 +55,7 @@ def test_a_file_reads_texts_as_the_command_line_does(tmp_path):
         ),
         ("learning-rate=0..0.1", "`learning-rate`: expected a number > 0, received '0'"),
         ("epochs=0..3", "`epochs`: expected a whole number ≥ 1, received '0'"),
-        ("penalty=in_loss,decopled", "received 'decopled'. Did you mean 'decoupled'?"),
+        ("penalty=in_loss,decopled", "received 'decopled'. Did you mean 'decoupled'? See --pen"),
         ("penalty=in_loss..decoupled", "several values of `penalty`"),
         ("strength=1..3", "--strength-min and --strength-max"),
         ("seed=1,2", "--executions-per-trial"),
