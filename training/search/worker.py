@@ -110,7 +110,7 @@ def _check_folder(folder, description):
 def _run(chief, trials, given, observer):
     """Run a trial, and say what became of it."""
     said = channel.content_of(given)
-    name = trials.name(said["values"])
+    name = trials.shown(said["values"])
     listeners = observer.trial_started(name)
     try:
         with _Contact(chief, given.trial_id) as contact:

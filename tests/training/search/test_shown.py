@@ -213,9 +213,11 @@ def test_a_line_for_every_trial_with_the_time_left(lines, found, monkeypatch):
         assert lines.time_left().endswith("left")  # a trial that took no time takes none
         lines.trained.clear()
         lines.trial_ended(stopped)
-        lines.trial_started("strength-1.0")
+        lines.trial_started("λ=1")
         assert lines.time_left() == "0:00:16 left"  # eight of two seconds
-    first, second = lines.text.getvalue().splitlines()
+        lines.trial_ended(trial(1.0, 0.9))
+        assert not lines.under_way
+    first, second, _ = lines.text.getvalue().splitlines()
     assert first.startswith(" 1/10  λ=0         average accuracy 0.6000  forgetting 0.0000  0.0 s")
     assert second == " 2/10  λ=0.1       why  2.0 s  (0:00:16 left)"
 
