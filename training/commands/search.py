@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from keras_mas.errors import UsageError
 
 from ..options import add_options, file_or_folder, flag, given_options
-from ..search.dimensions import HELD, STRENGTH, values_of
+from ..search.dimensions import LARGEST_HELD, LEAST_HELD, STRENGTH, values_of
 from ..search.space import SearchSpace
 from ..search.workers import Workers
 from ..settings import Settings
@@ -293,9 +293,9 @@ def _why_chosen(recommendation):
 def _wider_command(args, edge):
     values = vars(args)
     if edge == "lower":
-        wider = {"strength_min": max(float(f"{args.strength_min / 100:g}"), HELD.at_least)}
+        wider = {"strength_min": max(float(f"{args.strength_min / 100:g}"), LEAST_HELD)}
     else:
-        wider = {"strength_max": min(float(f"{args.strength_max * 100:g}"), HELD.at_most)}
+        wider = {"strength_max": min(float(f"{args.strength_max * 100:g}"), LARGEST_HELD)}
     return shared.search_command(values | wider)
 
 

@@ -9,7 +9,8 @@ from ..options import Bounds
 STRENGTH = "strength"
 
 # Of a range: numbers that TensorFlow can hold in 32 bits, with all their digits.
-HELD = Bounds(at_least=1.2e-38, at_most=3.4e38)
+LEAST_HELD, LARGEST_HELD = 1.2e-38, 3.4e38
+HELD = Bounds(at_least=LEAST_HELD, at_most=LARGEST_HELD)
 
 # Numbers of a range are tried to so many digits, so that a command can name them again.
 DIGITS = 4
