@@ -146,8 +146,8 @@ def check_there(directory: Path) -> None:
     if not (directory / ARGUMENTS).exists():
         raise VanishedError(
             f"Expected '{directory}', the folder of what is under way. Received: none with its "
-            f"{ARGUMENTS}; it was removed or moved meanwhile. Run the same command again, with "
-            "`--output` if the folder was moved: it goes on from what is there."
+            f"{ARGUMENTS}; it was removed or moved meanwhile. Move it back if it was moved, and "
+            "run the same command again: it goes on from what is there."
         )
 
 
@@ -178,7 +178,7 @@ def read_result(directory: Path) -> dict:
             "interrupted."
         )
     path = directory / RESULT
-    cure = "Remove it, and run the `keras-mas train` command of this run again."
+    cure = "Remove it, and run the command that wrote it again."
     result = read_json(path, _RESULT, cure=cure, later=_LATER_IN_RESULT)
     if not _is_square(result["accuracy_matrix"], len(result["tasks"])):
         raise _damaged(path, "its accuracy matrix has not a row and a column for each task", cure)
@@ -500,7 +500,9 @@ _UNFINISHED = re.compile(re.escape(UNFINISHED) + "(.+)-[0-9a-f]{8}")
 
 
 def _check_same(directory, description):
-    found = read_json(directory / ARGUMENTS, cure=f"{_REPLACE}.")
+    # Of a trial it is the trial's folder, which a search makes anew.
+    cure = f"Remove '{directory}', or choose another folder, and run the same command again."
+    found = read_json(directory / ARGUMENTS, cure=cure)
     differences = _differences(found, description)
     if differences:
         raise UsageError(

@@ -273,7 +273,7 @@ def test_a_folder_that_vanishes_is_not_made_again(
     monkeypatch.setattr(under_way, "EVERY", every)
     folder = tmp_path / "run"
     remove = AtEpoch(2, lambda: shutil.rmtree(folder))
-    with pytest.raises(VanishedError, match=r"'.*run', .* removed or moved meanwhile. Run"):
+    with pytest.raises(VanishedError, match=r"'.*run', .* removed or moved meanwhile. Move"):
         train(two_tasks, settings, folder, listeners=[remove])
     assert not folder.exists()
 

@@ -72,7 +72,7 @@ def check_weights(backbone: Backbone, weights: str) -> None:
     except OSError as error:
         raise UsageError(
             f"Expected a file of weights. Received: '{weights}', which cannot be read "
-            f"({(error.strerror or str(error)).lower()}). Correct `--weights`."
+            f"({(error.strerror or str(error)).lower()}). Correct its path."
         ) from error
 
 

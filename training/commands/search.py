@@ -1,6 +1,7 @@
 """`keras-mas search`: try settings and print the one to take as a command to run."""
 
 import argparse
+import itertools
 import os
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from keras_mas.errors import UsageError
 
 from ..options import add_options, file_or_folder, flag, given_options
-from ..search.dimensions import STRENGTH, values_of
+from ..search.dimensions import LARGEST_HELD, LEAST_HELD, STRENGTH, values_of
 from ..search.space import SearchSpace
 from ..search.workers import Workers
 from ..settings import Settings
@@ -64,9 +65,11 @@ def run(args: argparse.Namespace) -> None:
     space = SearchSpace(**given_options(SearchSpace, args))
     workers = _workers(args)
     # What is wrong is refused before data is loaded.
-    _check_networks(args, space.dimensions(Settings(**given_options(Settings, args))))
+    dimensions = space.dimensions(Settings(**given_options(Settings, args)))
+    _check_networks(args, dimensions)
     stream = shared.load_stream(args, args.seed)
     settings = shared.settings_of(args, stream)
+    _check_networks(settings.recipe, dimensions)  # the stream may decide on the backbone
     if workers.join is not None:
         _join(args, stream, settings, space)
         return
@@ -91,20 +94,21 @@ def run(args: argparse.Namespace) -> None:
         raise
     content = _content(args, found, recommendation)
     write_json(found.folder / SUMMARY, content)
-    draw(found, recommendation, found.folder / PICTURE)
-    if args.tensorboard:
-        write_hparams(found, found.folder / TENSORBOARD)
     if args.json:
         learned = sum(trial.learned for trial in found.trials)
         now = {"trained_now": _trained_now(found), "tasks_learned_now": learned}
         shared.print_json(content | now)
     else:
         console = result_console()
-        _print_trials(found, console)
+        _print_trials(found, console, recommendation.trial)
         for sentence in content["advice"]:
             console.print(sentence, soft_wrap=True)
         console.print("recommended (the first command to read the test data):")
         console.print(content["command"], soft_wrap=True)
+    # What fails from here on takes nothing with it.
+    draw(found, recommendation, found.folder / PICTURE)
+    if args.tensorboard:
+        write_hparams(found, found.folder / TENSORBOARD)
 
 
 def _no_single_strength(text):
@@ -193,14 +197,17 @@ def _row(trial):
     return row | {"reason": trial.reason}
 
 
-def _check_networks(args, dimensions):
-    """Refuse a backbone that does not exist, be it the only one or one of several to try."""
-    shared.check_network(args)
-    if "backbone" not in dimensions:
+def _check_networks(network, dimensions):
+    """Refuse a backbone or weights that do not exist, given or one of several to try."""
+    given = {"backbone": network.backbone, "weights": network.weights}
+    varied = [name for name in given if name in dimensions]
+    if not varied:
+        shared.check_network(network)
         return
-    for name in values_of(dimensions["backbone"]):
+    for values in itertools.product(*(values_of(dimensions[name]) for name in varied)):
+        tried = given | dict(zip(varied, values, strict=True))
         try:
-            shared.check_network(argparse.Namespace(backbone=name, weights=args.weights))
+            shared.check_network(argparse.Namespace(**tried))
         except UsageError as error:
             raise UsageError(f"In --vary: {error}") from error
 
@@ -218,7 +225,7 @@ def _advice(args, found, recommendation):
         yield f"Any λ from {least:.4g} to {largest:.4g} will do."
     for name, edge in recommendation.edges.items():
         if name == STRENGTH and not trial.strength:
-            yield _of_no_strength(found)
+            yield _of_no_strength(found, recommendation)
         elif name == STRENGTH:
             yield (
                 f"{trial.name} lies at the {edge} edge of the range. To look further: "
@@ -227,11 +234,25 @@ def _advice(args, found, recommendation):
         else:
             option = name.replace("_", "-")
             yield f"{option} lies at the {edge} edge of its range: widen it in --vary."
+    if recommendation.outermost is not None:
+        beyond = {"smallest": "smaller", "largest": "larger", "only": "other"}
+        more = shared.search_command(vars(args) | {"trials": 2 * args.trials})
+        yield (
+            f"λ={trial.strength:.4g} is the {recommendation.outermost} λ above 0 that was tried, "
+            f"and {beyond[recommendation.outermost]} ones of the range may do as well. To try "
+            f"more: {more}"
+        )
 
 
-def _of_no_strength(found):
+def _of_no_strength(found, recommendation):
+    forgetting = recommendation.trial.forgetting
     if any(trial.is_completed and trial.strength for trial in found.trials):
-        return "λ = 0 will do: nothing needs protection here."
+        if forgetting <= recommendation.standard_error:
+            return "λ = 0 will do: nothing needs protection here."
+        return (
+            f"λ = 0 forgets {forgetting:.4f}, so that there is something to protect, and no λ that "
+            "was tried is better. Give more --trials, or another range of λ."
+        )
     return (
         "No trial with another λ was completed, so that it is not known whether a larger one would "
         "do better. `--complete-trials` shows what they end with."
@@ -272,9 +293,9 @@ def _why_chosen(recommendation):
 def _wider_command(args, edge):
     values = vars(args)
     if edge == "lower":
-        wider = {"strength_min": float(f"{args.strength_min / 100:g}")}
+        wider = {"strength_min": max(float(f"{args.strength_min / 100:g}"), LEAST_HELD)}
     else:
-        wider = {"strength_max": float(f"{args.strength_max * 100:g}")}
+        wider = {"strength_max": min(float(f"{args.strength_max * 100:g}"), LARGEST_HELD)}
     return shared.search_command(values | wider)
 
 
@@ -282,7 +303,7 @@ def _trained_now(found):
     return sum(trial.is_new for trial in found.trials)
 
 
-def _print_trials(found, console):
+def _print_trials(found, console, recommended=None):
     from rich.table import Table
 
     from ..console import print_table
@@ -296,7 +317,8 @@ def _print_trials(found, console):
     for trial in found.trials:
         if trial.is_completed:
             measures = (trial.accuracy, trial.forgetting, trial.cross_entropy)
-            table.add_row(trial.name, *(measure_text(each) for each in measures))
+            name = f"{trial.name} (recommended)" if trial is recommended else trial.name
+            table.add_row(name, *(measure_text(each) for each in measures))
         else:
             table.add_row(trial.name, trial.state)
     print_table(console, table)

@@ -4,7 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
+from ..options import Bounds
+
 STRENGTH = "strength"
+
+# Of a range: numbers that TensorFlow can hold in 32 bits, with all their digits.
+LEAST_HELD, LARGEST_HELD = 1.2e-38, 3.4e38
+HELD = Bounds(at_least=LEAST_HELD, at_most=LARGEST_HELD)
 
 # Numbers of a range are tried to so many digits, so that a command can name them again.
 DIGITS = 4
@@ -38,6 +44,15 @@ class Range:
     is_log: bool = True
     is_whole: bool = False
 
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and self.least <= value <= self.largest
+
+    def nearest(self, value: Any) -> float:
+        """Return the number within the range nearest to a value; the least to what is none."""
+        if not isinstance(value, int | float):
+            return self.least
+        return min(max(value, self.least), self.largest)
+
     def value(self, number: float) -> float:
         """Return a number within the range in the digits that are tried."""
         return int(number) if self.is_whole else min(max(rounded(number), self.least), self.largest)
@@ -70,6 +85,13 @@ class Choices:
     """Values of which one is taken."""
 
     values: tuple[Any, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.values
+
+    def nearest(self, value: Any) -> Any:
+        """Return a value if it is one of them, else the first of them."""
+        return value if value in self else self.values[0]
 
 
 def values_of(dimension: Range | Choices) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """The picture of a search: accuracy and forgetting against λ, every trial a point."""
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +12,17 @@ from .search import Found
 from .trial import FAILED, STOPPED, Trial
 
 _BAND, _CHOSEN = "tab:green", "tab:red"
+# Characters of a line of the title, and the share of the width beside each end of the range.
+_WIDTH, _MARGIN = 72, 0.04
 
 
 def draw(found: Found, recommendation: Recommendation, path: Path) -> None:
     """Draw accuracy and forgetting of every trial against λ, or the first number varied.
 
-    The plateau is a green band, and what is within one standard error of the best is above the
-    dotted line. A stopped trial is a hollow triangle at the most that was expected of it, a failed
-    one a cross at the lower end. λ = 0 is a dashed line. Nothing is drawn if no number is varied.
+    Trials that differ in nothing else are joined. The plateau is a green band, and what is within
+    one standard error of the best is above the dotted line. A stopped trial is a hollow triangle at
+    the most that was expected of it, a failed one a cross at the lower end. λ = 0, and a method
+    without λ, is a dashed line. Nothing is drawn if no number is varied.
 
     Args:
         found: What the search found.
@@ -33,6 +37,7 @@ def draw(found: Found, recommendation: Recommendation, path: Path) -> None:
         return
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
+    _show_range(lower, ranges[name])
     kinds = list(dict.fromkeys(_kind(trial, name) for trial in found.trials))
     for number, kind in enumerate(kinds):
         trials = [trial for trial in found.trials if _kind(trial, name) == kind]
@@ -51,30 +56,44 @@ def draw(found: Found, recommendation: Recommendation, path: Path) -> None:
             panel.plot(chosen.values[name], value, "o", ms=11, mfc="none", mec=_CHOSEN, mew=1.5)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    if ranges[name].is_log:
-        lower.set_xscale("log")
     upper.set(ylabel="average accuracy")
     lower.set(ylabel="forgetting", xlabel="λ" if name == STRENGTH else name.replace("_", " "))
-    upper.set_title(_title(found, recommendation), fontsize=10, loc="left")
+    title = textwrap.fill(_title(found, recommendation), _WIDTH, break_on_hyphens=False)
+    upper.set_title(title, fontsize=10, loc="left", parse_math=False)
     if len(kinds) > 1 and upper.get_legend_handles_labels()[0]:  # none if all were stopped
         upper.legend(frameon=False, fontsize=8)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=150)
 
 
+def _show_range(panel, shown):
+    """Have the axis of a panel show the whole range, whatever of it was tried."""
+    if shown.is_log:
+        panel.set_xscale("log")
+        margin = (shown.largest / shown.least) ** _MARGIN
+        panel.set_xlim(shown.least / margin, shown.largest * margin)
+    else:
+        margin = (shown.largest - shown.least) * _MARGIN
+        panel.set_xlim(shown.least - margin, shown.largest + margin)
+
+
 def _points(
     panel, trials: list[Trial], name: str, of_completed: Callable, of_stopped, look
 ) -> None:
     """Draw the trials of one kind, and those that are not completed beneath them."""
-    done = sorted((t for t in trials if t.is_completed), key=lambda t: t.values.get(name, 0.0))
-    for trial in done:
-        if trial.values.get(name) == 0.0:
-            panel.axhline(of_completed(trial), ls="--", lw=1, color=look["color"], zorder=0)
-            where = {"xy": (1, of_completed(trial)), "xycoords": ("axes fraction", "data")}
-            panel.annotate("λ = 0", **where, ha="right", va="bottom", fontsize=8)
-    points = [(t.values[name], of_completed(t)) for t in done if t.values.get(name)]
-    if points:
-        panel.plot(*zip(*points, strict=True), "o-", ms=4.5, lw=0.8, alpha=0.9, **look)
+    curves: dict[tuple, list[tuple[float, float]]] = {}
+    for trial in (t for t in trials if t.is_completed):
+        if trial.values.get(name):
+            point = (trial.values[name], of_completed(trial))
+            curves.setdefault(_others(trial, name), []).append(point)
+            continue
+        panel.axhline(of_completed(trial), ls="--", lw=1, color=look["color"], zorder=0)
+        where = {"xy": (1, of_completed(trial)), "xycoords": ("axes fraction", "data")}
+        panel.annotate(trial.name, **where, ha="right", va="bottom", fontsize=8, parse_math=False)
+    for number, curve in enumerate(curves.values()):
+        label = look["label"] if number == 0 else None
+        style = {"ms": 4.5, "lw": 0.8, "alpha": 0.9, "color": look["color"], "label": label}
+        panel.plot(*zip(*sorted(curve), strict=True), "o-", **style)
     if of_stopped is not None:
         stopped = [t for t in trials if t.state == STOPPED and t.values.get(name)]
         x, y = [t.values[name] for t in stopped], [of_stopped(t) for t in stopped]
@@ -90,8 +109,13 @@ def _points(
     )
 
 
+def _others(trial, name):
+    """Return the values of a trial besides that of an option."""
+    return tuple((key, value) for key, value in trial.values.items() if key != name)
+
+
 def _kind(trial, name):
-    """Return what tells lines apart: names that are varied, such as methods."""
+    """Return what tells colours apart: names that are varied, such as methods."""
     return " ".join(
         str(value) for key, value in trial.values.items() if key != name and isinstance(value, str)
     )

@@ -25,7 +25,7 @@ class Observer:
         """So many trials of so many tasks each are to be made, or read."""
 
     def trial_started(self, name: str) -> Sequence[Listener]:
-        """A trial is about to be trained; return the listeners that its runs have.
+        """A trial of such a `name` is about to be trained; return the listeners of its runs.
 
         Of a trial in another process they are told when a task begins.
         """
@@ -217,7 +217,7 @@ class Plan:
 
     def _give(self, name, worker):
         ended = [values for other, values in self._values.items() if other in self._ended]
-        listeners = self.observer.trial_started(name)
+        listeners = self.observer.trial_started(self.trials.shown(self._values[name]))
         number = next(self._numbers)
         asked = Asked(number, name, self._values[name], ended, worker, listeners)
         self._under_way[number] = asked

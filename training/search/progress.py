@@ -10,7 +10,7 @@ from ..console import result_console
 from ..listening import Listener
 from ..progress import Bars, left
 from .plan import Observer
-from .trial import Trial, name_of_trial, trial_line
+from .trial import Trial, trial_line
 
 
 class TrialLines(Bars, Observer):
@@ -49,7 +49,7 @@ class TrialLines(Bars, Observer):
     def trial_ended(self, trial: Trial) -> None:
         """Print what a trial found, and the time left."""
         self.ended += 1
-        bar = self.under_way.pop(name_of_trial(trial), None)
+        bar = self.under_way.pop(trial.name, None)
         if bar is not None:
             self.bars.remove_task(bar.number)
         took = "as saved"

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..run_directory import are, read_json, write_json
 from ..settings import Settings
-from .dimensions import Choices, Range, values_of
-from .space import SearchSpace, relevant_values, value_in
+from .dimensions import STRENGTH, Choices, Range, values_of
+from .space import SearchSpace, nearest_values, relevant_values
 
 _OBJECTIVE = "score"
 _STOPPED = {"status": "STOPPED", "values": None}
@@ -33,8 +33,8 @@ class Proposals:
 
     Args:
         space: How they are chosen.
-        settings: What is varied; the first proposal is settings as they are, if they are in the
-            space, except in a grid.
+        settings: What is varied; the first proposal is settings as they are, or the nearest to
+            them in the space, except in a grid and if their λ is outside its range.
         path: File of the proposals so far, which need not exist.
 
     Raises:
@@ -54,7 +54,7 @@ class Proposals:
         )
         self._oracle.verbose = 0
         self._oracle.dimensions, self._oracle.settings = self.dimensions, settings
-        self._oracle.first = _in_space(settings, self.dimensions)
+        self._oracle.first = _first(settings, self.dimensions)
         self._oracle.noted = self._read()
 
     def next(self) -> tuple[str, dict[str, Any]] | None:
@@ -71,6 +71,11 @@ class Proposals:
             self._oracle.noted.append(values)
             write_json(self.path, {"proposals": self._oracle.noted})
         return trial.trial_id, values
+
+    @property
+    def left_out(self) -> int:
+        """How many proposals of an earlier search of more trials have not been made again."""
+        return len(self._oracle.noted) - min(len(self._oracle.noted), len(self._oracle.start_order))
 
     def tell(self, name: str, score: float) -> None:
         """Say how good a proposal was.
@@ -208,15 +213,8 @@ def _hyperparameters(dimensions):
     return space
 
 
-def _in_space(settings, dimensions):
-    """Return the settings' own values if all of them are in the space."""
-    values = {name: value_in(settings, name) for name in dimensions}
-    for name, each in dimensions.items():
-        value = values[name]
-        if isinstance(each, Choices):
-            inside = value in each.values
-        else:
-            inside = isinstance(value, int | float) and 0 <= each.position(value) <= 1
-        if not inside:
-            return None
-    return values
+def _first(settings, dimensions):
+    """Return the values nearest to the settings; None if λ is outside its range."""
+    if STRENGTH in dimensions and settings.strength not in dimensions[STRENGTH]:
+        return None  # at an end of its wide range training may fail
+    return nearest_values(settings, dimensions)

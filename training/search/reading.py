@@ -9,8 +9,8 @@ from keras_mas.errors import UsageError
 
 from ..options import flag, kind_of, option_fields, parser_of
 from ..settings import Recipe, Settings
-from ..wording import did_you_mean
-from .dimensions import STRENGTH, Choices, Range
+from ..wording import did_you_mean, sentence
+from .dimensions import HELD, STRENGTH, Choices, Range
 
 # Not varied: several seeds are a trial's executions, and measuring changes no result.
 _FIXED = ("seed", "evaluate_every", "deterministic")
@@ -26,43 +26,36 @@ def read_space(text: str) -> dict[str, Range | Choices]:
     """Read what is varied: `NAME=LEAST..LARGEST` or `NAME=A,B,C`, separated by spaces.
 
     Numbers are tried on a logarithmic scale, whole numbers on a linear one. In a TOML file, named
-    by `text`, a value is `["a", "b"]` or `{min = 0.1, max = 10, scale = "log"}`, with "linear" as
-    the other scale.
+    by `text`, a value is a text of the same form, `"0.1..10"` or `"a,b"`; or `["a", "b"]`, or
+    `{min = 0.1, max = 10, scale = "log"}`, with "linear" as the other scale.
 
     Args:
         text: As above.
 
     Raises:
-        UsageError: If no option is named, or one is unknown or does not take such values, if a
-            value occurs twice, if bounds are reversed, or if one of a logarithmic scale is not
-            above 0.
+        UsageError: If no option is named, or one is named twice, is unknown or does not take such
+            values, if a value occurs twice, if bounds are reversed, if one of a logarithmic scale
+            is not above 0, or if 32 bits do not hold one.
 
     Example:
         >>> read_space("penalty=in_loss,decoupled epochs=5..20")["epochs"]
         Range(least=5, largest=20, is_log=False, is_whole=True)
     """
-    given = _read_toml(Path(text)) if text.endswith(".toml") else _read_words(text.split())
+    is_file = text.endswith(".toml")
+    given = _read_toml(Path(text)) if is_file else [_parted(word) for word in text.split()]
     if not given:
         raise UsageError(
             f"Expected --vary to name an option or more. Received: none in {text!r}. Leave it out "
             "to vary λ alone."
         )
-    return {
-        name: _dimension(name, value)
-        for name, value in ((key.replace("-", "_"), value) for key, value in given.items())
-    }
-
-
-def _read_words(words):
-    pairs = list(map(_parted, words))
-    names = [name.replace("_", "-") for name, _ in pairs]
+    names = [_as_typed(name) for name, _ in given]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(
                 f"Expected each option once in --vary. Received: '{name}' more than once. Put all "
                 f"its values together, as in {name}=A,B,C."
             )
-    return dict(pairs)
+    return {name.replace("-", "_"): _dimension(name, value) for name, value in given}
 
 
 def _parted(part):
@@ -72,14 +65,14 @@ def _parted(part):
             "Expected --vary to be NAME=LEAST..LARGEST or NAME=A,B,C, or several of them separated "
             f"by spaces, or a TOML file. Received: {part!r}."
         )
-    least, dots, largest = values.partition("..")
-    return name, {"min": least, "max": largest} if dots else values.split(",")
+    return name, values
 
 
 def _read_toml(path):
+    """Return the names and values in a file, which may begin with a byte order mark."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return list(tomllib.loads(path.read_text(encoding="utf-8-sig")).items())
+    except (OSError, ValueError, RecursionError) as error:  # no TOML, a huge number, or very deep
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
             f"Expected --vary to name a TOML file of options. Received: '{path}', which cannot be "
@@ -88,10 +81,14 @@ def _read_toml(path):
 
 
 def _dimension(name, given):
-    field = fields().get(name)
-    if field is None:
-        raise UsageError(_unknown(name))
     typed = _as_typed(name)
+    field = fields().get(name.replace("-", "_"))
+    if field is None:
+        raise UsageError(_unknown(typed))
+    if isinstance(given, str):
+        least, dots, largest = given.partition("..")
+        is_range = dots and "," not in given  # a path may have two dots
+        given = {"min": least, "max": largest} if is_range else given.split(",")
     if isinstance(given, list) and given:
         return Choices(_different(typed, [_value(typed, field, each) for each in given]))
     if isinstance(given, dict) and {"min", "max"} <= set(given) <= {"min", "max", "scale"}:
@@ -114,12 +111,12 @@ def _different(name, values):
     return tuple(values)
 
 
-def _unknown(name):
-    if name == STRENGTH:
+def _unknown(given):
+    if given == STRENGTH:
         return "Expected λ to be varied by --strength-min and --strength-max, not in --vary."
-    if name == "seed":
+    if given == "seed":
         return "Expected seeds to be varied by --executions-per-trial, not in --vary."
-    known, given = [_as_typed(each) for each in fields()], _as_typed(name)
+    known = [_as_typed(each) for each in fields()]
     return (
         f"Expected an option of `keras-mas train` in --vary, out of {', '.join(known)}. "
         f"Received: {given!r}.{did_you_mean(given, known)}"
@@ -154,6 +151,12 @@ def _range(name, field, given):
             f"Expected a range of `{name}` in --vary above 0, since its scale is logarithmic. "
             f"Received: {least:g} to {largest:g}. Take a small number in the place of {least:g}."
         )
+    for end in (least, largest):
+        if end and end not in HELD:
+            raise UsageError(
+                f"Expected a range of `{name}` in --vary within {HELD.at_least} and "
+                f"{HELD.at_most}, as 32 bits hold. Received: {given['min']} to {given['max']}."
+            )
     return Range(least, largest, is_log=scale == "log", is_whole=kind is int)
 
 
@@ -162,5 +165,5 @@ def _value(name, field, given):
     try:
         return parser_of(field)(str(given))
     except argparse.ArgumentTypeError as error:
-        said = str(error).rstrip(".")
-        raise UsageError(f"In --vary, `{name}`: {said}. See {flag(name)} of `train`.") from None
+        said = sentence(str(error))
+        raise UsageError(f"In --vary, `{name}`: {said} See {flag(name)} of `train`.") from None

@@ -28,6 +28,8 @@ class Recommendation:
         standard_error: That of its accuracy.
         as_good: Those within one standard error of it, of which the recommended forgets least.
         edges: "lower" or "upper" by the name of an option at an edge of whose range it lies.
+        outermost: "smallest", "largest" or "only" if λ of no other trial lies beyond; None if some
+            do on both sides, if λ = 0 or at an edge of its range, or if λ is not varied.
         plateau: The least and the largest λ next to the recommended one, all trials between which
             are among `as_good`; None if λ is not varied.
     """
@@ -37,6 +39,7 @@ class Recommendation:
     standard_error: float
     as_good: Sequence[Trial]
     edges: Mapping[str, str]
+    outermost: str | None
     plateau: tuple[float, float] | None
 
     @property
@@ -80,7 +83,7 @@ def recommend(
     """
     highest = best_of(trials, max_forgetting)
     if highest is None:
-        raise NoTrialError(_why_none(trials, max_forgetting))
+        raise NoTrialError(_why_none(trials, dimensions, max_forgetting))
     error = highest.standard_error
     if highest.accuracy <= highest.untrained + error:
         raise NoTrialError(
@@ -94,12 +97,14 @@ def recommend(
         if meets(trial, max_forgetting) and trial.accuracy >= highest.accuracy - error
     ]
     chosen = _chosen(as_good)
+    edges = _edges(chosen, trials, dimensions)
     return Recommendation(
         chosen,
         highest,
         error,
         as_good,
-        _edges(chosen, trials, dimensions),
+        edges,
+        None if STRENGTH in edges else _outermost(chosen, trials),
         _plateau(chosen, trials, as_good),
     )
 
@@ -130,15 +135,15 @@ def order_of(trials: Sequence[Trial]) -> Callable[[Trial], tuple[float, float]]:
     return lambda trial: (trial.forgetting, trial.cross_entropy or 0.0)
 
 
-def _why_none(trials, max_forgetting):
+def _why_none(trials, dimensions, max_forgetting):
     completed = [trial for trial in trials if trial.is_completed]
     if not completed:
         failed = [trial for trial in trials if trial.state == FAILED]
         if not failed:
             return (
                 f"None of {len(trials)} trials forgets at most {max_forgetting:g}: all were "
-                "stopped. Raise --max-forgetting, or --strength-max, or give more --trials; "
-                "--complete-trials shows what they end with."
+                f"stopped. {_to_forget_less(trials, dimensions)} --complete-trials shows what they "
+                "end with."
             )
         return (
             f"No trial was completed: {len(failed)} of {len(trials)} failed. The last one: "
@@ -147,9 +152,35 @@ def _why_none(trials, max_forgetting):
     least = min(completed, key=lambda trial: trial.forgetting)
     return (
         f"None of {len(trials)} trials forgets at most {max_forgetting:g}. The least is "
-        f"{least.forgetting:.4f}, with {least.name}. Raise --max-forgetting, or --strength-max, or "
-        "give more --trials."
+        f"{least.forgetting:.4f}, with {least.name}. {_to_forget_less(trials, dimensions)}"
     )
+
+
+def _to_forget_less(trials, dimensions):
+    """Return the advice to a search whose trials all forget too much: a larger λ, if there is."""
+    tried = [trial for trial in trials if trial.strength]
+    if not tried:
+        return "Raise --max-forgetting, or give more --trials."
+    largest = max(tried, key=lambda trial: trial.strength)
+    if largest.state == FAILED:  # there is nothing to find where training fails
+        return "Raise --max-forgetting, or give more --trials."
+    if dimensions[STRENGTH].position(largest.strength) >= 1 - _EDGE:
+        return "Raise --strength-max, or --max-forgetting."
+    return (
+        f"The largest λ that was tried is {largest.strength:.4g}, and --strength-max is "
+        f"{dimensions[STRENGTH].largest:g}: give more --trials, or raise --max-forgetting."
+    )
+
+
+def _outermost(chosen, trials):
+    """Return which λ of all that were tried the chosen one is, if no other lies beyond it."""
+    if not chosen.strength:
+        return None
+    others = [trial.strength for trial in trials if trial.strength]
+    is_smallest, is_largest = min(others) == chosen.strength, max(others) == chosen.strength
+    if is_smallest and is_largest:
+        return "only"
+    return "smallest" if is_smallest else "largest" if is_largest else None
 
 
 def _edges(chosen, trials, dimensions):

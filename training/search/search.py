@@ -17,7 +17,7 @@ from .dimensions import STRENGTH, Choices, Range, values_of
 from .plan import Observer, Plan
 from .proposals import Proposals
 from .recommend import Recommendation, recommend
-from .space import SearchSpace
+from .space import SearchSpace, nearest_values, with_values
 from .trial import COMPLETED, FAILED, STOPPED, Trial
 from .trials import FIRST_TASKS, NOT_OF_THE_TRIAL, Trials
 
@@ -77,7 +77,8 @@ def search(
 
     Args:
         stream: The tasks.
-        settings: What is varied around; their λ is the first that is tried, if it is in the space.
+        settings: What is varied around: λ = 0, and then their own λ if it is in its range, are
+            tried with the values nearest to theirs that the space holds.
         space: What is varied, and how.
         directory: Folder of all searches.
         observer: Follows the progress.
@@ -100,7 +101,7 @@ def search(
         remove_unfinished(folder / FIRST_TASKS)
         observer = observer or Observer()
         trials = Trials(stream, settings, space, folder, learner)
-        has_baseline = STRENGTH in dimensions and settings.has_strength
+        has_baseline = STRENGTH in dimensions
         baseline = _without_strength(settings, dimensions) if has_baseline else None
         expected = space.count(dimensions) + has_baseline
         observer.search_started(expected, len(stream.tasks))
@@ -109,6 +110,11 @@ def search(
         (way or here)(plan, trials)
         if plan.is_finished and len(plan.ended) < expected:
             observer.said(f"{len(plan.ended)} trials are all: others would differ in nothing used")
+        if plan.is_finished and proposals.left_out:
+            observer.said(
+                f"{proposals.left_out} more were proposed by an earlier search of more --trials, "
+                "and are left out"
+            )
     return Found(sorted(plan.ended, key=_rank), dimensions, space.max_forgetting, folder)
 
 
@@ -137,15 +143,19 @@ def here(plan: Plan, trials: Trials) -> None:
 
 
 def _without_strength(settings, dimensions):
-    """Return the values of λ = 0, everything else as in the settings.
+    """Return the values of λ = 0, all others as near to the settings as the space allows.
 
-    Where fine-tuning is tried anyway, and is the same, it takes that place.
+    The method is one that has a λ; where fine-tuning is tried anyway, and is the same, it takes
+    that place.
     """
-    chosen = dataclasses.asdict(settings) | dataclasses.asdict(settings.recipe)
-    methods = values_of(dimensions["method"]) if "method" in dimensions else ()
-    if FINE_TUNING in methods and dataclasses.replace(settings, strength=0.0).holds_nothing:
-        chosen["method"] = FINE_TUNING
-    return {name: 0.0 if name == STRENGTH else chosen[name] for name in dimensions}
+    values = nearest_values(settings, dimensions) | {STRENGTH: 0.0}
+    if "method" not in dimensions:
+        return values
+    methods = (values["method"], *values_of(dimensions["method"]))
+    tried = (with_values(settings, values | {"method": method}) for method in methods)
+    without = next(each for each in tried if each.has_strength)
+    is_fine_tuning = FINE_TUNING in methods and without.holds_nothing
+    return values | {"method": FINE_TUNING if is_fine_tuning else without.method}
 
 
 def _rank(trial):

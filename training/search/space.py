@@ -10,18 +10,21 @@ from typing import Any
 
 from keras_mas.errors import UsageError
 
+from ..first_task import digest
 from ..options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
-    POSITIVE,
     check_options,
     option,
     option_fields,
 )
 from ..settings import Settings
 from ..wording import did_you_mean
-from .dimensions import DIGITS, STRENGTH, Choices, Range, values_of
+from .dimensions import DIGITS, HELD, STRENGTH, Choices, Range, values_of
 from .reading import read_space
+
+# File systems take names of 255 bytes, and a seed may be added. Longer ones are cut.
+_LONGEST, _CUT = 230, 200
 
 TUNERS = ("bayesian", "random", "grid")
 
@@ -49,8 +52,8 @@ class SearchSpace:
     Attributes:
         tuner: Name out of `TUNERS`.
         trials: How many settings are tried, λ = 0 not counted.
-        strength_min: Smallest λ, > 0, since the scale is logarithmic.
-        strength_max: Largest λ.
+        strength_min: Smallest λ, > 0, since the scale is logarithmic; 32 bits hold it.
+        strength_max: Largest λ; 32 bits hold it too.
         vary: What else is varied, as `read_space` reads it; None for nothing.
         executions_per_trial: How many seeds, from that of the settings on, each trial is run with.
         max_forgetting: If given, the highest accuracy is sought among settings that forget no more.
@@ -63,9 +66,9 @@ class SearchSpace:
     tuner: str = option("bayesian", "bayesian, random or grid", choices=TUNERS, parse=tuner_name)
     trials: int = option(20, "settings to try, λ = 0 not counted", bounds=AT_LEAST_ONE)
     strength_min: float = option(
-        1e-3, "smallest λ; the scale is logarithmic", bounds=POSITIVE, metavar="λ"
+        1e-3, "smallest λ; the scale is logarithmic", bounds=HELD, metavar="λ"
     )
-    strength_max: float = option(1e3, "largest λ", bounds=POSITIVE, metavar="λ")
+    strength_max: float = option(1e3, "largest λ", bounds=HELD, metavar="λ")
     vary: str | None = option(
         None,
         "other options to vary, as in 'learning-rate=1e-4..1e-2 penalty=in_loss,decoupled'; or a "
@@ -163,14 +166,29 @@ def relevant_values(settings: Settings, values: Mapping[str, Any]) -> dict[str, 
     return {name: value for name, value in values.items() if used.get(name, True)}
 
 
-def value_in(settings: Settings, name: str) -> Any:
-    """Return the value of an option in settings."""
-    return getattr(settings if name in option_fields(Settings) else settings.recipe, name)
+def nearest_values(settings: Settings, dimensions: Mapping[str, Range | Choices]) -> dict[str, Any]:
+    """Return the values of what is varied that settings have, or the nearest to them.
+
+    The nearest to a number outside a range is an end of it, and to one that is none of a list of
+    values the first of them.
+    """
+    own = option_fields(Settings)
+    return {
+        name: each.nearest(getattr(settings if name in own else settings.recipe, name))
+        for name, each in dimensions.items()
+    }
 
 
 def name_of_values(values: Mapping[str, Any]) -> str:
-    """Return values of options as the name of a folder."""
-    return re.sub(r"[^\w.+-]", "_", "-".join(f"{name}-{value}" for name, value in values.items()))
+    """Return values of options as the name of a folder, which no other values have.
+
+    A name that cannot tell them all, for a folder's has few characters, ends in a hash of them.
+    """
+    text = "-".join(f"{name}-{value}" for name, value in values.items())
+    name = re.sub(r"[^\w.+-]", "_", text)
+    if name == text and len(name.encode()) <= _LONGEST:
+        return name
+    return f"{name.encode()[:_CUT].decode(errors='ignore')}-{digest(dict(values))}"
 
 
 def shown_values(values: Mapping[str, Any]) -> str:

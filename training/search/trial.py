@@ -7,7 +7,7 @@ from typing import Any
 
 from ..settings import Settings
 from .dimensions import STRENGTH
-from .space import name_of_values, shown_values
+from .space import shown_values
 from .stopping import standard_error
 
 # Shares of a million examples, averaged over a hundred tasks, differ by more.
@@ -58,7 +58,7 @@ class Trial:
     @property
     def name(self) -> str:
         """What is varied, in a line."""
-        return shown_values(self.values)
+        return shown_values(self.values) or "the options as given"
 
     @property
     def accuracy(self) -> float:
@@ -115,11 +115,6 @@ def bounded_accuracy(accuracy: float, forgetting: float, max_forgetting: float |
     """
     excess = 0.0 if max_forgetting is None else max(0.0, forgetting - max_forgetting)
     return accuracy - 10 * excess
-
-
-def name_of_trial(trial: Trial) -> str:
-    """Return the name of a trial's folder."""
-    return name_of_values(trial.values) or "as-asked"
 
 
 def trial_line(trial: Trial) -> str:

@@ -69,6 +69,10 @@ class Trials:
         """Return the name of a trial, the same for values that differ in nothing that matters."""
         return name_of_values(relevant_values(self.settings, values)) or "as-asked"
 
+    def shown(self, values: dict[str, Any]) -> str:
+        """Return what is varied in a trial in a line, as `Trial.name` of it."""
+        return self.failed(values, "").name
+
     def failed(self, values: dict[str, Any], reason: str) -> Trial:
         """Return a trial that failed, of which nothing is kept."""
         settings = with_values(self.settings, values)

@@ -36,6 +36,8 @@ _AWAY = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
 )
+# In what gRPC says of a server that answers in another protocol.
+_NO_CHIEF = ("Failed parsing HTTP/2", "http1.x server")
 _OPTIONS = [("grpc.max_reconnect_backoff_ms", 1000), ("grpc.enable_http_proxy", 0)]
 
 
@@ -80,7 +82,7 @@ def join(
         count = 0
         while (given := chief.next()) is not None:
             # Of a chief that was started again in the meantime, for another search perhaps.
-            _check_same(chief, channel.content_of(given)["search"], folder)
+            _check_same(chief, chief.content_of(given)["search"], folder)
             count += 1
             _run(chief, trials, given, observer)
         return count
@@ -108,7 +110,7 @@ def _check_folder(folder, description):
 def _run(chief, trials, given, observer):
     """Run a trial, and say what became of it."""
     said = channel.content_of(given)
-    name = trials.name(said["values"])
+    name = trials.shown(said["values"])
     listeners = observer.trial_started(name)
     try:
         with _Contact(chief, given.trial_id) as contact:
@@ -167,6 +169,13 @@ class _Chief:
                 return given
             time.sleep(_PAUSE)
 
+    def content_of(self, given):
+        """Return what a trial says; one of keras-tuner's own chief says nothing of ours."""
+        try:
+            return channel.content_of(given)
+        except (LookupError, ValueError):
+            raise ChiefError(self._other_program()) from None
+
     def is_ours(self, name, task):
         """Say that a trial is under way, and at which task; return whether it is still ours."""
         about = channel.request.UpdateTrialRequest(trial_id=name, step=task)
@@ -195,11 +204,19 @@ class _Chief:
         try:
             return method(asked, timeout=_TIMEOUT)
         except grpc.RpcError as error:
+            if any(sign in (error.details() or "") for sign in _NO_CHIEF):
+                raise ChiefError(self._other_program()) from error
             if error.code() in _AWAY:
                 return None
             raise ChiefError(
                 sentence(f"The search at {self.address} ended by an error: {error.details()}")
             ) from error
+
+    def _other_program(self):
+        return (
+            f"What answers at {self.address} is no search of keras_mas. Correct the address of "
+            "--join: the search says it when it starts."
+        )
 
     def _gone(self):
         if not self._was_reached:

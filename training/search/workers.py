@@ -42,8 +42,9 @@ def reached_at(text: str, host_name: str) -> str:
     return f"{host_name}:{port}" if host in ("0.0.0.0", "[::]") else text
 
 
-# Where keras-tuner has the name of a worker; a chief sets it for those that it starts.
-NAME = "KERASTUNER_TUNER_ID"
+# Where a chief has the name of a worker that it starts. Keras-tuner's own variable, which is the
+# user's to set, may be the same for several.
+NAME = "KERAS_MAS_WORKER"
 
 
 def worker_name() -> str:

@@ -129,6 +129,36 @@ def test_an_edge_of_the_range(strength, edges):
     assert recommend([trial(strength, 0.9), trial(20.0, 0.5)], RANGE).edges == edges
 
 
+@pytest.mark.parametrize(
+    ("strengths", "outermost"),
+    [
+        ((0.1, 0.02, 0.0), "largest"),
+        ((0.1, 2.0, 0.0), "smallest"),
+        ((0.1, 0.0), "only"),
+        ((0.1, 0.02, 2.0), None),
+        ((0.0, 0.1), None),
+        ((900.0, 1.0), None),  # at an edge of the range, which is said
+    ],
+)
+def test_the_outermost_of_what_was_tried(strengths, outermost):
+    first, *others = strengths
+    trials = [trial(first, 0.9)] + [trial(other, 0.5) for other in others]
+    assert recommend(trials, RANGE).outermost == outermost
+
+
+def test_what_forgets_too_much_is_to_have_a_strength_that_was_not_tried():
+    def advice(*trials):
+        with pytest.raises(NoTrialError) as raised:
+            recommend(trials, RANGE, max_forgetting=0.01)
+        return str(raised.value)
+
+    few = advice(trial(0.01, state=STOPPED), trial(0.1, state=STOPPED))
+    assert "is 0.1, and --strength-max is 1000: give more --trials, or raise --max-forg" in few
+    assert "Raise --strength-max, or --max-forgetting." in advice(trial(900.0, state=STOPPED))
+    beyond = advice(trial(0.1, 0.9, 0.1), trial(900.0, state=FAILED))
+    assert beyond.endswith("with λ=0.1. Raise --max-forgetting, or give more --trials.")
+
+
 def test_beyond_the_edge_training_fails():
     trials = [trial(500.0, 0.9), trial(900.0, state=FAILED)]
     assert recommend(trials, RANGE).edges == {}
@@ -148,7 +178,7 @@ def test_forgetting_under_a_bound():
     trials = [trial(0.1, 0.95, 0.05), trial(1.0, 0.85, 0.009), trial(10.0, 0.70, 0.0)]
     found = recommend(trials, RANGE, max_forgetting=0.01)
     assert found.highest.strength == found.trial.strength == 1.0
-    with pytest.raises(NoTrialError, match=r"at most -1. The least is 0.0000, with λ=10. Raise"):
+    with pytest.raises(NoTrialError, match=r"at most -1. The least is 0.0000, with λ=10. The l"):
         recommend(trials, RANGE, max_forgetting=-1)
 
 

@@ -21,7 +21,7 @@ from keras_mas.training.search.recommend import NoTrialError
 from keras_mas.training.search.search import search
 from keras_mas.training.search.space import SearchSpace
 from keras_mas.training.search.trial import COMPLETED, FAILED, STOPPED
-from keras_mas.training.settings import Settings
+from keras_mas.training.settings import Recipe, Settings
 
 
 class Heard(Observer):
@@ -64,6 +64,30 @@ def test_the_best_is_first_and_failures_are_last(trained, stream, settings, tmp_
 def test_no_protection_and_the_settings_as_they_are_come_first(trained, stream, settings, tmp_path):
     search(stream, dataclasses.replace(settings, strength=3.0), space(1), tmp_path)
     assert [strength for strength, _ in trained] == [0.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("vary", "values"),
+    [
+        ("epochs=1,2,4", {"epochs": 2}),  # as given
+        ("epochs=3,1", {"epochs": 3}),
+        ("epochs=5..9", {"epochs": 5}),
+        ("learning-rate=1e-5..1e-4", {"learning_rate": 1e-4}),  # the end next to 0.5
+        ("first-epochs=3..9", {"first_epochs": 3}),  # not given
+        ("weights=a.npz,b.npz", {"weights": "a.npz"}),
+        ("method=finetune,mas,ewc", {"method": "finetune"}),  # which mas with λ = 0 is
+        ("method=joint,mas", {"method": "mas"}),  # joint has no λ
+    ],
+)
+def test_no_protection_is_compared_within_the_space(trained, stream, tmp_path, vary, values):
+    given = Settings("si", recipe=Recipe(epochs=2, learning_rate=0.5))
+    heard = Heard()
+    search(stream, given, space(1, vary=vary), tmp_path, observer=heard)
+    first, *others = heard.trials
+    without = {} if values.get("method") == "finetune" else {"strength": 0.0}
+    assert first.values == without | values
+    if "method" not in values:
+        assert others[0].others() == values  # the two differ in λ alone
 
 
 def test_when_all_that_differ_have_been_tried_that_is_said(trained, stream, settings, tmp_path):
@@ -143,6 +167,15 @@ def test_a_longer_search_goes_on_from_a_shorter_one(trained, stream, settings, t
     assert told(longer) == told(at_once)
 
 
+def test_a_shorter_search_says_what_it_leaves_out(trained, stream, settings, tmp_path):
+    heard = Heard()
+    search(stream, settings, space(4), tmp_path, observer=heard)
+    assert heard.lines == []
+    search(stream, settings, space(1), tmp_path, observer=heard)
+    [line] = heard.lines
+    assert line.startswith("3 more were proposed by an earlier search of more --trials")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -190,6 +223,20 @@ def test_the_files_of_one_trial_can_be_removed(trained, stream, settings, tmp_pa
     after = search(stream, settings, asked, tmp_path)
     assert sorted(s for s, _ in trained) == sorted([failed.strength, best.strength])
     assert told(after) == told(before)
+
+
+def test_a_damaged_description_of_a_trial_costs_that_trial_alone(stream, settings, tmp_path):
+    quick = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=1))
+    found = search(stream, quick, space(1), tmp_path)
+    run = found.folder / "trials" / "strength-0.0"
+    for file in ("arguments.json", "result.json"):
+        whole = (run / file).read_bytes()
+        (run / file).write_text("{")
+        with pytest.raises(DamagedError, match=f"{file}' is damaged") as raised:
+            search(stream, quick, space(1), tmp_path)
+        assert "overwrite" not in str(raised.value) and "train" not in str(raised.value)
+        (run / file).write_bytes(whole)
+    assert "Remove it, and run the command that wrote it again." in str(raised.value)
 
 
 def failing(monkeypatch, error, at):

@@ -1,10 +1,12 @@
 """What a search shows: lines, a picture, advice, TensorBoard's HParams."""
 
 import argparse
+import dataclasses
 import io
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -51,6 +53,47 @@ def test_a_picture(found, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_a_picture_of_a_single_trial_shows_the_whole_range(tmp_path, monkeypatch):
+    figures, savefig = [], Figure.savefig
+
+    def noted(figure, *args, **options):
+        figures.append(figure)
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    dimensions = {"strength": Range(1e37, 3e38)}
+    for trials in (
+        [trial(0.0, 0.9), trial(2e37, state=FAILED), trial(2e38, state=FAILED)],
+        [trial(0.0, 0.9)],
+        [trial(2e37, 0.9)],
+    ):
+        found = Found(trials, dimensions, None, tmp_path)
+        draw(found, found.recommendation(), tmp_path / "search.png")
+        least, largest = figures[-1].axes[0].get_xlim()
+        assert 0.5e37 < least < 1e37 and 3e38 < largest < 4e38
+
+
+def test_a_picture_joins_what_differs_in_the_strength_alone(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    with_rate = [(1.0, 0.1), (3.0, 0.1), (2.0, 0.5), (0.0, 0.1)]
+    others = {"optimizer_state": "kept", "batch_norm": "per-task"}
+    trials = [
+        dataclasses.replace(trial(s, 0.9), values={"strength": s, "learning_rate": rate, **others})
+        for s, rate in with_rate
+    ]
+    dimensions = {"strength": Range(0.001, 1000.0), "learning_rate": Range(0.1, 0.5)}
+    found = Found(trials, dimensions, None, tmp_path)
+    draw(found, found.recommendation(), tmp_path / "search.png")
+    upper = drawn[0].axes[0]
+    curves = [list(line.get_xdata()) for line in upper.lines if line.get_linestyle() == "-"]
+    assert curves == [[1.0, 3.0], [2.0]]
+    [text] = upper.texts
+    assert text.get_text().startswith("λ=0 learning-rate=0.1 ")
+    first, second = upper.get_title(loc="left").splitlines()  # it would be cut off at the right
+    assert first.startswith("4 trials, recommended λ=1 ")
+
+
 def arguments(*words) -> argparse.Namespace:
     return build_parser().parse_args(["search", "split-digits", *words])
 
@@ -67,6 +110,14 @@ def test_advice_names_the_next_command(found):
     )
     again = build_parser().parse_args(advice[2].split("keras-mas ")[1].split())
     assert (again.strength_max, again.epochs, again.directory) == (1e5, 3, Path("here"))
+
+
+def test_a_strength_beyond_which_none_was_tried_asks_for_more_trials(tmp_path):
+    trials = [trial(0.1, 0.9), trial(0.01, 0.5)]
+    found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
+    *_, last = command._advice(arguments(), found, found.recommendation())
+    assert last.startswith("λ=0.1 is the largest λ above 0 that was tried, and larger ones of the")
+    assert last.endswith("keras-mas search split-digits --trials 40 --method mas")
 
 
 def test_what_is_deterministic_stays_so(found):
@@ -111,11 +162,12 @@ def test_the_lowest_cross_entropy_is_the_reason_where_it_is_known(tmp_path):
 @pytest.mark.parametrize("losses", [None, [0.5, 0.25]])
 def test_a_table_whose_lines_end_in_no_blanks(found, capsys, losses):
     found.trials[0].results[0] |= {} if losses is None else {"cross_entropy": losses}
-    command._print_trials(found, result_console())
+    command._print_trials(found, result_console(), found.trials[1])
     lines = capsys.readouterr().out.splitlines()
     assert all(line == line.rstrip() for line in lines)
     assert lines[1].split() == ["average", "accuracy", "forgetting", "cross-entropy"]
     assert lines[2].split() == ["λ=1", "0.9000", "0.1000", "–" if losses is None else "0.3750"]
+    assert lines[3].split()[:2] == ["λ=10", "(recommended)"]
     assert lines[6].split() == ["λ=0.1", "stopped"]
 
 
@@ -125,6 +177,9 @@ def test_what_is_best_without_protection_is_said(tmp_path):
     advice = list(command._advice(arguments(), found, found.recommendation()))
     assert advice[0].endswith("No other trial is within it.")
     assert advice[-1] == "λ = 0 will do: nothing needs protection here."
+    forgets = Found([trial(0.0, 0.9, 0.2), trials[1]], found.dimensions, None, tmp_path)
+    *_, last = command._advice(arguments(), forgets, forgets.recommendation())
+    assert last.startswith("λ = 0 forgets 0.2000, so that there is something to protect")
     alone = Found([trials[0], trial(1.0, state=STOPPED)], found.dimensions, None, tmp_path)
     *_, last = command._advice(arguments(), alone, alone.recommendation())
     assert last.startswith("No trial with another λ was completed")
@@ -158,9 +213,11 @@ def test_a_line_for_every_trial_with_the_time_left(lines, found, monkeypatch):
         assert lines.time_left().endswith("left")  # a trial that took no time takes none
         lines.trained.clear()
         lines.trial_ended(stopped)
-        lines.trial_started("strength-1.0")
+        lines.trial_started("λ=1")
         assert lines.time_left() == "0:00:16 left"  # eight of two seconds
-    first, second = lines.text.getvalue().splitlines()
+        lines.trial_ended(trial(1.0, 0.9))
+        assert not lines.under_way
+    first, second, _ = lines.text.getvalue().splitlines()
     assert first.startswith(" 1/10  λ=0         average accuracy 0.6000  forgetting 0.0000  0.0 s")
     assert second == " 2/10  λ=0.1       why  2.0 s  (0:00:16 left)"
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from keras_mas.errors import UsageError
@@ -35,6 +36,15 @@ def test_a_file(tmp_path):
     }
 
 
+def test_a_file_reads_texts_as_the_command_line_does(tmp_path):
+    path = tmp_path / "space.toml"
+    text = 'learning-rate = "1e-4..0.1"\nepochs = "5..20"\nweights = "../a.npz,../b.npz"\n'
+    path.write_text(text, encoding="utf-8-sig")  # as some editors begin a file
+    words = text.replace(" = ", "=").replace('"', "")
+    assert read_space(str(path)) == read_space(words)
+    assert read_space(words)["weights"] == Choices(("../a.npz", "../b.npz"))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -45,7 +55,7 @@ def test_a_file(tmp_path):
         ),
         ("learning-rate=0..0.1", "`learning-rate`: expected a number > 0, received '0'"),
         ("epochs=0..3", "`epochs`: expected a whole number ≥ 1, received '0'"),
-        ("penalty=in_loss,decopled", "received 'decopled'. Did you mean 'decoupled'?"),
+        ("penalty=in_loss,decopled", "received 'decopled'. Did you mean 'decoupled'? See --pen"),
         ("penalty=in_loss..decoupled", "several values of `penalty`"),
         ("strength=1..3", "--strength-min and --strength-max"),
         ("seed=1,2", "--executions-per-trial"),
@@ -54,6 +64,9 @@ def test_a_file(tmp_path):
         ("", "to name an option or more. Received: none in ''"),
         (" ", "to name an option or more. Received: none in ' '"),
         ("penalty=in_loss,decoupled,in_loss", "Received: 'in_loss' more than once"),
+        ("epochs=1 epochs=2", "Received: 'epochs' more than once"),
+        ("learning-rate=1e-60..1", "within 1.2e-38 and 3.4e+38, as 32 bits hold. Received: 1e-60"),
+        ("learning-rate=1e-300..1e300", "as 32 bits hold. Received: 1e-300 to 1e300"),
         ("learning-rate=0.001,1e-3", "`learning-rate` once in --vary. Received: '0.001' more"),
     ],
 )
@@ -72,6 +85,9 @@ def test_what_is_no_space_is_refused(text, sentence):
         ("epochs = [", "cannot be read"),
         ("", "to name an option or more. Received: none"),
         ("epochs = [1, 2, 1]", "Received: '1' more than once"),
+        ("learning-rate = [1]\nlearning_rate = [2]", "'learning-rate' more than once"),
+        ("epochs = " + "9" * 5000, "space.toml', which cannot be read"),
+        ("epochs = " + "[" * 2000, "space.toml', which cannot be read"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path, toml, sentence):
@@ -82,8 +98,16 @@ def test_a_file_that_is_no_space_is_refused(tmp_path, toml, sentence):
 
 
 def test_a_logarithmic_scale_does_not_begin_at_0():
-    with pytest.raises(UsageError, match="`strength_min` to be a number > 0"):
+    with pytest.raises(UsageError, match="`strength_min` to be a number from 1.2e-38"):
         SearchSpace(strength_min=0.0)
+
+
+@pytest.mark.parametrize("ends", [(1e-300, 1e300), (1e-320, 1.0), (1e-60, 1e-50), (1.0, 1e45)])
+def test_a_strength_that_32_bits_do_not_hold_is_refused(ends):
+    with pytest.raises(UsageError, match=r"to be a number from 1.2e-38 to 3.4e\+38. Received"):
+        SearchSpace("random", 2, *ends)
+    widest = SearchSpace("random", 2, 1.2e-38, 3.4e38)
+    assert all(np.isfinite(np.float32(widest.dimensions(Settings())["strength"].grid())))
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (9.0, 2.0)])
@@ -129,5 +153,19 @@ def test_values_become_settings():
 
 def test_names():
     values = {"strength": 0.5, "method": "own/file:Mine", "learning_rate": 0.01}
-    assert name_of_values(values) == "strength-0.5-method-own_file_Mine-learning_rate-0.01"
+    assert (
+        name_of_values(values | {"method": "ewc"}) == "strength-0.5-method-ewc-learning_rate-0.01"
+    )
+    assert name_of_values(values).startswith(
+        "strength-0.5-method-own_file_Mine-learning_rate-0.01-"
+    )
     assert shown_values(values) == "λ=0.5 method=own/file:Mine learning-rate=0.01"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("w/a.keras", "w_a.keras"), ("w/a b", "w/a_b"), ("é" * 300 + "1", "é" * 301)]
+)
+def test_other_values_have_another_name(one, other):
+    names = {name_of_values({"weights": each}) for each in (one, other)}
+    assert len(names) == 2
+    assert all(len(name.encode()) < 240 for name in names)  # 255 with a seed

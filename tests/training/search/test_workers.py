@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import http.server
 import os
 import queue
 import shutil
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 
+import keras_tuner as kt
 import pytest
+from keras_tuner.engine.trial import Trial as Message
 
 from keras_mas.errors import UsageError
 from keras_mas.training.search import channel, chief, worker
@@ -326,6 +329,29 @@ def test_a_chief_that_cannot_be_reached(stream, settings, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_another_program_at_the_address_is_named_at_once(stream, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_FIRST", 20.0)
+    monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "log_message", lambda *args: None)
+    page = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=page.serve_forever, daemon=True).start()
+    try:
+        where = f"127.0.0.1:{page.server_port}"
+        with pytest.raises(ChiefError, match=f"What answers at {where} is no search of keras_mas"):
+            join(stream, settings, space(), tmp_path, where, Observer())
+    finally:
+        page.shutdown()
+        page.server_close()
+
+
+def test_a_trial_of_another_chief_is_named():
+    given = Message(kt.HyperParameters(), trial_id="0", status="RUNNING")
+    with (
+        contextlib.closing(worker._Chief("127.0.0.1:1", Observer())) as other,
+        pytest.raises(ChiefError, match="What answers at 127.0.0.1:1 is no search"),
+    ):
+        other.content_of(given)
+
+
 def test_a_worker_ends_its_trial_when_the_chief_is_gone(
     trained, stream, settings, tmp_path, joining, monkeypatch
 ):
@@ -416,7 +442,7 @@ def test_no_more_workers_start_than_there_are_trials(trained, stream, settings, 
     launch = process("import sys; sys.exit('no such module')")
 
     def counting(address, environment):
-        started.append(environment["KERASTUNER_TUNER_ID"])
+        started.append(environment["KERAS_MAS_WORKER"])
         return launch(address, environment)
 
     with pytest.raises(RuntimeError, match="before its first trial"):
@@ -435,7 +461,7 @@ def test_more_workers_than_the_cores_have_use_for_are_refused(monkeypatch):
 def test_a_worker_that_a_chief_started_does_not_wait_for_it_to_begin(monkeypatch):
     monkeypatch.setattr(worker, "_FIRST", 600.0)
     monkeypatch.setattr(worker, "_PARENT", 0.05)
-    monkeypatch.setenv("KERASTUNER_TUNER_ID", "7")
+    monkeypatch.setenv("KERAS_MAS_WORKER", "7")
     with (
         contextlib.closing(worker._Chief("127.0.0.1:1", Observer())) as away,
         pytest.raises(ChiefError, match=r"Nothing has answered at 127.0.0.1:1 for 0 s"),
@@ -454,9 +480,10 @@ def test_cores_are_divided(monkeypatch):
 
 
 def test_names(monkeypatch):
-    monkeypatch.setenv("KERASTUNER_TUNER_ID", "7")
+    monkeypatch.setenv("KERAS_MAS_WORKER", "7")
     assert worker_name() == "7"
-    monkeypatch.delenv("KERASTUNER_TUNER_ID")
+    monkeypatch.delenv("KERAS_MAS_WORKER")
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "7")  # of a keras-tuner in the same environment
     assert worker_name() != worker_name()  # as two containers with one process each
 
 
