@@ -6,6 +6,8 @@ is read. A file without one is upright, whatever its XMP or another kind of meta
 of a served model follows the same rule in `images`.
 """
 
+from typing import Literal
+
 from .conventions import IMAGE_BEGINNINGS
 
 EXIF_BYTES = 2**16
@@ -34,16 +36,15 @@ def orientation_of(content: bytes) -> int:
     """
     form = next(name for name, start in IMAGE_BEGINNINGS.items() if content.startswith(start))
     _, marker, tiff = content[:EXIF_BYTES].partition(EXIF_MARKERS[form])
-    order = "little" if tiff.startswith(b"I") else "big"
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"I") else "big"
 
     def number(offset: int, size: int) -> int:
         """Read an unsigned integer; where the data have ended, there are zeros."""
         return int.from_bytes(tiff[offset : offset + size].ljust(size, b"\0"), order)
 
     directory = number(4, 4)
-    for entry in range(
-        directory + 2, min(directory + 2 + 12 * number(directory, 2), len(tiff)), 12
-    ):
+    first, entries = directory + 2, number(directory, 2)
+    for entry in range(first, min(first + 12 * entries, len(tiff)), 12):
         if number(entry, 2) == TAG and number(entry + 2, 2) == SHORT:
             return number(entry + 8, 2)
     return 1

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -250,7 +251,9 @@ class _Run:
     record: Record = dataclasses.field(default_factory=Record)
 
     def __post_init__(self):
-        self.continued, self.start = self.elsewhere.continued, self.elsewhere.start
+        # What uses them has asked before whether they are there.
+        self.continued: Any = self.elsewhere.continued
+        self.start: Any = self.elsewhere.start
         self.margin = margin_of(self.settings.strength)
         with self.record.timed("training"):
             self.learner.begin(self.settings, self.stream)
@@ -280,8 +283,8 @@ class _Run:
     def task(self, number, task):
         """Learn a task, or read it from the folder."""
         shared = self.elsewhere.shared
-        known = [task_folder(self.directory, number + 1), shared]
-        if number or shared is None or any(folder.exists() for folder in known):
+        own = task_folder(self.directory, number + 1)
+        if number or shared is None or own.exists() or shared.exists():
             self._task(number, task)
         else:
             with learned_once(shared):
