@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,6 +191,8 @@ def reporting_losses() -> Iterator[None]:
     try:
         yield
     except _LOST as error:
+        # TensorFlow leaves a pool of threads open there, which complains if Python's end finds it.
+        traceback.clear_frames(error.__traceback__)
         said = (error.message or type(error).__name__).splitlines()[0]
         raise LostHostError(
             f"Another host has ended or cannot be reached: {said.rstrip('.')}. See what it says. "

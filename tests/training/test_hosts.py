@@ -1,12 +1,14 @@
 """Several hosts that learn together: what TF_CONFIG says, and two processes on loopback."""
 
 import json
+import multiprocessing.pool
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -121,6 +123,25 @@ def test_a_lost_host_is_told_in_a_sentence(error):
     said = "cannot be reached: reset by peer. See"
     with pytest.raises(hosts.LostHostError, match=said), hosts.reporting_losses():
         raise error(None, None, "reset by peer\nmore")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
+def test_a_lost_host_leaves_no_threads_to_the_end_of_the_process():
+    pools = []
+
+    def reduce():  # as TensorFlow does: it closes its pool only where nothing was raised
+        pool = multiprocessing.pool.ThreadPool(1)
+        pools.append(weakref.ref(pool))
+
+        def thread():
+            raise tf.errors.UnavailableError(None, None, "reset by peer")
+
+        pool.map(lambda _: thread(), [0])
+
+    with pytest.raises(hosts.LostHostError) as kept, hosts.reporting_losses():
+        reduce()
+    assert kept.value.__cause__ is not None
+    assert pools[0]() is None
 
 
 PAUSING = """
