@@ -47,7 +47,8 @@ class Candidate:
 
     Attributes:
         penalty: Where the penalty acts.
-        rule: "fixed", or the statistic of Ω that κ refers to: "mean" or "rms".
+        rule: "fixed", or the statistic of Ω that κ refers to: "mean", "rms", or "layer", the mean
+            within a layer, each of which then has a λ of its own.
         value: λ, or κ; in the loss, κ of a rule counts the learning rate alone as η.
         growth: g, how κ grows with the number of tasks that are remembered.
     """
@@ -57,13 +58,26 @@ class Candidate:
     value: float
     growth: float = 0.0
 
-    def strength(self, omega, tasks, rate, steps, limit):
-        """Return λ for a task; omega is `[weights]`, and limit the largest λ in the loss."""
+    def strengths(self, omega, tasks, rate, steps, limit):
+        """Return λ of each layer for a task.
+
+        Args:
+            omega: Ω of each layer, `[weights]`.
+            tasks: How many tasks are remembered.
+            rate: The learning rate.
+            steps: The number of steps.
+            limit: The largest λ in the loss.
+        """
         if self.rule == "fixed":
-            return self.value
-        size = {"mean": omega.mean(), "rms": np.sqrt((omega**2).mean())}[self.rule]
-        found = self.value * tasks**self.growth / (2 * rate * steps * size)
-        return min(found, limit) if self.penalty == "in_loss" else found
+            return [self.value] * len(omega)
+        of_all = np.concatenate(omega)
+        sizes = {
+            "mean": [of_all.mean()] * len(omega),
+            "rms": [np.sqrt((of_all**2).mean())] * len(omega),
+            "layer": [each.mean() for each in omega],
+        }[self.rule]
+        found = [self.value * tasks**self.growth / (2 * rate * steps * size) for size in sizes]
+        return [min(each, limit) for each in found] if self.penalty == "in_loss" else found
 
 
 def candidates(optimizer):
@@ -76,6 +90,7 @@ def candidates(optimizer):
         *(Candidate("decoupled", "mean", value, 0.5) for value in (30.0, 100.0, 300.0)),
         *(Candidate("decoupled", "mean", value, 1.0) for value in KAPPAS),
         *(Candidate("decoupled", "rms", value, 1.0) for value in (10.0, 30.0, 100.0)),
+        *(Candidate("decoupled", "layer", value, 1.0) for value in (3.0, 10.0, 30.0, 100.0)),
         *(Candidate("in_loss", "mean", value, 1.0) for value in in_loss),
     ]
 
@@ -167,16 +182,18 @@ class Stack:
         return [np.broadcast_to(*pair).copy() for pair in zip(parts, shapes, strict=True)]
 
     def _strengths(self, number, steps):
+        """Return λ by array of the trunk and candidate, `[arrays, K]`."""
         if number == 0:
-            return np.zeros(len(self.tried))
-        omega = np.concatenate([_per(each).astype("float64") for each in self.omega], 1)
+            return np.zeros([len(self.trunk), len(self.tried)])
+        arrays = [_per(each).astype("float64") for each in self.omega]
+        layers = [np.concatenate(pair, 1) for pair in zip(arrays[::2], arrays[1::2], strict=True)]
         follows = 2 * (1 + MOMENTUM) / self.rate if self.optimizer == "sgd" else np.inf
-        return np.array(
-            [
-                candidate.strength(own, number, self.rate, steps, 0.5 * follows / (2 * own.max()))
-                for candidate, own in zip(self.tried, omega, strict=True)
-            ]
-        )
+        found = []
+        for k, candidate in enumerate(self.tried):
+            own = [each[k] for each in layers]
+            limit = 0.5 * follows / (2 * max(each.max() for each in own))
+            found.append(candidate.strengths(own, number, self.rate, steps, limit))
+        return np.repeat(np.transpose(found), 2, axis=0)  # a kernel and its bias have one λ
 
     def _learn(self, weights, x, y, strengths):
         first, second = ([np.zeros_like(weight) for weight in weights] for _ in range(2))
@@ -193,11 +210,11 @@ class Stack:
                     is_held = strengths.any() and k < len(self.trunk)
                     if is_held:
                         drift = weights[k] - self.anchor[k]
-                        gradient += _along(in_loss, drift) * self.omega[k] * drift
+                        gradient += _along(in_loss[k], drift) * self.omega[k] * drift
                     self._step(weights[k], gradient, first[k], second[k], step)
                     if is_held:
                         drift = weights[k] - self.anchor[k]
-                        held = self.anchor[k] + drift / (1 + _along(pull, drift) * self.omega[k])
+                        held = self.anchor[k] + drift / (1 + _along(pull[k], drift) * self.omega[k])
                         weights[k][self.decoupled] = held[self.decoupled]
 
     def _step(self, weight, gradient, first, second, step):

@@ -18,6 +18,7 @@ from elsewhere: a global name, or an object within an object.
 import array
 import collections
 import functools
+import operator
 import sys
 import types
 from collections.abc import Callable
@@ -276,7 +277,10 @@ def _is_same(now: Any, before: Any) -> bool:
             return False
         before = [before[key] for key in now]
         now = list(now.values())
-    return len(now) == len(before) and all(map(_is_equal, now, before))
+    if len(now) != len(before):
+        return False
+    # Nearly always everything is: this loop is not Python's.
+    return all(map(operator.is_, now, before)) or all(map(_is_equal, now, before))
 
 
 def _is_equal(now: Any, before: Any) -> bool:

@@ -84,15 +84,24 @@ class Trial:
         }
         return frozenset(layer for layer, _ in self._candidates) - excluded
 
-    def _independent(self, batch) -> list[bool]:
+    def _independent(self, batch) -> np.ndarray:
         """Return for each tensor of the outputs whether its rows belong to one example each."""
         rows = _rows_to_try(count_examples(batch))
         together = self._fingerprints(_take(batch, rows))
         alone = {row: self._fingerprints(_take(batch, [row])) for row in set(rows)}
-        return [
-            all(_is_row(alone[row][i], many, k, len(rows)) for k, row in enumerate(rows))
-            for i, many in enumerate(together)
+        by_row = [alone[row] for row in rows]
+        found = np.zeros(len(together), bool)
+        # A row for each example, or it is none.
+        have_rows = [
+            number
+            for number, many in enumerate(together)
+            if len(many) == len(rows) and all(len(each[number]) == 1 for each in by_row)
         ]
+        if have_rows:
+            many = np.stack([together[number] for number in have_rows])
+            one = np.stack([[each[number][0] for each in by_row] for number in have_rows])
+            found[have_rows] = _are_equal(one, many).all(axis=1)
+        return found
 
     def _run(self, batch):
         """Return the tensors of the targets and of all calls, each tensor once."""
@@ -161,9 +170,11 @@ def _fingerprint(array: Any, factors: np.ndarray) -> np.ndarray:
         return np.stack([weighted, np.abs(flat).sum(axis=1)], axis=1)
 
 
-def _is_row(one: np.ndarray, many: np.ndarray, k: int, rows: int) -> bool:
-    """Return whether the fingerprint of an example alone is the k-th of a batch, to rounding."""
-    if len(one) != 1 or len(many) != rows:
-        return False
-    scale = np.nan_to_num(one[0, 1], posinf=0.0)
-    return np.allclose(one[0], many[k], rtol=1e-4, atol=1e-4 * scale, equal_nan=True)
+def _are_equal(one: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Return whether fingerprints `[..., 2]` are equal, to rounding; `[...]`."""
+    scale = np.nan_to_num(one[..., 1:], posinf=0.0)
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        difference = np.abs(one - many)
+        are_near = np.isfinite(difference) & (difference <= 1e-4 * (np.abs(many) + scale))
+    both_nan = np.isnan(one) & np.isnan(many)
+    return (are_near | (one == many) | both_nan).all(axis=-1)
