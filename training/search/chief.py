@@ -61,6 +61,7 @@ def with_workers(launch: Launch, workers: int, listen: str | None = None) -> Way
                 _say_where(plan, address)
             local = _LocalWorkers(launch, address, count, plan, oracle)
             try:
+                local.start(count)
                 while not plan.is_finished:
                     local.look()
                     oracle.look(but=local.names)
@@ -228,6 +229,8 @@ class _LocalWorkers:
         self.environment = _environment(count)
         self.processes: list[_Process] = []
         self.numbers = itertools.count(1)
+
+    def start(self, count):
         for _ in range(count):
             self._start()
 

@@ -6,6 +6,7 @@ import http.server
 import os
 import queue
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -435,6 +436,22 @@ def test_workers_that_do_not_start_end_the_search(trained, stream, settings, tmp
     way = with_workers(process("import sys; sys.exit('no such module')"), 2)
     with pytest.raises(RuntimeError, match="exit code 1 before its first trial. no such module"):
         search(stream, settings, space(), tmp_path, way=way)
+
+
+def test_workers_that_have_started_end_where_another_cannot(trained, stream, settings, tmp_path):
+    started = []
+    sleeping = process("import time; time.sleep(60)")
+
+    def launch(address, environment):
+        if started:
+            raise BlockingIOError("no process can be made")
+        started.append(sleeping(address, environment))
+        return started[0]
+
+    with pytest.raises(BlockingIOError):
+        search(stream, settings, space(), tmp_path, way=with_workers(launch, 2))
+    [first] = started
+    assert first.poll() == -signal.SIGTERM
 
 
 def test_no_more_workers_start_than_there_are_trials(trained, stream, settings, tmp_path):
