@@ -2,11 +2,12 @@
 
     python benchmarks/auto_strength.py [--cases rotated-digits,letters-13] [--seeds 0,1]
 
-A case is a stream with a network and an optimizer: Adam 0.001 or SGD 0.05 with momentum 0.9. Every
-run is kept under runs/grids and not repeated. The best setting of a case is chosen among the fixed
-ones by its test data, which favours them. Writes results/auto_strength.json, where rows of other
-cases stay as they are, and results/auto_strength.png. Streams of `peers_streams` are cut from the
-data sets that TFDS_DATA_DIR holds.
+A case is a stream with a network and an optimizer: Adam 0.001 or SGD 0.05 with momentum 0.9, a
+tenth of that for the pretrained network of `paper_tables.py`, which needs `--weights`. Every run is
+kept under runs/grids and not repeated. The best setting of a case is chosen among the fixed ones by
+its test data, which favours them. Writes results/auto_strength.json, where rows of other cases stay
+as they are, and results/auto_strength.png. Streams of `peers_streams` and of the paper are cut from
+the data sets that TFDS_DATA_DIR holds.
 """
 
 import argparse
@@ -22,6 +23,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from grid import Grid
+from paper_tables import STREAMS as PAPER
+from paper_tables import maps_of
 from peers_keras_mas import stream_of
 from peers_streams import STREAMS, prepared, read_tasks
 
@@ -48,17 +51,46 @@ def _digits_recipe(backbone: str = "mlp-100-100", **changes: int) -> Recipe:
     return Recipe(backbone=backbone, epochs=10, **changes)
 
 
-# Case → stream and recipe, its optimizer left to `OPTIMIZERS`.
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is learned, and how.
+
+    Attributes:
+        stream: Name of a stream of ours or of `peers_streams`, or of one of the paper's.
+        recipe: Its optimizer and learning rate are left to `rates`.
+        rates: The learning rate of each optimizer.
+        penalties: Where the penalty acts.
+    """
+
+    stream: str
+    recipe: Recipe
+    rates: dict[str, float] = dataclasses.field(default_factory=lambda: OPTIMIZERS)
+    penalties: tuple[str, ...] = PENALTIES
+
+
+_ADAM_ALONE = {"adam": OPTIMIZERS["adam"]}
+# What was learned on ImageNet needs smaller steps.
+_PRETRAINED = Recipe(
+    backbone="mobilenet_parts:learned_part", batch_size=32, epochs=4, max_examples=200
+)
+_PRETRAINED_RATES = {"adam": 0.0001, "sgd": 0.005}
+
 CASES = {
-    "rotated-digits": ("rotated-digits", _digits_recipe()),
-    "letters-13": ("letters-13", _image_recipe("letters-13", "mlp-100-100")),
-    "five-small": ("five-small", _image_recipe("five-small", "mlp-100-100")),
-    "permuted-digits": ("permuted-digits", _digits_recipe()),
-    "split-digits": ("split-digits", _digits_recipe()),
-    "five-small-cnn": ("five-small", _image_recipe("five-small", "cnn-8-16")),
-    "rotated-digits-batch16": ("rotated-digits", _digits_recipe(batch_size=16)),
-    "rotated-digits-wide": ("rotated-digits", _digits_recipe("mlp-400-400")),
-    "long-50": ("long-50", _image_recipe("long-50", "mlp-256-256")),
+    "rotated-digits": Case("rotated-digits", _digits_recipe()),
+    "letters-13": Case("letters-13", _image_recipe("letters-13", "mlp-100-100")),
+    "five-small": Case("five-small", _image_recipe("five-small", "mlp-100-100"), _ADAM_ALONE),
+    "permuted-digits": Case("permuted-digits", _digits_recipe()),
+    "split-digits": Case("split-digits", _digits_recipe()),
+    "five-small-cnn": Case(
+        "five-small", _image_recipe("five-small", "cnn-8-16"), _ADAM_ALONE, ("decoupled",)
+    ),
+    "rotated-digits-batch16": Case("rotated-digits", _digits_recipe(batch_size=16)),
+    "rotated-digits-wide": Case("rotated-digits", _digits_recipe("mlp-400-400")),
+    "long-50": Case(
+        "long-50", _image_recipe("long-50", "mlp-256-256"), _ADAM_ALONE, ("decoupled",)
+    ),
+    "flowers-scenes": Case("flowers-scenes", _PRETRAINED, _PRETRAINED_RATES, ("decoupled",)),
+    "eight": Case("eight", _PRETRAINED, _PRETRAINED_RATES, ("decoupled",)),
 }
 
 
@@ -73,19 +105,27 @@ class PreparedGrid(Grid):
         return self.streams[0]
 
 
-def rows_of(case, grid):
+def grid_of(case, seeds, weights):
+    """Return the grid of a case; what is pretrained begins with the weights in a file."""
+    stream = CASES[case].stream
+    if stream in STREAMS:
+        return PreparedGrid(stream, "task", seeds=seeds)
+    return Grid(maps_of(stream, weights) if stream in PAPER else stream, "task", seeds=seeds)
+
+
+def rows_of(case, grid, weights):
     """Return a row for every optimizer, penalty and strength of a case."""
-    stream, recipe = CASES[case]
     rows = []
-    for optimizer, rate in OPTIMIZERS.items():
+    for optimizer, rate in CASES[case].rates.items():
         chosen = dataclasses.replace(
-            recipe,
+            CASES[case].recipe,
             optimizer=optimizer,
             learning_rate=rate,
             first_learning_rate=None,
             first_epochs=None,
+            weights=weights if CASES[case].stream in PAPER else None,
         )
-        for penalty in PENALTIES:
+        for penalty in CASES[case].penalties:
             settings = Settings("mas", 0.0, penalty, recipe=chosen)
             name = f"{case}, {optimizer}, {penalty}"
             strengths = [*FIXED[penalty], *(f"{AUTO}:{kappa}" for kappa in KAPPAS)]
@@ -199,17 +239,18 @@ def draw(rows, path):
 def main():
     """Measure, print, record and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", default=",".join(CASES))
+    own = [name for name, case in CASES.items() if case.stream not in PAPER]
+    parser.add_argument("--cases", default=",".join(own))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--weights", metavar="FILE", help="those of MobileNet, for the paper's")
     args = parser.parse_args()
+    cases = list(filter(None, args.cases.split(",")))
+    if args.weights is None and any(CASES[case].stream in PAPER for case in cases):
+        parser.error("the paper's streams need --weights")
     seeds = [int(seed) for seed in args.seeds.split(",")]
     table = Path("results/auto_strength.json")
-    grids: dict[str, Grid] = {}
-    for case in filter(None, args.cases.split(",")):
-        stream, _ = CASES[case]
-        kind = PreparedGrid if stream in STREAMS else Grid
-        grid = grids.setdefault(stream, kind(stream, "task", seeds=seeds))
-        rows = rows_of(case, grid)
+    for case in cases:
+        rows = rows_of(case, grid_of(case, seeds, args.weights), args.weights)
         # All of a case at once: settings are compared over the same seeds.
         others = [row for row in read_json(table)["rows"] if row["stream"] != case]
         write_json(table, {"rows": [*others, *rows]})
