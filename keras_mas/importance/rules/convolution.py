@@ -27,12 +27,12 @@ _MIN_ROWS = 32
 def convolution(layer, inputs, delta, magnitude):
     """Return the sums of a convolution with kernel `[*offsets, I / groups, O]`."""
     a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
-    rows = a.shape[-1] // layer.groups
+    window = _window(layer)
     kernel = _kernel_sum(
         a,
         d,
-        window=_window(layer),
-        together=_together(rows),
+        window=window,
+        together=_together(window, rows=a.shape[-1] // layer.groups),
         magnitude=magnitude,
         groups=layer.groups,
     )
@@ -43,8 +43,9 @@ def convolution(layer, inputs, delta, magnitude):
 def transposed_convolution(layer, inputs, delta, magnitude):
     """Return the sums of a transposed convolution with kernel `[*offsets, O, I]`."""
     a, d = _channels_last(layer, inputs), _channels_last(layer, delta)
-    together = _together(d.shape[-1])
-    kernel = _kernel_sum(d, a, window=_window(layer), together=together, magnitude=magnitude)
+    window = _window(layer)
+    together = _together(window, rows=d.shape[-1])
+    kernel = _kernel_sum(d, a, window=window, together=together, magnitude=magnitude)
     return _sums(layer, delta, magnitude, kernel=kernel)
 
 
@@ -115,9 +116,9 @@ def _kernel_sum(a, z, *, window, together, magnitude, groups=1):
     return tf.transpose(sum_over_slices(part, (a, z), elements, zero), [2, 0, 1])
 
 
-def _together(rows):
-    """Return how many offsets, of so many rows each, one matrix product takes."""
-    return max(1, _MIN_ROWS // rows)
+def _together(window, rows):
+    """Return how many offsets of a window, of so many rows each, one matrix product takes."""
+    return min(math.prod(window.sizes), max(1, _MIN_ROWS // rows))
 
 
 def _groups_as_examples(tensor, groups):
