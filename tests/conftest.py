@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis
 import keras
 import pytest
+import tensorflow as tf
 
 hypothesis.settings.register_profile("local", derandomize=True, deadline=None)
 # No database of earlier failures: CI starts from a clean checkout.
@@ -23,6 +24,10 @@ hypothesis.settings.register_profile(
     "ci", derandomize=False, deadline=None, database=None, print_blob=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
+
+# To optimize a graph takes longer than to run it as it was traced once or twice, as most tests do.
+# Large ones are optimized, and so is all that runs in a process of its own: commands and scripts.
+tf.config.optimizer.set_experimental_options({"min_graph_nodes": 1000})
 
 
 def pytest_collection_finish():
