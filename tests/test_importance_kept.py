@@ -269,6 +269,18 @@ class Slotted:
         self.power = power
 
 
+class Private:
+    __slots__ = ("__power",)
+
+    def __init__(self, power):
+        self.__power = power
+
+    power = property(lambda self: self.__power, lambda self, power: setattr(self, NAME, power))
+
+
+NAME = "_Private__power"
+
+
 class Shared:
     power = 1
 
@@ -285,14 +297,74 @@ helper.factor = 1.0
     [
         (types.SimpleNamespace(power=1), lambda held: setattr(held, "power", 2)),
         (Slotted(1), lambda held: setattr(held, "power", 2)),
+        (Private(1), lambda held: setattr(held, "power", 2)),
         (Shared(), lambda held: setattr(type(held), "power", 2)),
     ],
-    ids=["namespace", "slots", "class attribute"],
+    ids=["namespace", "slots", "private slots", "class attribute"],
 )
 def test_objects_of_any_class_are_looked_into(model, options, change):
     model.get_layer("counted").options = options
     compute_importance(model, X)
     change(options)
+    assert_is_the_definition(compute_importance(model, X), model, X)
+
+
+class Trainer:
+    def __init__(self, model):
+        self.model = model
+
+    def logits(self, outputs):
+        return outputs
+
+
+def test_a_layer_that_an_object_holds_is_looked_into_as_any_other(model):
+    trainer = Trainer(model)  # whose method leads to the model before the model itself does
+    compute_importance(model, X, output=trainer.logits)
+    model.get_layer("counted").options.power = 2
+    found = compute_importance(model, X, output=trainer.logits)
+    assert_is_the_definition(found, model, X)
+
+
+def test_a_function_that_an_object_holds_too_is_looked_into(model):
+    options = Options(1)
+
+    def squared(x, options=options):
+        return x**options.power
+
+    layer = model.get_layer("counted")
+    layer.options.also = squared
+    layer.function = squared
+    compute_importance(model, X)
+    options.power = 2
+    assert_is_the_definition(compute_importance(model, X), model, X)
+
+
+def test_what_a_view_of_a_dict_shows_is_noticed(model):
+    powers = {"power": 1}
+    layer = model.get_layer("counted")
+    object.__setattr__(layer, "options", types.SimpleNamespace(power=1))
+    object.__setattr__(layer, "powers", types.MappingProxyType(powers))
+    layer.function = lambda x: x ** layer.powers["power"]
+    compute_importance(model, X)
+    powers["power"] = 2
+    assert_is_the_definition(compute_importance(model, X), model, X)
+
+
+@pytest.mark.parametrize("name", ["history", "loss", "optimizer"])
+def test_an_attribute_of_a_name_that_keras_uses_is_noticed(name):
+    class Scaled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            setattr(self, name, 2.0)
+            self.dense = layers.Dense(3)
+
+        def call(self, inputs):
+            return self.dense(inputs) * getattr(self, name)
+
+    model = Scaled()
+    model(X)
+    compute_importance(model, X)
+    setattr(model, name, 3.0)
     assert_is_the_definition(compute_importance(model, X), model, X)
 
 

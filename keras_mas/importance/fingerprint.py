@@ -75,15 +75,19 @@ _RECORDS_OF_A_MODEL = _RECORDS | {
     "_run_eagerly",  # `run_eagerly` is among the surroundings
     "auto_scale_loss",
     "compiled",
-    "history",
-    "loss",
     "make_train_function",
-    "optimizer",
     "steps_per_execution",
     "stop_evaluating",
     "stop_predicting",
     "stop_training",
     "unrolled_steps_per_execution",
+}
+
+# What Keras puts where a model of the user's own may have an attribute of the same name.
+_PUT_BY_KERAS: dict[str, Any] = {
+    "history": keras.callbacks.History | None,
+    "loss": str | list | tuple | dict | Callable | None,
+    "optimizer": keras.optimizers.Optimizer | None,
 }
 
 _PLAIN = (bool, int, float, complex, str, bytes)
@@ -103,7 +107,9 @@ class Fingerprint:
     def __init__(self, model: keras.Model, *values: Any):
         self._read: list[tuple[Callable[[Any], Any], Any]] = []  # what was read, of what
         self._contents: list[Any] = []
-        self._seen: dict[int, Any] = {}  # holds what it names, so that no `id` is given anew
+        # Whether what was seen was inside an object, by `id`; `_read` holds it, so that no `id` is
+        # given anew.
+        self._seen: dict[int, bool] = {}
         with MEASURING:
             self._remember(_surroundings, model)
             self._remember(_weights, model)
@@ -128,14 +134,20 @@ class Fingerprint:
         """Remember values and what they hold; of an object within an object nothing but its id."""
         for value in values:
             read = _reader(value)
-            if read is None or id(value) in self._seen or (in_object and read is _of_object):
+            # A layer is one of the model's wherever it is found.
+            is_inside = in_object and read is not _of_layer
+            if read is None or (is_inside and read is _of_object):
                 continue
-            self._seen[id(value)] = value
+            # What was found inside an object first is walked again where more of it counts.
+            was_inside = self._seen.get(id(value))
+            if was_inside is False or was_inside is is_inside:
+                continue
+            self._seen[id(value)] = is_inside
             contents = self._remember(read, value)
             if _is_of_library(value):
                 continue
             inside = contents.values() if isinstance(contents, dict) else contents
-            self._walk(inside, in_object or read is _of_object)
+            self._walk(inside, is_inside or read is _of_object)
             if read in (_of_layer, _of_object):
                 self._walk(type(value).__mro__)
 
@@ -173,8 +185,13 @@ def _reader(value: Any) -> Callable[[Any], Any] | None:
 
 
 def _of_layer(layer: keras.Operation) -> dict:
-    beside = _RECORDS_OF_A_MODEL if isinstance(layer, keras.Model) else _RECORDS
-    return {name: value for name, value in vars(layer).items() if name not in beside}
+    if not isinstance(layer, keras.Model):
+        return {name: value for name, value in vars(layer).items() if name not in _RECORDS}
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name not in _RECORDS_OF_A_MODEL and not isinstance(value, _PUT_BY_KERAS.get(name, ()))
+    }
 
 
 def _of_object(value: Any) -> dict:
@@ -184,8 +201,13 @@ def _of_object(value: Any) -> dict:
 
 
 def _slots(value: Any) -> list[str]:
-    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
-    return [name for part in slots for name in ([part] if isinstance(part, str) else part)]
+    names = []
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            is_private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{kind.__name__.lstrip('_')}{name}" if is_private else name)
+    return names
 
 
 def _of_dict(value: dict) -> list:
@@ -243,7 +265,7 @@ def _of_buffer(value: Any) -> list:
 
 _READERS: tuple[tuple[Any, Callable[[Any], Any] | None], ...] = (
     ((type(None), *_PLAIN), None),
-    (dict, _of_dict),
+    (dict | types.MappingProxyType, _of_dict),
     (list | tuple | collections.deque, list),
     (set | frozenset, frozenset),  # a copy of a set may have another order
     (np.ndarray, _of_array),
