@@ -14,6 +14,7 @@ from typing import Any
 _MODULE_OF = {
     "BatchNormWarning": "memory",
     "Consolidate": "callbacks",
+    "FitDivergedError": "finite",
     "MASModel": "model",
     "MASRegularizer": "regularizer",
     "MultiHead": "heads",

@@ -45,11 +45,20 @@ def test_the_monthly_job_runs_in_a_process_each(tmp_path):
 
 def test_the_model_with_a_memory_of_its_own_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, _, snippet, _ = blocks("python")
+    _, _, snippet, *_ = blocks("python")
     exec(snippet, {})
     loaded = keras.models.load_model("model.keras")
     assert loaded.penalty == "decoupled"
     assert loaded.memory.importance["dense_1/kernel"].max() > 0
+
+
+def test_a_method_runs_around_fit():
+    *_, snippet, _ = blocks("python")
+    names = {}
+    exec(snippet, names)
+    memory = names["method"].memory
+    assert memory.tasks == 2
+    assert max(values.max() for values in memory.importance.values()) > 0
 
 
 class Recorded(types.ModuleType):

@@ -115,6 +115,9 @@ class CompiledLoop:
             following.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
+        if logs:
+            # An optimizer that averages weights puts the averages in their place.
+            model.optimizer.finalize_variable_values(model.trainable_weights)
         following.on_train_end(logs)
         return logs
 

@@ -75,6 +75,20 @@ def test_it_takes_the_steps_of_fit(split, penalty):
     assert set(logs) == {"loss", "accuracy", "penalty"}
 
 
+def test_averaged_weights_take_their_place_as_at_the_end_of_fit(split):
+    models = [network() for _ in range(2)]
+    for model in models:
+        compiled(model)
+        model.optimizer = keras.optimizers.SGD(0.1, use_ema=True)
+        model.optimizer.build(model.trainable_variables)
+    CompiledLoop(models[0], np.float32).fit(split, epochs=1, batch_size=16, seed=7)
+    order = epoch_order(50, 7, 0)
+    inputs, labels = split.inputs[order], split.labels[order]
+    models[1].fit(inputs, labels, batch_size=16, shuffle=False, verbose=0)
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("augment", [(), ("flip",)])
 def test_where_the_inputs_lie_changes_nothing(augment):
     rng = np.random.default_rng(0)
