@@ -1,5 +1,6 @@
 """A served model decodes and resizes images as training does."""
 
+import functools
 import io
 import struct
 import zlib
@@ -35,9 +36,14 @@ def content(image, form, **options):
     return buffer.getvalue()
 
 
+@functools.cache
+def graph(shape, resize):
+    return tf.function(lambda files: decode(files, shape, resize))
+
+
 def served(file, shape, resize):
     """What the graph of a served model makes of a file, in graph mode as there."""
-    return tf.function(lambda files: decode(files, shape, resize))(tf.constant([file]))[0].numpy()
+    return graph(shape, resize)(tf.constant([file]))[0].numpy()
 
 
 def trained(file, tmp_path, size=None):
