@@ -61,6 +61,7 @@ def _run(argv: list[str] | None, signals: list[int]) -> int:
         with warnings.catch_warnings(), contextlib.redirect_stdout(_Output.of(sys.stdout)):
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_all if args.debug else _show_ours
+            args.check_command(args)
             if args.command not in WITHOUT_TENSORFLOW:
                 import_tensorflow(args.debug)
             args.run_command(args)
@@ -139,7 +140,8 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         command.register("type", None, not_empty)  # of the arguments that name no other type
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(command)
-        command.set_defaults(run_command=module.run)
+        check = getattr(module, "check", lambda args: None)
+        command.set_defaults(check_command=check, run_command=module.run)
     return parser
 
 

@@ -94,6 +94,31 @@ except SystemExit as end:
             assert name in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train", "tasks.toml"], "'nam' in [[task]] number 1 of 'tasks.toml'"),
+        (["search", "tasks.toml"], "'nam' in [[task]] number 1 of 'tasks.toml'"),
+        (["compare", "tasks.toml", "--methods", "mas"], "Did you mean 'name'?"),
+        (["train", "splt-digits"], "Did you mean 'split-digits'?"),
+        (["train", "--continue", "run", "--add", "splt-digits"], "Did you mean 'split-digits'?"),
+        (["train", "--continue", "run"], "Expected `--add TASKS` beside `--continue`"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_tasks_are_refused_before_tensorflow_is_imported(tmp_path, argv, said):
+    (tmp_path / "tasks.toml").write_text('name = "x"\n[[task]]\nnam = "a"')
+    code = f"""
+import sys
+from keras_mas.training.cli import main
+print(main({argv}), "tensorflow" in sys.modules)
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert said in done.stderr
+    assert done.stdout.split() == ["2", "False"]
+
+
 @pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}], ids=str)
 def test_help_in_ascii(variables):
     environment = {"PATH": os.environ["PATH"], "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

@@ -11,7 +11,7 @@ from ..following import Following
 from ..options import add_options, file_or_folder, flag, given_options, option_fields
 from ..search.space import SearchSpace
 from ..settings import Recipe, Settings
-from ..tasks import LoadOptions
+from ..tasks import LoadOptions, check_tasks
 from . import shared
 
 SUMMARY = "train several methods with several seeds, and compare them"
@@ -61,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = group.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print comparison.json instead")
     form.add_argument("--csv", action="store_true", help="print a CSV line per run instead")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what needs no TensorFlow to be refused."""
+    check_tasks(args.tasks)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from ..search.dimensions import LARGEST_HELD, LEAST_HELD, STRENGTH, values_of
 from ..search.space import SearchSpace
 from ..search.workers import Workers
 from ..settings import Settings
+from ..tasks import check_tasks
 from . import shared
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shared.add_overwrite(group, "what the same search found before")
     shared.add_json(group)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what needs no TensorFlow to be refused."""
+    check_tasks(args.tasks)
 
 
 def run(args: argparse.Namespace) -> None:

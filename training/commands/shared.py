@@ -124,7 +124,7 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in arguments.items()
-        if name != "run_command"
+        if name not in ("check_command", "run_command")
     }
 
 

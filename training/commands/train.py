@@ -12,7 +12,7 @@ from keras_mas.errors import UsageError
 from ..following import Following
 from ..options import add_options, count_or, file_or_folder, flag, given_options, option_fields
 from ..settings import Recipe, Settings, run_name
-from ..tasks import LoadOptions, TaskStream
+from ..tasks import LoadOptions, TaskStream, check_tasks
 from . import shared
 
 if TYPE_CHECKING:
@@ -125,6 +125,12 @@ def _add_start(parser):
     )
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuse what needs no TensorFlow to be refused."""
+    _check_what_is_asked_for(args)
+    check_tasks(args.add or args.tasks)
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from keras_mas.methods import load_method
@@ -134,7 +140,6 @@ def run(args: argparse.Namespace) -> None:
     from ..run import train
 
     # What is refused before any data is loaded.
-    _check_what_is_asked_for(args)
     load_method(args.method or Settings.method)
     following = Following(**given_options(Following, args))
     shared.check_network(args)
@@ -241,8 +246,6 @@ def _check_what_is_asked_for(args):
 
 
 def _check_start(args):
-    from ..hosts import cluster_of_environment
-
     given = [name for name in shared.OF_START if vars(args)[name]]
     if given and not args.start_from:
         raise UsageError(
@@ -254,7 +257,7 @@ def _check_start(args):
             "Expected `--start-from` or `--continue`. Received: both. A run that started from a "
             "network is continued by `--continue` alone."
         )
-    if args.start_from and cluster_of_environment() is not None:
+    if args.start_from and _has_other_hosts():
         raise UsageError(
             "Expected `--start-from` in one process. Received: TF_CONFIG with several hosts. Start "
             "it on one of them with TF_CONFIG unset, and go on from that run with `--continue`."
@@ -274,6 +277,12 @@ def _check_start(args):
             "Expected the network of `--start-from` alone. Received: --backbone or --weights "
             "beside it. Leave them out."
         )
+
+
+def _has_other_hosts():
+    from ..hosts import cluster_of_environment  # which takes TensorFlow
+
+    return cluster_of_environment() is not None
 
 
 def _flags(names):

@@ -4,7 +4,7 @@ from ..load_options import SCENARIOS, LoadOptions
 from .builtin import builtin_names
 from .errors import DataError
 from .failures import original_errors
-from .load import load_tasks
+from .load import check_tasks, load_tasks
 from .stream import LearnedTask, Split, Task, TaskStream
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Task",
     "TaskStream",
     "builtin_names",
+    "check_tasks",
     "load_tasks",
     "original_errors",
 ]

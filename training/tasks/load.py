@@ -12,7 +12,7 @@ from .builtin import builtin_names, load_builtin
 from .store import OnDecoded
 from .stream import TaskStream
 from .tables import Encoding
-from .toml_file import load_toml
+from .toml_file import check_toml, load_toml
 
 
 def load_tasks(
@@ -78,12 +78,31 @@ def load_tasks(
     return replace(stream, left_out=left_out)
 
 
+def check_tasks(tasks: str | Path) -> None:
+    """Check what needs no data: that there is such a stream, and a TOML file as a whole.
+
+    It takes no TensorFlow, which takes seconds to import.
+
+    Args:
+        tasks: As for `load_tasks`.
+
+    Raises:
+        UsageError: If the name is unknown, or the file is missing or wrong.
+    """
+    if tasks not in builtin_names():
+        check_toml(_path_of(tasks))
+
+
 def _load(tasks, options):
     if tasks in builtin_names():
         return load_builtin(str(tasks), options)
+    return load_toml(_path_of(tasks), options)
+
+
+def _path_of(tasks):
     path = Path(tasks)
     if path.suffix == ".toml" or path.exists():
-        return load_toml(path, options)
+        return path
     raise UsageError(
         f"Expected the path of a TOML file, or one of {one_of(builtin_names(), 99)}. Received: "
         f"'{tasks}'.{did_you_mean(str(tasks), builtin_names())}"

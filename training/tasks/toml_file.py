@@ -105,9 +105,7 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
             its tasks do not make a stream.
         DataError: If the data is bad or unavailable.
     """
-    table = _parse(path)
-    entries = _checked_entries(table, path)
-    size = _image_size(table)
+    table, entries, size = _checked(path)
     sources, rescale, columns = _read(entries, path, size, options)
     usual = table.get("scenario", "task")
     return TaskStream(
@@ -119,6 +117,24 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
         columns=columns,
         resize=size.mode if size else None,
     )
+
+
+def check_toml(path: Path) -> None:
+    """Check the whole of a TOML file, and read no data.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: If the file cannot be read or parsed, or names something that does not exist.
+    """
+    _checked(path)
+
+
+def _checked(path):
+    """Return the table of a file, its entries, and the size of its images."""
+    table = _parse(path)
+    return table, _checked_entries(table, path), _image_size(table)
 
 
 def _read(entries, path, image_size, options):
