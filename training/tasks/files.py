@@ -132,7 +132,7 @@ def read_images(
         DataError: If there is no image, or one cannot be decoded and `store` does not leave out
             such images.
     """
-    files = list(_images(path, {_identity(path)}))
+    files = list(_images(path, {file_identity(path)}))
     if not files:
         raise _no_images(path)
     drawn = np.random.default_rng(0).permutation(len(files))[:limit]
@@ -160,7 +160,7 @@ def _labelled_files(folder, classes) -> list[tuple[Path, int]]:
     class_folders = [folder / name for name in classes if (folder / name).is_dir()]
     # Images that a link upwards, or to another class, leads back to keep their own label.
     above = folder.resolve().parents
-    visited = {_identity(known) for known in (folder, *above, *class_folders)}
+    visited = {file_identity(known) for known in (folder, *above, *class_folders)}
     files = [
         (file, classes.index(class_folder.name))
         for class_folder in class_folders
@@ -184,7 +184,7 @@ def _images(folder, visited):
         is_folder = path.is_dir()
         if not is_folder and path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        identity = _identity(path)
+        identity = file_identity(path)
         if identity in visited:
             continue
         visited.add(identity)
@@ -194,8 +194,12 @@ def _images(folder, visited):
             yield path
 
 
-def _identity(path):
-    """Return what two paths have in common if, and only if, they lead to the same file."""
+def file_identity(path: Path) -> tuple[int, int]:
+    """Return what two paths have in common if, and only if, they lead to the same file.
+
+    Raises:
+        DataError: If there is none, or it cannot be looked at.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -211,7 +215,7 @@ def _check_disjoint(files):
     first: dict[tuple[int, int], Path] = {}
     for labelled in files.values():
         for file, _ in labelled:
-            other = first.setdefault(_identity(file), file)
+            other = first.setdefault(file_identity(file), file)
             if other is not file:
                 raise DataError(
                     f"Expected different files in every class and split. Received: '{file}', which "

@@ -14,6 +14,7 @@ from keras_mas.errors import UsageError
 from ..available_memory import require_memory
 from ..wording import did_you_mean, one_of
 from .errors import DataError
+from .files import file_identity
 from .source import VALIDATION_NAMES, Source, divided
 from .stream import Rescale, Split
 
@@ -141,9 +142,9 @@ def read_tables(files: Sequence[TableFile], encoding: Encoding | None = None) ->
 
     Raises:
         UsageError: If a column does not exist, or tables have different features.
-        DataError: If a file cannot be read, has no rows, has two columns of one name, a cell is
-            empty or no finite number in a column of numbers, labels are numbers that are not whole,
-            or a label occurs in no training row.
+        DataError: If a file cannot be read, has no rows, has two columns of one name, is trained
+            and tested on, a cell is empty or no finite number in a column of numbers, labels are
+            numbers that are not whole, or a label occurs in no training row.
     """
     tables = [_read(file) for file in files]
     features = _common_features(files, tables)
@@ -204,6 +205,7 @@ def _read(file: TableFile) -> dict[str, _Rows]:
     labels = _labels(rows, file)
     _check_classes(labels, rows, file.label)
     if file.test is not None:
+        _check_other_file(file)
         return {"train": rows, "test": _all_rows(file.test, file)}
     if file.test_fraction is not None:
         by_class = np.unique(labels, return_inverse=True)[1]
@@ -212,6 +214,16 @@ def _read(file: TableFile) -> dict[str, _Rows]:
     else:
         parts = _by_column(rows, file.split)
     return {role: replace(rows, numbers=numbers) for role, numbers in parts.items()}
+
+
+def _check_other_file(file):
+    """Refuse to test on the rows that are trained on."""
+    if file_identity(file.test) == file_identity(file.path):
+        raise DataError(
+            f"Expected different files for training and test. Received: '{file.test}' as `test`, "
+            f"which is the same file as '{file.path}'. Name another one, or use the key "
+            "`test_fraction`."
+        )
 
 
 def _all_rows(path, file):

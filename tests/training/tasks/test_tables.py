@@ -126,6 +126,16 @@ def test_second_file_is_test_data(table, write):
     assert (source.test.inputs.tolist(), source.test.labels.tolist()) == ([[5]], [1])
 
 
+@pytest.mark.parametrize("name", ["a.csv", "symbolic.csv", "hard.csv"])
+def test_the_training_file_is_no_test_data(write, tmp_path, name):
+    path = write("x,y\n1,a\n2,b\n")
+    (tmp_path / "symbolic.csv").symlink_to(path)
+    (tmp_path / "hard.csv").hardlink_to(path)
+    file = TableFile(path, "y", test=tmp_path / name)
+    with pytest.raises(DataError, match="Received: '.*' as `test`, which is the same file as '.*'"):
+        read_tables([file])
+
+
 def test_a_share_of_each_class_is_test_data(table):
     rows = "".join(f"{n},{'ab'[n % 2]}\n" for n in range(20))
     (source,) = read_tables([table("x,y\n" + rows, test_fraction=0.3)]).sources
