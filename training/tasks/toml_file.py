@@ -56,7 +56,7 @@ from ..load_options import LoadOptions
 from ..wording import did_you_mean, one_of
 from .changes import Rgb
 from .datasets import read_tfds
-from .files import read_folder, read_npz
+from .files import file_identity, read_folder, read_npz
 from .groups import class_groups, tasks_of_groups
 from .images import RESIZE_MODES, ImageSize
 from .source import Source, make_task
@@ -102,7 +102,8 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
 
     Raises:
         UsageError: If the file cannot be read or parsed, names something that does not exist, or
-            its tasks do not make a stream.
+            its tasks do not make a stream, such as a class-incremental one of which two tasks have
+            the same class of one source.
         DataError: If the data is bad or unavailable.
     """
     table = _parse(path)
@@ -110,10 +111,14 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
     size = _image_size(table)
     sources, rescale, columns = _read(entries, path, size, options)
     usual = table.get("scenario", "task")
+    scenario = options.scenario or usual
+    tasks = _tasks(table, path, entries, sources, options)
+    if scenario == "class" and "task" in table:
+        _check_disjoint_classes(entries, tasks, path)
     return TaskStream(
         name=table["name"],
-        scenario=options.scenario or usual,
-        tasks=_tasks(table, path, entries, sources, options),
+        scenario=scenario,
+        tasks=tasks,
         rescale=rescale,
         usual_scenario=usual,
         columns=columns,
@@ -156,6 +161,31 @@ def _tasks(table, path, entries, sources, options) -> tuple[Task, ...]:
     order = table.get("class_order_seed")
     groups = class_groups(len(source.classes), table["tasks"], f"'{path}'", order)
     return tasks_of_groups(source, groups, options)
+
+
+def _check_disjoint_classes(entries, tasks, path):
+    """Refuse a class of which two tasks would each make one: the one head would tell it apart."""
+    first: dict[tuple, Task] = {}
+    for entry, task in zip(entries, tasks, strict=True):
+        origin = _origin(entry.source, path.parent)
+        for name in task.classes:
+            other = first.setdefault((origin, name), task)
+            if other is not task:
+                raise UsageError(
+                    "Expected each class of a source in one task only, for one head that tells all "
+                    f"classes apart. Received: class '{name}' in the tasks '{other.name}' and "
+                    f"'{task.name}', which have the same source, in '{path}'. Choose classes with "
+                    'the key `classes`, or use scenario = "task" (`--scenario task`).'
+                )
+
+
+def _origin(source, folder):
+    """Return what two sources have in common if their classes are the same ones."""
+    if isinstance(source, TableFile):
+        return file_identity(source.path), source.label
+    if source.kind == "tfds":
+        return source.value.partition(":")[0]  # a data set has the same classes in all versions
+    return file_identity(folder / source.value)
 
 
 @dataclass(frozen=True)

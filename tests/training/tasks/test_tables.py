@@ -371,6 +371,16 @@ def test_tables_in_a_toml_file(write, tmp_path):
     assert [task.classes for task in divided.tasks] == [("a",), ("b",)]
 
 
+def test_one_head_and_a_table_twice(write, tmp_path):
+    write("x,y,split\n" + ROWS)
+    text = 'scenario = "class"\n' + KEYS + TOML
+    again = '[[task]]\nname = "b"\ncsv = "./a.csv"\n'
+    with pytest.raises(UsageError, match="class 'a' in the tasks 'a' and 'b'"):
+        load(tmp_path, text + again)
+    halves = text + 'classes = ["a"]\n' + again + 'classes = ["b"]\n'
+    assert [task.classes for task in load(tmp_path, halves).tasks] == [("a",), ("b",)]
+
+
 def test_parquet_in_a_toml_file(tmp_path):
     from pyarrow import parquet
 
