@@ -453,10 +453,7 @@ class _Numbers:
 def _numbers_in(column, rows):
     cells = rows.cells(column)
     _check_not_missing(cells, rows, column)
-    try:
-        values = cells.astype(np.float64)
-    except ValueError:
-        values = np.array([_number(cell) for cell in cells])
+    values = _as_numbers(cells)
     with np.errstate(over="ignore"):
         wrong = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
     if wrong.size:
@@ -486,15 +483,17 @@ class _Categories:
     @classmethod
     def learned(cls, name: str, training: Sequence[_Rows]) -> Self:
         """Return the encoding with an input for each value of training rows."""
-        texts = np.concatenate([_texts_in(name, rows) for rows in training])
-        values, counts = np.unique(texts, return_counts=True)
+        texts = [_texts_in(name, rows) for rows in training]
+        together = np.concatenate(texts)
+        values = np.unique(together)
         if len(values) > MOST_CATEGORIES:
             raise DataError(
                 f"Expected at most {MOST_CATEGORIES} different values in a column of categories. "
                 f"Received: {len(values)} in column '{name}' of '{training[0].path}'. Leave "
                 "it out with the key `features`."
             )
-        if len(counts) > _FEW_CATEGORIES and 2 * np.sum(counts == 1) > len(texts):
+        # Every month's table may have the same names and numbers again, each in one row.
+        if any(_are_names_of_rows(some) for some in (together, *texts)):
             warnings.warn(
                 f"column '{name}' of '{training[0].path}' becomes {len(values)} inputs, and "
                 "more than half of its training rows have a value of their own. If it is a name or "
@@ -517,6 +516,12 @@ class _Categories:
         return found
 
 
+def _are_names_of_rows(texts):
+    """Return whether texts are likely to name rows: many values, most of them in one row only."""
+    counts = np.unique(texts, return_counts=True)[1]
+    return len(counts) > _FEW_CATEGORIES and 2 * np.sum(counts == 1) > len(texts)
+
+
 def _texts_in(column, rows):
     cells = rows.cells(column)
     _check_not_missing(cells, rows, column)
@@ -537,7 +542,17 @@ def _has_numbers(cells):
     return any(np.isfinite(_number(cell)) for cell in cells)
 
 
+def _as_numbers(cells) -> np.ndarray:
+    """Return cells as float64, NaN where they are no numbers."""
+    if cells.dtype != object:
+        return cells.astype(np.float64)
+    return np.array([_number(cell) for cell in cells])
+
+
 def _number(cell):
+    """Return a cell as a number, or NaN; to Python "1_10" is 110, but to nobody else."""
+    if isinstance(cell, str) and "_" in cell:
+        return np.nan
     try:
         return float(cell)
     except (TypeError, ValueError):

@@ -101,6 +101,15 @@ def test_numbers_that_are_categories(table):
     assert found.sources[0].test.inputs.tolist() == [[1, 0]]
 
 
+def test_digits_around_an_underscore_are_text(table):
+    rows = "1_10,1_0,train\n2_5,2,train\n1_10,2,test\n"
+    found = read_tables([table("shelf,y,split\n" + rows)])
+    assert found.columns == ("shelf=1_10", "shelf=2_5")
+    assert found.sources[0].classes == ("2", "1_0")  # numbers before text
+    with pytest.raises(DataError, match="a finite number. Received: '1_10' in column 'shelf' of l"):
+        read_tables([table("shelf,y,split\n7,a,train\n" + rows)])
+
+
 def test_classes_that_are_numbers_are_in_their_order(table):
     text = "x,y,split\n1,10,train\n2,9,train\n3,10,test\n"
     assert read_tables([table(text)]).sources[0].classes == ("9", "10")
@@ -318,6 +327,15 @@ def test_a_column_of_rows_of_their_own_is_warned_of(table):
     words = "column 'id' of '.*a.csv' becomes 22 inputs, and more than half .* the key `features`"
     with pytest.warns(UserWarning, match=words):
         read_tables([table(customers(21, 41))])
+
+
+def test_a_column_of_rows_of_their_own_in_every_table_is_warned_of(write):
+    # Each customer occurs once a month, in two months.
+    files = [
+        TableFile(write(customers(21, 41), name), "y", split="split") for name in ("a.csv", "b.csv")
+    ]
+    with pytest.warns(UserWarning, match="column 'id' of '.*a.csv' becomes 22 inputs"):
+        read_tables(files)
 
 
 @pytest.mark.parametrize(("count", "rows"), [(21, 42), (19, 20)], ids=["half", "few inputs"])
