@@ -1,6 +1,7 @@
 """Tables: CSV and Parquet files of which columns are features and one is the label."""
 
 import csv
+import decimal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,13 @@ _FEW_CATEGORIES = 20
 # Float32 holds seven digits: of a mean so many times the deviation, too few are left for what
 # differs from row to row.
 _LARGEST_MEAN = 10**4
+
+# Float32 ends near 1e-38 and 1e38, and so does what it can be scaled by; numbers of a column may be
+# much smaller or larger than their deviation.
+_SMALLEST_DEVIATION, _LARGEST_DEVIATION = 1e-30, 1e30
+
+# Tells numbers apart that float64 rounds to one.
+_EXACT = decimal.Context(prec=1000, traps=[])
 
 
 @dataclass(frozen=True)
@@ -435,19 +443,41 @@ class _Numbers:
     def learned(cls, name: str, training: Sequence[_Rows]) -> Self:
         """Return the encoding that brings training rows to mean 0 and deviation 1."""
         values = np.concatenate([_numbers_in(name, rows) for rows in training])
-        mean, deviation = values.mean(), values.std()
-        if deviation and abs(mean) > _LARGEST_MEAN * deviation:
-            raise DataError(
-                "Expected numbers that differ by more than their rounding to 7 digits. Received: "
-                f"mean {mean:g} and deviation {deviation:g} in column '{name}' of "
-                f"'{training[0].path}'. Subtract a constant, such as the smallest number."
-            )
-        scale = 1 / (deviation or 1)
-        return cls(name, scale, -mean * scale)
+        if not _differ(values, name, training):
+            return cls(name, 1.0, -values[0])
+        _check_precision(values, f"column '{name}' of '{training[0].path}'")
+        scale = 1 / values.std()
+        return cls(name, scale, -values.mean() * scale)
 
     def inputs(self, rows: _Rows) -> np.ndarray:
         """Return the numbers `[n, 1]`."""
         return _numbers_in(self.name, rows)[:, np.newaxis]
+
+
+def _differ(values, column, training):
+    """Return whether the cells are different numbers, even if they are one in float64."""
+    if values.min() != values.max():
+        return True
+    cells = (cell for rows in training for cell in set(rows.cells(column).tolist()))
+    return len({_EXACT.create_decimal(str(cell).strip()) for cell in cells}) > 1
+
+
+def _check_precision(values, where):
+    """Refuse numbers of which too little is left when float32 brings them to deviation 1."""
+    mean, deviation = values.mean(), values.std()
+    lowest, highest = values.min(), values.max()
+    if lowest != highest and not _SMALLEST_DEVIATION <= deviation <= _LARGEST_DEVIATION:
+        raise DataError(
+            f"Expected numbers of a deviation between {_SMALLEST_DEVIATION:g} and "
+            f"{_LARGEST_DEVIATION:g}, which float32 can bring to 1. Received: numbers from "
+            f"{lowest:g} to {highest:g} in {where}. Use another unit."
+        )
+    if abs(mean) >= _LARGEST_MEAN * deviation:
+        raise DataError(
+            "Expected numbers that differ by more than their rounding to 7 digits. Received: "
+            f"mean {mean:g} and deviation {deviation:g} in {where}. Subtract a constant, such as "
+            "the smallest number."
+        )
 
 
 def _numbers_in(column, rows):

@@ -120,6 +120,38 @@ def test_a_column_that_never_changes_is_zero(table):
     assert found.rescale == ([1.0], [-7.0])
 
 
+def test_a_column_of_a_number_that_has_no_end_in_binary_is_zero(table):
+    # The mean of three times 0.1 is not 0.1 in float64, so that they have a deviation.
+    found = read_tables([table("x,y,split\n" + "0.1,a,train\n" * 2 + "0.10,b,train\n0.1,a,test\n")])
+    assert found.rescale == ([1.0], [-0.1])
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (lambda n: 2**63 - 1 - n, "7 digits. Received: mean 9.22337e[+]18 and deviation 0 in col"),
+        (lambda n: 2**24 + n, "7 digits. Received: mean 1.67772e[+]07"),
+        (lambda n: 1e-300 * n, "between 1e-30 and 1e[+]30, .* numbers from 0 to 5e-300 in column"),
+        (lambda n: 1e-42 * n, "numbers from 0 to 5e-42 in column 'x' of '.*'. Use another unit."),
+        (lambda n: 4e37 * n, "numbers from 0 to 2e[+]38 in column 'x' of"),
+    ],
+)
+@pytest.mark.parametrize("is_parquet", [True, False], ids=["parquet", "csv"])
+def test_numbers_that_float32_cannot_tell_apart(write, tmp_path, number, words, is_parquet):
+    from pyarrow import parquet
+
+    values = [number(n) for n in range(8)]
+    columns = {"x": values, "y": ["a", "b"] * 4, "s": ["train"] * 6 + ["test"] * 2}
+    if is_parquet:
+        path = tmp_path / "a.parquet"
+        parquet.write_table(pyarrow.table(columns), path)
+    else:
+        rows = "".join(f"{x},{y},{s}\n" for x, y, s in zip(*columns.values(), strict=True))
+        path = write("x,y,s\n" + rows)
+    with pytest.raises(DataError, match=words):
+        read_tables([TableFile(path, "y", is_parquet, split="s")])
+
+
 def test_validation_rows_and_the_order_of_rows(table):
     text = "x,y,split\n1,a,train\n2,a,val\n3,b,test\n4,b,train\n5,a,validation\n"
     (source,) = read_tables([table(text)]).sources
