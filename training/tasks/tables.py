@@ -102,7 +102,7 @@ class Encoding:
         values: dict[str, list[str]] = {}
         for name, scale, offset in inputs:
             column, is_category, value = name.partition("=")
-            # Measurements have a deviation, so that these are no numbers with such a name.
+            # Earlier versions took numbers with such a name; measurements have a deviation.
             if is_category and (scale, offset) == (1.0, 0.0):
                 values.setdefault(column, []).append(value)
                 numbers.setdefault(column, (1.0, 0.0))
@@ -151,12 +151,14 @@ def read_tables(files: Sequence[TableFile], encoding: Encoding | None = None) ->
     Raises:
         UsageError: If a column does not exist, or tables have different features.
         DataError: If a file cannot be read, has no rows, has two columns of one name, is trained
-            and tested on, a cell is empty or no finite number in a column of numbers, labels are
-            numbers that are not whole, or a label occurs in no training row.
+            and tested on, the name of a feature holds "=", a cell is empty or no finite number in a
+            column of numbers, labels are numbers that are not whole, or a label occurs in no
+            training row.
     """
     tables = [_read(file) for file in files]
     features = _common_features(files, tables)
     if encoding is None:
+        _check_names(features, files[0].path)
         training = [rows["train"] for rows in tables]
         columns = [_column(name, files, training) for name in features]
     else:
@@ -394,6 +396,17 @@ def _common_features(files, tables) -> list[str]:
             f"Expected columns besides the label. Received: none in '{first_path}'. Add features."
         )
     return list(first)
+
+
+def _check_names(features, path):
+    """Refuse a name that a run which goes on would read as a column and one of its categories."""
+    for name in features:
+        if "=" in name:
+            raise DataError(
+                "Expected names of columns without '=', which stands before the category in the "
+                f"name of an input. Received: '{name}' in '{path}'. Rename the column, or leave it "
+                "out with the key `features`."
+            )
 
 
 def _known_columns(encoding, features, files):

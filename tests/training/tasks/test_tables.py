@@ -308,6 +308,14 @@ def test_columns_that_cannot_be_used(table, options, facts):
         assert fact in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["a=b", "city=Bonn"])
+def test_names_that_a_run_which_goes_on_would_misread(table, name):
+    text = f"{name},x,y,split\n0,1,a,train\n0,2,b,train\n0,3,a,test\n"
+    with pytest.raises(DataError, match=f"without '='.* Received: '{name}' in .*Rename the column"):
+        read_tables([table(text)])
+    assert read_tables([table(text, split="split", features=("x",))]).columns == ("x",)
+
+
 def test_tables_of_different_features(write):
     files = [
         TableFile(write(f"{x},y,s\n1,a,train\n2,b,train\n1,a,test\n", f"{x}.csv"), "y", split="s")
