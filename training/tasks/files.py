@@ -179,7 +179,11 @@ def _no_images(folder):
 
 
 def _images(folder, visited):
-    """Yield every visible image below `folder` once, in order of names; `visited` grows."""
+    """Yield every visible image below `folder` once, in order of names; `visited` grows.
+
+    Raises:
+        DataError: If what is named like an image is no file, or cannot be looked at.
+    """
     for path in _visible(folder):
         is_folder = path.is_dir()
         if not is_folder and path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -190,8 +194,13 @@ def _images(folder, visited):
         visited.add(identity)
         if is_folder:
             yield from _images(path, visited)
-        else:
+        elif path.is_file():
             yield path
+        else:  # nothing may ever come out of a pipe
+            raise DataError(
+                f"Expected images in ordinary files. Received: '{path}', which is a pipe, a socket "
+                "or a device. Remove it."
+            )
 
 
 def file_identity(path: Path) -> tuple[int, int]:

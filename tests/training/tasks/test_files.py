@@ -207,6 +207,14 @@ def test_link_to_nothing_is_named(pets):
         read_folder(pets, None)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_pipe_is_no_image(pets, split):
+    pipe = pets / split / "cat" / "x.jpg"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=f"ordinary files. Received: '{pipe}', which is a pipe"):
+        read_folder(pets, None)
+
+
 # Caches and broken files.
 
 
