@@ -240,6 +240,7 @@ def _all_rows(path, file):
     table = _read_parquet(path) if file.is_parquet else _read_csv(path)
     names = table.column_names
     _check_columns(names, file, path)
+    _check_types(table, [file.label, *_features(names, file)], path)
     if not table.num_rows:
         raise DataError(f"Expected rows below the header. Received: none in '{path}'. Add some.")
     return _Rows(path, file.is_parquet, table, np.arange(table.num_rows))
@@ -259,6 +260,35 @@ def _check_columns(names, file, path):
                 f"Expected the name of a column: {one_of(names)}. Received: {name!r} for "
                 f"'{path}'.{did_you_mean(name, names)}"
             )
+
+
+def _features(names, file) -> list[str]:
+    """Return the features of a table with columns of these names."""
+    if file.features is not None:
+        return list(file.features)
+    return [name for name in names if name not in (file.label, file.split)]
+
+
+def _check_types(table, columns, path):
+    """Refuse columns of a Parquet file whose cells are neither one number nor one text."""
+    for name in columns:
+        kind = table.schema.field(name).type
+        if not _is_single(kind):
+            raise DataError(
+                "Expected columns of numbers, texts, dates or true and false. Received: column "
+                f"'{name}' of type {kind} in '{path}'. Leave it out with the key `features`, or "
+                "make columns of one number or text of it."
+            )
+
+
+def _is_single(kind):
+    from pyarrow import types
+
+    if types.is_dictionary(kind):  # a text column, each text of which is stored once
+        return _is_single(kind.value_type)
+    known = (types.is_primitive, types.is_decimal, types.is_null)
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(is_kind(kind) for is_kind in (*known, *texts))
 
 
 def _read_parquet(path):
@@ -377,11 +407,7 @@ def _common_features(files, tables) -> list[str]:
     found = []
     for file, parts in zip(files, tables, strict=True):
         for rows in parts.values():
-            names = file.features
-            if names is None:
-                names = set(rows.table.column_names) - {file.label, file.split}
-                names = sorted(names, key=rows.table.column_names.index)
-            found.append((rows.path, names))
+            found.append((rows.path, _features(rows.table.column_names, file)))
     (first_path, first), *others = found
     for path, features in others:
         different = sorted(set(first) ^ set(features))
@@ -395,7 +421,7 @@ def _common_features(files, tables) -> list[str]:
         raise UsageError(
             f"Expected columns besides the label. Received: none in '{first_path}'. Add features."
         )
-    return list(first)
+    return first
 
 
 def _check_names(features, path):

@@ -405,6 +405,50 @@ def test_a_parquet_file_that_is_none_and_one_with_gaps(tmp_path):
             read_tables([TableFile(path, "y", is_parquet=True, test_fraction=0.5)])
 
 
+@pytest.fixture
+def packed(tmp_path):
+    """Describe a Parquet file of four rows with a column `x`, half of them test data."""
+    from pyarrow import parquet
+
+    def describe(x, y=(0, 1, 0, 1), **options):
+        path = tmp_path / "a.parquet"
+        parquet.write_table(pyarrow.table({"x": x, "y": pyarrow.array(y), "z": [1, 2, 3, 4]}), path)
+        return TableFile(path, "y", is_parquet=True, test_fraction=0.5, **options)
+
+    return describe
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells"),
+    [
+        ("list<element: int64>", [[1], [2], [3], [4]]),
+        ("struct<a: int64>", [{"a": 1}] * 4),
+        ("map<string, int64", pyarrow.array([[("a", 1)]] * 4, pyarrow.map_(pyarrow.utf8(), "i8"))),
+        ("binary", [b"\xff"] * 4),
+        ("fixed_size_binary[1]", pyarrow.array([b"\xff"] * 4, pyarrow.binary(1))),
+    ],
+)
+def test_parquet_columns_without_a_number_or_a_text(packed, kind, cells):
+    with pytest.raises(DataError) as error:
+        read_tables([packed(cells)])
+    for fact in (f"column 'x' of type {kind}", "a.parquet", "the key `features`"):
+        assert fact in str(error.value)
+    assert read_tables([packed(cells, features=("z",))]).columns == ("z",)
+    with pytest.raises(DataError, match="column 'y' of type"):
+        read_tables([packed([1, 2, 3, 4], cells)])
+
+
+def test_parquet_columns_that_are_categories(packed):
+    import datetime
+
+    days = [datetime.date(2026, 5, day) for day in (1, 2, 1, 2)]
+    for cells in (days, pyarrow.array([str(day) for day in days]).dictionary_encode()):
+        found = read_tables([packed(cells, features=("x",))])
+        assert found.columns == ("x=2026-05-01", "x=2026-05-02")
+    found = read_tables([packed([True, False, True, False], features=("x",))])
+    assert found.columns == ("x=False", "x=True")
+
+
 TOML = 'name = "shop"\n[[task]]\nname = "a"\ncsv = "a.csv"\n'
 KEYS = 'label = "y"\nsplit = "split"\n'
 
