@@ -201,6 +201,11 @@ class _Rows:
         """Return a column's cells `[n]`: numbers, or texts as objects, with None where missing."""
         return self.table.column(column).to_numpy()[self.numbers]
 
+    @property
+    def whole_file(self) -> "_Rows":
+        """All rows of the file, in its order."""
+        return replace(self, numbers=np.arange(self.table.num_rows))
+
     def place(self, position: int, column: str) -> str:
         """Return where a cell stands, for an error message."""
         number = self.numbers[position]
@@ -240,10 +245,13 @@ def _all_rows(path, file):
     table = _read_parquet(path) if file.is_parquet else _read_csv(path)
     names = table.column_names
     _check_columns(names, file, path)
-    _check_types(table, [file.label, *_features(names, file)], path)
+    used = [file.label, *_features(names, file)]
+    _check_types(table, used, path)
     if not table.num_rows:
         raise DataError(f"Expected rows below the header. Received: none in '{path}'. Add some.")
-    return _Rows(path, file.is_parquet, table, np.arange(table.num_rows))
+    rows = _Rows(path, file.is_parquet, table, np.arange(table.num_rows))
+    _check_none_missing(rows, used)
+    return rows
 
 
 def _check_columns(names, file, path):
@@ -362,9 +370,7 @@ def _no_csv(path, error):
 
 def _labels(rows, file) -> np.ndarray:
     """Return the labels `[n]` as texts."""
-    cells = rows.cells(file.label)
-    _check_not_missing(cells, rows, file.label)
-    return cells.astype(str)
+    return rows.cells(file.label).astype(str)
 
 
 def _check_classes(labels, rows, column):
@@ -379,6 +385,35 @@ def _check_classes(labels, rows, column):
             f"{labels[position]} in {rows.place(position, column)}. Name another column with the "
             "key `label`, or write the class into this one, such as 'low' and 'high'."
         )
+
+
+def _check_none_missing(rows, columns):
+    missing = {column: np.flatnonzero(_is_missing(rows.cells(column))) for column in columns}
+    missing = {column: positions for column, positions in missing.items() if positions.size}
+    if missing:
+        column = min(missing, key=lambda column: missing[column][0])
+        count = sum(positions.size for positions in missing.values())
+        raise DataError(
+            f"Expected a value in every cell. Received: none in "
+            f"{rows.place(missing[column][0], column)}{_and_more(count)}. Fill what is empty, or "
+            "remove the row."
+        )
+
+
+def _is_missing(cells) -> np.ndarray:
+    if cells.dtype.kind == "f":
+        return np.isnan(cells)
+    if cells.dtype.kind in "mM":
+        return np.isnat(cells)
+    if cells.dtype == object:
+        texts = (cell.strip() if isinstance(cell, str) else cell for cell in cells)
+        return np.array([text in (None, "") for text in texts])
+    return np.zeros(len(cells), bool)
+
+
+def _and_more(count):
+    """Return how many of some cells are not named, for an error message; empty if it is none."""
+    return f" and {count - 1:,} more" if count > 1 else ""
 
 
 def _by_column(rows, column) -> dict[str, np.ndarray]:
@@ -520,18 +555,25 @@ def _check_precision(values, where):
 
 
 def _numbers_in(column, rows):
-    cells = rows.cells(column)
-    _check_not_missing(cells, rows, column)
-    values = _as_numbers(cells)
-    with np.errstate(over="ignore"):
-        wrong = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
-    if wrong.size:
-        raise DataError(
-            f"Expected a finite number. Received: {str(cells[wrong[0]])!r} in "
-            f"{rows.place(wrong[0], column)}. Correct or remove the row, or, if the column "
-            "holds no numbers, name it with the key `categories`."
-        )
+    values = _as_numbers(rows.cells(column))
+    if _not_finite(values).any():
+        raise _no_number(column, rows.whole_file)
     return values
+
+
+def _not_finite(values):
+    with np.errstate(over="ignore"):
+        return ~np.isfinite(values.astype(np.float32))
+
+
+def _no_number(column, rows):
+    cells = rows.cells(column)
+    wrong = np.flatnonzero(_not_finite(_as_numbers(cells)))
+    return DataError(
+        f"Expected a finite number. Received: {str(cells[wrong[0]])!r} in "
+        f"{rows.place(wrong[0], column)}{_and_more(wrong.size)}. Correct or remove the row, or, if "
+        "the column holds no numbers, name it with the key `categories`."
+    )
 
 
 class _Categories:
@@ -552,7 +594,7 @@ class _Categories:
     @classmethod
     def learned(cls, name: str, training: Sequence[_Rows]) -> Self:
         """Return the encoding with an input for each value of training rows."""
-        texts = [_texts_in(name, rows) for rows in training]
+        texts = [rows.cells(name).astype(str) for rows in training]
         together = np.concatenate(texts)
         values = np.unique(together)
         if len(values) > MOST_CATEGORIES:
@@ -573,7 +615,7 @@ class _Categories:
 
     def inputs(self, rows: _Rows) -> np.ndarray:
         """Return 1 where the category is the row's, else 0, `[n, C]`."""
-        texts = _texts_in(self.name, rows)
+        texts = rows.cells(self.name).astype(str)
         found = texts[:, np.newaxis] == self.values
         unknown = np.flatnonzero(~found.any(axis=1))
         if self.others_are_refused and unknown.size:
@@ -589,12 +631,6 @@ def _are_names_of_rows(texts):
     """Return whether texts are likely to name rows: many values, most of them in one row only."""
     counts = np.unique(texts, return_counts=True)[1]
     return len(counts) > _FEW_CATEGORIES and 2 * np.sum(counts == 1) > len(texts)
-
-
-def _texts_in(column, rows):
-    cells = rows.cells(column)
-    _check_not_missing(cells, rows, column)
-    return cells.astype(str)
 
 
 def _column(name, files, training):
@@ -626,22 +662,6 @@ def _number(cell):
         return float(cell)
     except (TypeError, ValueError):
         return np.nan
-
-
-def _check_not_missing(cells, rows, column):
-    if cells.dtype.kind == "f":
-        missing = np.isnan(cells)
-    elif cells.dtype == object:
-        missing = np.array(
-            [cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells]
-        )
-    else:
-        return
-    if missing.any():
-        raise DataError(
-            f"Expected a value in every cell. Received: none in "
-            f"{rows.place(np.flatnonzero(missing)[0], column)}. Fill it, or remove the row."
-        )
 
 
 def _source(file, parts, columns) -> Source:

@@ -1,3 +1,5 @@
+import datetime
+
 import numpy as np
 import pytest
 
@@ -279,6 +281,20 @@ def test_tables_that_are_wrong(table, text, facts):
         assert fact in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ({7: ",n", 11: ",n"}, "every cell. .* in column 'x' of line 7 of '.*' and 1 more. Fill"),
+        ({9: ",n", 7: "1,"}, "every cell. .* in column 'c' of line 7 of '.*' and 1 more. Fill"),
+        ({7: "NA,n", 9: "?,n", 12: "nan,n"}, "'NA' in column 'x' of line 7 of '.*' and 2 more. C"),
+    ],
+)
+def test_the_first_line_without_a_value_is_named_and_the_others_counted(table, lines, words):
+    rows = [lines.get(line, "1,n") + f",{'ab'[line % 2]}" for line in range(2, 22)]
+    with pytest.raises(DataError, match=words):
+        read_tables([table("\n".join(["x,c,y", *rows]), test_fraction=0.5)])
+
+
 def test_the_line_counts_lines_within_cells_and_empty_ones(table):
     text = SHOP.replace("Bonn", '"Bonn\non the\nRhine"').replace("40,", "\nold,")
     with pytest.raises(DataError, match="'age' of line 6 of"):
@@ -399,7 +415,9 @@ def test_a_parquet_file_that_is_none_and_one_with_gaps(tmp_path):
     path.write_bytes(b"no table")
     with pytest.raises(DataError, match="Expected a Parquet file. Received: .*a.parquet"):
         read_tables([TableFile(path, "y", is_parquet=True, test_fraction=0.5)])
-    for values in ([1, None, 3, 4], ["p", None, "q", "q"], [0.5, float("nan"), 1.0, 2.0]):
+    day = datetime.date(2026, 5, 1)
+    nan = float("nan")
+    for values in ([1, None, 3, 4], ["p", None, "q", "q"], [0.5, nan, 1.0, 2.0], [day, None] * 2):
         parquet.write_table(pyarrow.table({"x": values, "y": [0, 1, 0, 1]}), path)
         with pytest.raises(DataError, match="every cell.*'x' of row 2 of"):
             read_tables([TableFile(path, "y", is_parquet=True, test_fraction=0.5)])
@@ -439,8 +457,6 @@ def test_parquet_columns_without_a_number_or_a_text(packed, kind, cells):
 
 
 def test_parquet_columns_that_are_categories(packed):
-    import datetime
-
     days = [datetime.date(2026, 5, day) for day in (1, 2, 1, 2)]
     for cells in (days, pyarrow.array([str(day) for day in days]).dictionary_encode()):
         found = read_tables([packed(cells, features=("x",))])
