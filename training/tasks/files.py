@@ -1,12 +1,13 @@
 """Sources on disk: an .npz archive of arrays, or a folder of images."""
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from keras_mas.arrays import read_whole
+from keras_mas.arrays import read_archive
 
 from ..wording import one_of
 from .encoded import Encoded, Example
@@ -17,12 +18,14 @@ from .source import VALIDATION_NAMES, Source, numbered_classes
 from .store import Store
 from .stream import Split, checked_split
 
-# What `np.load` raises. ValueError: a pickle; TypeError: an .npy file; MemoryError: an array that
-# says it is larger than the memory; RuntimeError: a compression or a version of zip that Python
-# does not know, or a password; the others: a damaged archive.
+# What `read_archive` raises. ValueError: no archive, or a pickle; SyntaxError and TokenError: a
+# header that is no Python; MemoryError: an array that says it is larger than the memory;
+# RuntimeError: a compression or a version of zip that Python does not know, or a password; the
+# others: a damaged archive.
 UNREADABLE = (
     ValueError,
-    TypeError,
+    SyntaxError,
+    tokenize.TokenError,
     OSError,
     EOFError,
     MemoryError,
@@ -48,9 +51,8 @@ def read_npz(path: Path) -> Source:
             pair of arrays does not make a split; see `checked_split`.
     """
     try:
-        # Opened here, for `np.load` does not close a file in which it finds no archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = read_whole(archive)
+        with open(path, "rb") as file:
+            arrays = read_archive(file)
     except UNREADABLE as error:
         raise DataError(
             f"Expected an .npz archive of plain numeric arrays. Received: '{path}' ({error}). "
