@@ -54,7 +54,7 @@ class TableFile:
         split: Column that says "train", "test" or "validation" ("val") of every row.
 
     Raises:
-        UsageError: If `features` names the label or the split, or a column twice.
+        UsageError: If `features` or `categories` names the label or the split, or a column twice.
     """
 
     path: Path
@@ -67,17 +67,20 @@ class TableFile:
     split: str | None = None
 
     def __post_init__(self):
-        features = self.features or ()
-        for name in features:
+        for key, columns in (("features", self.features or ()), ("categories", self.categories)):
+            self._check_columns(key, columns)
+
+    def _check_columns(self, key, columns):
+        for name in columns:
             if name in (self.label, self.split):
                 what = "the label" if name == self.label else "the split"
                 raise UsageError(
-                    f"Expected `features` without {what}, which no input may tell. Received: "
-                    f"'{name}' for '{self.path}'. Remove it from the key `features`."
+                    f"Expected `{key}` without {what}, which no input may tell. Received: "
+                    f"'{name}' for '{self.path}'. Remove it from the key `{key}`."
                 )
-            if features.count(name) > 1:
+            if columns.count(name) > 1:
                 raise UsageError(
-                    f"Expected each column once in `features`. Received: '{name}' more than once "
+                    f"Expected each column once in `{key}`. Received: '{name}' more than once "
                     f"for '{self.path}'. Name it once."
                 )
 
@@ -341,6 +344,12 @@ def _header(path):
             f"Expected a header with the names of the columns. Received: nothing in '{path}'. Add "
             "it as the first line."
         )
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            raise DataError(
+                f"Expected commas between cells. Received: {word} in the header of '{path}'. Save "
+                "it with commas."
+            )
     return names
 
 

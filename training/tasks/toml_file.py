@@ -218,6 +218,11 @@ def _parse(path):
         raise UsageError(f"Expected a readable TOML file. Received: '{path}' ({error}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"Expected valid TOML. Received: '{path}' ({error}).") from error
+    except RecursionError as error:
+        raise UsageError(
+            f"Expected valid TOML. Received: '{path}', whose brackets are nested too deeply to be "
+            "read. Write lists and tables as the keys need them."
+        ) from error
 
 
 def _checked_entries(table, path) -> list[_Entry]:
@@ -372,13 +377,18 @@ def _check_type(key, value, types, words, where):
 
 
 def _check_exists(kind, path, where):
-    if kind == "tfds" or (path.is_dir() if kind == "folder" else path.is_file()):
+    if kind == "tfds":
         return
-    what = {"folder": "a folder", "npz": "an .npz file"}.get(kind, "a table")
-    raise UsageError(
-        f"Expected {what} at '{path}'. Received: none, for {where}. Paths are relative to the TOML "
-        "file."
-    )
+    try:
+        found, reason = path.is_dir() if kind == "folder" else path.is_file(), ""
+    except OSError as error:  # such as a name that is too long
+        found, reason = False, f" ({error.strerror})"
+    if not found:
+        what = {"folder": "a folder", "npz": "an .npz file"}.get(kind, "a table")
+        raise UsageError(
+            f"Expected {what} at '{path}'. Received: none{reason}, for {where}. Paths are relative "
+            "to the TOML file."
+        )
 
 
 def _with_equal_channels(sources: list[Source]) -> list[Source]:

@@ -256,6 +256,8 @@ def test_cells_with_commas_quotes_and_lines(table):
     [
         ("", ["a header", "nothing in", "a.csv"]),
         ("age,city,y,split\n", ["rows below the header", "a.csv"]),
+        (SHOP.replace(",", ";"), ["commas between cells", "semicolons", "header of", "a.csv"]),
+        (SHOP.replace(",", "\t"), ["commas between cells", "tabs in the header"]),
         (SHOP.replace("city", "age"), ["different names", "'age' more than once", "a.csv"]),
         (SHOP.replace("40,Ulm", "old,Ulm"), ["finite number", "'old'", "'age' of line 3"]),
         (SHOP.replace("30,Ulm", "1e39,Ulm"), ["finite number", "'1e39'", "'age' of line 4"]),
@@ -313,6 +315,8 @@ def test_the_line_counts_lines_within_cells_and_empty_ones(table):
             {"split": "split", "features": ("age", "y")},
             ["`features` without the label", "'y' for", "a.csv'. Remove it"],
         ),
+        ({"split": "split", "categories": ("y",)}, ["`categories` without the label", "'y' for"]),
+        ({"split": "split", "categories": ("split",)}, ["`categories` without the split"]),
         ({"split": "split", "features": ("split",)}, ["without the split", "'split' for"]),
         ({"split": "split", "features": ("age", "city", "age")}, ["once", "'age' more than once"]),
     ],

@@ -226,7 +226,12 @@ TASK = '[[task]]\nname = "a"\nnpz = "a.npz"\n'
         (HEAD + '[[task]]\nname = "a/b"\nnpz = "a.npz"', ["task name", "'a/b'"]),
         (HEAD + '[[task]]\nname = "a"\nnpz = "no.npz"', ["an .npz file at", "no.npz", "relative"]),
         (HEAD + '[[task]]\nname = "a"\nfolder = "a.npz"', ["a folder at", "a.npz"]),
+        (
+            HEAD + f'[[task]]\nname = "a"\nnpz = "{"a" * 5000}"',
+            ["an .npz file at", "name too long"],
+        ),
         (HEAD + "[[task]\n", ["valid TOML", "line 2, column"]),
+        ("a = " + "[" * 2000, ["valid TOML", "shop.toml", "nested too deeply"]),
     ],
 )
 def test_descriptions_that_are_wrong(load, write_npz, text, facts):
