@@ -3,7 +3,7 @@
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -53,11 +53,7 @@ def load_arrays(
     """
     with open(path, "rb") as file:  # `np.load` leaves a damaged file open
         try:
-            if not zipfile.is_zipfile(file):
-                raise ValueError("it is no archive of arrays, or is cut off")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = read_whole(archive)
+            arrays = read_archive(file)
             for name, array in arrays.items():
                 if not isinstance(array, np.ndarray):  # NumPy returns another file's bytes
                     raise ValueError(f"its '{name}' is no array")
@@ -69,22 +65,28 @@ def load_arrays(
             ) from error
 
 
-def read_whole(archive: Any) -> dict[str, np.ndarray]:
-    """Return the arrays that `np.load` has found in a file, each compared with its checksum.
+def read_archive(file: BinaryIO) -> dict[str, np.ndarray]:
+    """Return the arrays of an `.npz` file by name, each compared with its checksum.
 
     NumPy reads as many bytes of an array as its header says, and its checksum is looked at when all
-    are read: a damaged header that says less, such as float16 for float32, would pass.
+    are read: a damaged header that says less, such as float16 for float32, would pass. It also
+    takes whatever is no archive for a pickle.
 
     Args:
-        archive: What `np.load` returned, an `NpzFile`.
+        file: The file, open for reading.
 
     Raises:
-        BadZipFile: If one is not as it was written.
+        ValueError: If it is no archive, or holds Python objects.
+        BadZipFile: If an array is not as it was written.
     """
-    damaged = archive.zip.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"Bad CRC-32 for file '{damaged}'")
-    return dict(archive)
+    if not zipfile.is_zipfile(file):
+        raise ValueError("it is no archive of arrays, or is cut off")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        damaged = archive.zip.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"Bad CRC-32 for file '{damaged}'")
+        return dict(archive)
 
 
 def _check_format(found):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_mas.arrays import read_whole
+from keras_mas.arrays import read_archive
 from keras_mas.choices import AUTO
 from keras_mas.errors import UsageError
 
@@ -134,11 +134,11 @@ def _read_stream(source, options):
 
 def _read_arrays(source):
     try:
-        with np.load(source, allow_pickle=False) as archive:
-            arrays = read_whole(archive)
-            names = list(arrays)
-            [name] = [n for n in ("x", "x_train") if n in names][:1] or names
-            inputs = arrays[name]
+        with open(source, "rb") as file:
+            arrays = read_archive(file)
+        names = list(arrays)
+        [name] = [n for n in ("x", "x_train") if n in names][:1] or names
+        inputs = arrays[name]
     except (*UNREADABLE, KeyError) as error:
         raise UsageError(
             "Expected an .npz file with inputs as an array `x`. Received: "

@@ -269,6 +269,7 @@ def test_wrong_usage_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own, new, data = folder / "own.keras", folder / "new.toml", folder / "unlabelled.npz"
     write_huge(tmp_path / "huge.npz")
+    (tmp_path / "text.npz").write_text("no archive")
     start = ["--start-from", own]
     for words, sentence in [
         (start, "Expected `--unlabelled DATA`"),
@@ -281,6 +282,7 @@ def test_wrong_usage_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
         ([*start, "--unlabelled", data, "--scenario", "class"], "Received: --scenario class."),
         ([*start, "--unlabelled", data, "--continue", "run", "--add", "x"], "Received: both"),
         ([*start, "--unlabelled", "no.npz"], "Expected an .npz file with inputs"),
+        ([*start, "--unlabelled", "text.npz"], "Received: 'text.npz' (it is no archive of arrays"),
         ([*start, "--unlabelled", "huge.npz"], "file with inputs as an array `x`. Received: 'huge"),
     ]:
         given = words if "--continue" in words else [new, *words]

@@ -1,12 +1,13 @@
 """Sources on disk: an .npz archive of arrays, or a folder of images."""
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from keras_mas.arrays import read_whole
+from keras_mas.arrays import read_archive
 
 from ..wording import one_of
 from .encoded import Encoded, Example
@@ -17,12 +18,14 @@ from .source import VALIDATION_NAMES, Source, numbered_classes
 from .store import Store
 from .stream import Split, checked_split
 
-# What `np.load` raises. ValueError: a pickle; TypeError: an .npy file; MemoryError: an array that
-# says it is larger than the memory; RuntimeError: a compression or a version of zip that Python
-# does not know, or a password; the others: a damaged archive.
+# What `read_archive` raises. ValueError: no archive, or a pickle; SyntaxError and TokenError: a
+# header that is no Python; MemoryError: an array that says it is larger than the memory;
+# RuntimeError: a compression or a version of zip that Python does not know, or a password; the
+# others: a damaged archive.
 UNREADABLE = (
     ValueError,
-    TypeError,
+    SyntaxError,
+    tokenize.TokenError,
     OSError,
     EOFError,
     MemoryError,
@@ -48,9 +51,8 @@ def read_npz(path: Path) -> Source:
             pair of arrays does not make a split; see `checked_split`.
     """
     try:
-        # Opened here, for `np.load` does not close a file in which it finds no archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = read_whole(archive)
+        with open(path, "rb") as file:
+            arrays = read_archive(file)
     except UNREADABLE as error:
         raise DataError(
             f"Expected an .npz archive of plain numeric arrays. Received: '{path}' ({error}). "
@@ -132,7 +134,7 @@ def read_images(
         DataError: If there is no image, or one cannot be decoded and `store` does not leave out
             such images.
     """
-    files = list(_images(path, {_identity(path)}))
+    files = list(_images(path, {file_identity(path)}))
     if not files:
         raise _no_images(path)
     drawn = np.random.default_rng(0).permutation(len(files))[:limit]
@@ -160,7 +162,7 @@ def _labelled_files(folder, classes) -> list[tuple[Path, int]]:
     class_folders = [folder / name for name in classes if (folder / name).is_dir()]
     # Images that a link upwards, or to another class, leads back to keep their own label.
     above = folder.resolve().parents
-    visited = {_identity(known) for known in (folder, *above, *class_folders)}
+    visited = {file_identity(known) for known in (folder, *above, *class_folders)}
     files = [
         (file, classes.index(class_folder.name))
         for class_folder in class_folders
@@ -179,23 +181,36 @@ def _no_images(folder):
 
 
 def _images(folder, visited):
-    """Yield every visible image below `folder` once, in order of names; `visited` grows."""
+    """Yield every visible image below `folder` once, in order of names; `visited` grows.
+
+    Raises:
+        DataError: If what is named like an image is no file, or cannot be looked at.
+    """
     for path in _visible(folder):
         is_folder = path.is_dir()
         if not is_folder and path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        identity = _identity(path)
+        identity = file_identity(path)
         if identity in visited:
             continue
         visited.add(identity)
         if is_folder:
             yield from _images(path, visited)
-        else:
+        elif path.is_file():
             yield path
+        else:  # nothing may ever come out of a pipe
+            raise DataError(
+                f"Expected images in ordinary files. Received: '{path}', which is a pipe, a socket "
+                "or a device. Remove it."
+            )
 
 
-def _identity(path):
-    """Return what two paths have in common if, and only if, they lead to the same file."""
+def file_identity(path: Path) -> tuple[int, int]:
+    """Return what two paths have in common if, and only if, they lead to the same file.
+
+    Raises:
+        DataError: If there is none, or it cannot be looked at.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -211,7 +226,7 @@ def _check_disjoint(files):
     first: dict[tuple[int, int], Path] = {}
     for labelled in files.values():
         for file, _ in labelled:
-            other = first.setdefault(_identity(file), file)
+            other = first.setdefault(file_identity(file), file)
             if other is not file:
                 raise DataError(
                     f"Expected different files in every class and split. Received: '{file}', which "

@@ -1,6 +1,7 @@
 """Tables: CSV and Parquet files of which columns are features and one is the label."""
 
 import csv
+import decimal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from keras_mas.errors import UsageError
 from ..available_memory import require_memory
 from ..wording import did_you_mean, one_of
 from .errors import DataError
+from .files import file_identity
 from .source import VALIDATION_NAMES, Source, divided
 from .stream import Rescale, Split
 
@@ -26,6 +28,13 @@ _FEW_CATEGORIES = 20
 # Float32 holds seven digits: of a mean so many times the deviation, too few are left for what
 # differs from row to row.
 _LARGEST_MEAN = 10**4
+
+# Float32 ends near 1e-38 and 1e38, and so does what it can be scaled by; numbers of a column may be
+# much smaller or larger than their deviation.
+_SMALLEST_DEVIATION, _LARGEST_DEVIATION = 1e-30, 1e30
+
+# Tells numbers apart that float64 rounds to one.
+_EXACT = decimal.Context(prec=1000, traps=[])
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class TableFile:
         split: Column that says "train", "test" or "validation" ("val") of every row.
 
     Raises:
-        UsageError: If `features` names the label or the split, or a column twice.
+        UsageError: If `features` or `categories` names the label or the split, or a column twice.
     """
 
     path: Path
@@ -58,17 +67,20 @@ class TableFile:
     split: str | None = None
 
     def __post_init__(self):
-        features = self.features or ()
-        for name in features:
+        for key, columns in (("features", self.features or ()), ("categories", self.categories)):
+            self._check_columns(key, columns)
+
+    def _check_columns(self, key, columns):
+        for name in columns:
             if name in (self.label, self.split):
                 what = "the label" if name == self.label else "the split"
                 raise UsageError(
-                    f"Expected `features` without {what}, which no input may tell. Received: "
-                    f"'{name}' for '{self.path}'. Remove it from the key `features`."
+                    f"Expected `{key}` without {what}, which no input may tell. Received: "
+                    f"'{name}' for '{self.path}'. Remove it from the key `{key}`."
                 )
-            if features.count(name) > 1:
+            if columns.count(name) > 1:
                 raise UsageError(
-                    f"Expected each column once in `features`. Received: '{name}' more than once "
+                    f"Expected each column once in `{key}`. Received: '{name}' more than once "
                     f"for '{self.path}'. Name it once."
                 )
 
@@ -93,7 +105,7 @@ class Encoding:
         values: dict[str, list[str]] = {}
         for name, scale, offset in inputs:
             column, is_category, value = name.partition("=")
-            # Measurements have a deviation, so that these are no numbers with such a name.
+            # Earlier versions took numbers with such a name; measurements have a deviation.
             if is_category and (scale, offset) == (1.0, 0.0):
                 values.setdefault(column, []).append(value)
                 numbers.setdefault(column, (1.0, 0.0))
@@ -141,13 +153,15 @@ def read_tables(files: Sequence[TableFile], encoding: Encoding | None = None) ->
 
     Raises:
         UsageError: If a column does not exist, or tables have different features.
-        DataError: If a file cannot be read, has no rows, has two columns of one name, a cell is
-            empty or no finite number in a column of numbers, labels are numbers that are not whole,
-            or a label occurs in no training row.
+        DataError: If a file cannot be read, has no rows, has two columns of one name, is trained
+            and tested on, the name of a feature holds "=", a cell is empty or no finite number in a
+            column of numbers, labels are numbers that are not whole, or a label occurs in no
+            training row.
     """
     tables = [_read(file) for file in files]
     features = _common_features(files, tables)
     if encoding is None:
+        _check_names(features, files[0].path)
         training = [rows["train"] for rows in tables]
         columns = [_column(name, files, training) for name in features]
     else:
@@ -190,6 +204,11 @@ class _Rows:
         """Return a column's cells `[n]`: numbers, or texts as objects, with None where missing."""
         return self.table.column(column).to_numpy()[self.numbers]
 
+    @property
+    def whole_file(self) -> "_Rows":
+        """All rows of the file, in its order."""
+        return replace(self, numbers=np.arange(self.table.num_rows))
+
     def place(self, position: int, column: str) -> str:
         """Return where a cell stands, for an error message."""
         number = self.numbers[position]
@@ -204,6 +223,7 @@ def _read(file: TableFile) -> dict[str, _Rows]:
     labels = _labels(rows, file)
     _check_classes(labels, rows, file.label)
     if file.test is not None:
+        _check_other_file(file)
         return {"train": rows, "test": _all_rows(file.test, file)}
     if file.test_fraction is not None:
         by_class = np.unique(labels, return_inverse=True)[1]
@@ -214,13 +234,27 @@ def _read(file: TableFile) -> dict[str, _Rows]:
     return {role: replace(rows, numbers=numbers) for role, numbers in parts.items()}
 
 
+def _check_other_file(file):
+    """Refuse to test on the rows that are trained on."""
+    if file_identity(file.test) == file_identity(file.path):
+        raise DataError(
+            f"Expected different files for training and test. Received: '{file.test}' as `test`, "
+            f"which is the same file as '{file.path}'. Name another one, or use the key "
+            "`test_fraction`."
+        )
+
+
 def _all_rows(path, file):
     table = _read_parquet(path) if file.is_parquet else _read_csv(path)
     names = table.column_names
     _check_columns(names, file, path)
+    used = [file.label, *_features(names, file)]
+    _check_types(table, used, path)
     if not table.num_rows:
         raise DataError(f"Expected rows below the header. Received: none in '{path}'. Add some.")
-    return _Rows(path, file.is_parquet, table, np.arange(table.num_rows))
+    rows = _Rows(path, file.is_parquet, table, np.arange(table.num_rows))
+    _check_none_missing(rows, used)
+    return rows
 
 
 def _check_columns(names, file, path):
@@ -237,6 +271,35 @@ def _check_columns(names, file, path):
                 f"Expected the name of a column: {one_of(names)}. Received: {name!r} for "
                 f"'{path}'.{did_you_mean(name, names)}"
             )
+
+
+def _features(names, file) -> list[str]:
+    """Return the features of a table with columns of these names."""
+    if file.features is not None:
+        return list(file.features)
+    return [name for name in names if name not in (file.label, file.split)]
+
+
+def _check_types(table, columns, path):
+    """Refuse columns of a Parquet file whose cells are neither one number nor one text."""
+    for name in columns:
+        kind = table.schema.field(name).type
+        if not _is_single(kind):
+            raise DataError(
+                "Expected columns of numbers, texts, dates or true and false. Received: column "
+                f"'{name}' of type {kind} in '{path}'. Leave it out with the key `features`, or "
+                "make columns of one number or text of it."
+            )
+
+
+def _is_single(kind):
+    from pyarrow import types
+
+    if types.is_dictionary(kind):  # a text column, each text of which is stored once
+        return _is_single(kind.value_type)
+    known = (types.is_primitive, types.is_decimal, types.is_null)
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(is_kind(kind) for is_kind in (*known, *texts))
 
 
 def _read_parquet(path):
@@ -281,6 +344,12 @@ def _header(path):
             f"Expected a header with the names of the columns. Received: nothing in '{path}'. Add "
             "it as the first line."
         )
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            raise DataError(
+                f"Expected commas between cells. Received: {word} in the header of '{path}'. Save "
+                "it with commas."
+            )
     return names
 
 
@@ -310,9 +379,7 @@ def _no_csv(path, error):
 
 def _labels(rows, file) -> np.ndarray:
     """Return the labels `[n]` as texts."""
-    cells = rows.cells(file.label)
-    _check_not_missing(cells, rows, file.label)
-    return cells.astype(str)
+    return rows.cells(file.label).astype(str)
 
 
 def _check_classes(labels, rows, column):
@@ -327,6 +394,35 @@ def _check_classes(labels, rows, column):
             f"{labels[position]} in {rows.place(position, column)}. Name another column with the "
             "key `label`, or write the class into this one, such as 'low' and 'high'."
         )
+
+
+def _check_none_missing(rows, columns):
+    missing = {column: np.flatnonzero(_is_missing(rows.cells(column))) for column in columns}
+    missing = {column: positions for column, positions in missing.items() if positions.size}
+    if missing:
+        column = min(missing, key=lambda column: missing[column][0])
+        count = sum(positions.size for positions in missing.values())
+        raise DataError(
+            f"Expected a value in every cell. Received: none in "
+            f"{rows.place(missing[column][0], column)}{_and_more(count)}. Fill what is empty, or "
+            "remove the row."
+        )
+
+
+def _is_missing(cells) -> np.ndarray:
+    if cells.dtype.kind == "f":
+        return np.isnan(cells)
+    if cells.dtype.kind in "mM":
+        return np.isnat(cells)
+    if cells.dtype == object:
+        texts = (cell.strip() if isinstance(cell, str) else cell for cell in cells)
+        return np.array([text in (None, "") for text in texts])
+    return np.zeros(len(cells), bool)
+
+
+def _and_more(count):
+    """Return how many of some cells are not named, for an error message; empty if it is none."""
+    return f" and {count - 1:,} more" if count > 1 else ""
 
 
 def _by_column(rows, column) -> dict[str, np.ndarray]:
@@ -355,11 +451,7 @@ def _common_features(files, tables) -> list[str]:
     found = []
     for file, parts in zip(files, tables, strict=True):
         for rows in parts.values():
-            names = file.features
-            if names is None:
-                names = set(rows.table.column_names) - {file.label, file.split}
-                names = sorted(names, key=rows.table.column_names.index)
-            found.append((rows.path, names))
+            found.append((rows.path, _features(rows.table.column_names, file)))
     (first_path, first), *others = found
     for path, features in others:
         different = sorted(set(first) ^ set(features))
@@ -373,7 +465,18 @@ def _common_features(files, tables) -> list[str]:
         raise UsageError(
             f"Expected columns besides the label. Received: none in '{first_path}'. Add features."
         )
-    return list(first)
+    return first
+
+
+def _check_names(features, path):
+    """Refuse a name that a run which goes on would read as a column and one of its categories."""
+    for name in features:
+        if "=" in name:
+            raise DataError(
+                "Expected names of columns without '=', which stands before the category in the "
+                f"name of an input. Received: '{name}' in '{path}'. Rename the column, or leave it "
+                "out with the key `features`."
+            )
 
 
 def _known_columns(encoding, features, files):
@@ -423,37 +526,63 @@ class _Numbers:
     def learned(cls, name: str, training: Sequence[_Rows]) -> Self:
         """Return the encoding that brings training rows to mean 0 and deviation 1."""
         values = np.concatenate([_numbers_in(name, rows) for rows in training])
-        mean, deviation = values.mean(), values.std()
-        if deviation and abs(mean) > _LARGEST_MEAN * deviation:
-            raise DataError(
-                "Expected numbers that differ by more than their rounding to 7 digits. Received: "
-                f"mean {mean:g} and deviation {deviation:g} in column '{name}' of "
-                f"'{training[0].path}'. Subtract a constant, such as the smallest number."
-            )
-        scale = 1 / (deviation or 1)
-        return cls(name, scale, -mean * scale)
+        if not _differ(values, name, training):
+            return cls(name, 1.0, -values[0])
+        _check_precision(values, f"column '{name}' of '{training[0].path}'")
+        scale = 1 / values.std()
+        return cls(name, scale, -values.mean() * scale)
 
     def inputs(self, rows: _Rows) -> np.ndarray:
         """Return the numbers `[n, 1]`."""
         return _numbers_in(self.name, rows)[:, np.newaxis]
 
 
-def _numbers_in(column, rows):
-    cells = rows.cells(column)
-    _check_not_missing(cells, rows, column)
-    try:
-        values = cells.astype(np.float64)
-    except ValueError:
-        values = np.array([_number(cell) for cell in cells])
-    with np.errstate(over="ignore"):
-        wrong = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
-    if wrong.size:
+def _differ(values, column, training):
+    """Return whether the cells are different numbers, even if they are one in float64."""
+    if values.min() != values.max():
+        return True
+    cells = (cell for rows in training for cell in set(rows.cells(column).tolist()))
+    return len({_EXACT.create_decimal(str(cell).strip()) for cell in cells}) > 1
+
+
+def _check_precision(values, where):
+    """Refuse numbers of which too little is left when float32 brings them to deviation 1."""
+    mean, deviation = values.mean(), values.std()
+    lowest, highest = values.min(), values.max()
+    if lowest != highest and not _SMALLEST_DEVIATION <= deviation <= _LARGEST_DEVIATION:
         raise DataError(
-            f"Expected a finite number. Received: {str(cells[wrong[0]])!r} in "
-            f"{rows.place(wrong[0], column)}. Correct or remove the row, or, if the column "
-            "holds no numbers, name it with the key `categories`."
+            f"Expected numbers of a deviation between {_SMALLEST_DEVIATION:g} and "
+            f"{_LARGEST_DEVIATION:g}, which float32 can bring to 1. Received: numbers from "
+            f"{lowest:g} to {highest:g} in {where}. Use another unit."
         )
+    if abs(mean) >= _LARGEST_MEAN * deviation:
+        raise DataError(
+            "Expected numbers that differ by more than their rounding to 7 digits. Received: "
+            f"mean {mean:g} and deviation {deviation:g} in {where}. Subtract a constant, such as "
+            "the smallest number."
+        )
+
+
+def _numbers_in(column, rows):
+    values = _as_numbers(rows.cells(column))
+    if _not_finite(values).any():
+        raise _no_number(column, rows.whole_file)
     return values
+
+
+def _not_finite(values):
+    with np.errstate(over="ignore"):
+        return ~np.isfinite(values.astype(np.float32))
+
+
+def _no_number(column, rows):
+    cells = rows.cells(column)
+    wrong = np.flatnonzero(_not_finite(_as_numbers(cells)))
+    return DataError(
+        f"Expected a finite number. Received: {str(cells[wrong[0]])!r} in "
+        f"{rows.place(wrong[0], column)}{_and_more(wrong.size)}. Correct or remove the row, or, if "
+        "the column holds no numbers, name it with the key `categories`."
+    )
 
 
 class _Categories:
@@ -474,15 +603,17 @@ class _Categories:
     @classmethod
     def learned(cls, name: str, training: Sequence[_Rows]) -> Self:
         """Return the encoding with an input for each value of training rows."""
-        texts = np.concatenate([_texts_in(name, rows) for rows in training])
-        values, counts = np.unique(texts, return_counts=True)
+        texts = [rows.cells(name).astype(str) for rows in training]
+        together = np.concatenate(texts)
+        values = np.unique(together)
         if len(values) > MOST_CATEGORIES:
             raise DataError(
                 f"Expected at most {MOST_CATEGORIES} different values in a column of categories. "
                 f"Received: {len(values)} in column '{name}' of '{training[0].path}'. Leave "
                 "it out with the key `features`."
             )
-        if len(counts) > _FEW_CATEGORIES and 2 * np.sum(counts == 1) > len(texts):
+        # Every month's table may have the same names and numbers again, each in one row.
+        if any(_are_names_of_rows(some) for some in (together, *texts)):
             warnings.warn(
                 f"column '{name}' of '{training[0].path}' becomes {len(values)} inputs, and "
                 "more than half of its training rows have a value of their own. If it is a name or "
@@ -493,7 +624,7 @@ class _Categories:
 
     def inputs(self, rows: _Rows) -> np.ndarray:
         """Return 1 where the category is the row's, else 0, `[n, C]`."""
-        texts = _texts_in(self.name, rows)
+        texts = rows.cells(self.name).astype(str)
         found = texts[:, np.newaxis] == self.values
         unknown = np.flatnonzero(~found.any(axis=1))
         if self.others_are_refused and unknown.size:
@@ -505,10 +636,10 @@ class _Categories:
         return found
 
 
-def _texts_in(column, rows):
-    cells = rows.cells(column)
-    _check_not_missing(cells, rows, column)
-    return cells.astype(str)
+def _are_names_of_rows(texts):
+    """Return whether texts are likely to name rows: many values, most of them in one row only."""
+    counts = np.unique(texts, return_counts=True)[1]
+    return len(counts) > _FEW_CATEGORIES and 2 * np.sum(counts == 1) > len(texts)
 
 
 def _column(name, files, training):
@@ -525,27 +656,21 @@ def _has_numbers(cells):
     return any(np.isfinite(_number(cell)) for cell in cells)
 
 
+def _as_numbers(cells) -> np.ndarray:
+    """Return cells as float64, NaN where they are no numbers."""
+    if cells.dtype != object:
+        return cells.astype(np.float64)
+    return np.array([_number(cell) for cell in cells])
+
+
 def _number(cell):
+    """Return a cell as a number, or NaN; to Python "1_10" is 110, but to nobody else."""
+    if isinstance(cell, str) and "_" in cell:
+        return np.nan
     try:
         return float(cell)
     except (TypeError, ValueError):
         return np.nan
-
-
-def _check_not_missing(cells, rows, column):
-    if cells.dtype.kind == "f":
-        missing = np.isnan(cells)
-    elif cells.dtype == object:
-        missing = np.array(
-            [cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells]
-        )
-    else:
-        return
-    if missing.any():
-        raise DataError(
-            f"Expected a value in every cell. Received: none in "
-            f"{rows.place(np.flatnonzero(missing)[0], column)}. Fill it, or remove the row."
-        )
 
 
 def _source(file, parts, columns) -> Source:

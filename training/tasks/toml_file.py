@@ -56,7 +56,7 @@ from ..load_options import LoadOptions
 from ..wording import did_you_mean, one_of
 from .changes import Rgb
 from .datasets import read_tfds
-from .files import read_folder, read_npz
+from .files import file_identity, read_folder, read_npz
 from .groups import class_groups, tasks_of_groups
 from .images import RESIZE_MODES, ImageSize
 from .source import Source, make_task
@@ -102,16 +102,21 @@ def load_toml(path: Path, options: LoadOptions) -> TaskStream:
 
     Raises:
         UsageError: If the file cannot be read or parsed, names something that does not exist, or
-            its tasks do not make a stream.
+            its tasks do not make a stream, such as a class-incremental one of which two tasks have
+            the same class of one source.
         DataError: If the data is bad or unavailable.
     """
     table, entries, size = _checked(path)
     sources, rescale, columns = _read(entries, path, size, options)
     usual = table.get("scenario", "task")
+    scenario = options.scenario or usual
+    tasks = _tasks(table, path, entries, sources, options)
+    if scenario == "class" and "task" in table:
+        _check_disjoint_classes(entries, tasks, path)
     return TaskStream(
         name=table["name"],
-        scenario=options.scenario or usual,
-        tasks=_tasks(table, path, entries, sources, options),
+        scenario=scenario,
+        tasks=tasks,
         rescale=rescale,
         usual_scenario=usual,
         columns=columns,
@@ -174,6 +179,31 @@ def _tasks(table, path, entries, sources, options) -> tuple[Task, ...]:
     return tasks_of_groups(source, groups, options)
 
 
+def _check_disjoint_classes(entries, tasks, path):
+    """Refuse a class of which two tasks would each make one: the one head would tell it apart."""
+    first: dict[tuple, Task] = {}
+    for entry, task in zip(entries, tasks, strict=True):
+        origin = _origin(entry.source, path.parent)
+        for name in task.classes:
+            other = first.setdefault((origin, name), task)
+            if other is not task:
+                raise UsageError(
+                    "Expected each class of a source in one task only, for one head that tells all "
+                    f"classes apart. Received: class '{name}' in the tasks '{other.name}' and "
+                    f"'{task.name}', which have the same source, in '{path}'. Choose classes with "
+                    'the key `classes`, or use scenario = "task" (`--scenario task`).'
+                )
+
+
+def _origin(source, folder):
+    """Return what two sources have in common if their classes are the same ones."""
+    if isinstance(source, TableFile):
+        return file_identity(source.path), source.label
+    if source.kind == "tfds":
+        return source.value.partition(":")[0]  # a data set has the same classes in all versions
+    return file_identity(folder / source.value)
+
+
 @dataclass(frozen=True)
 class _SourceEntry:
     """A valid source that is no table; `kind` is its key, and `value` the key's value."""
@@ -204,6 +234,11 @@ def _parse(path):
         raise UsageError(f"Expected a readable TOML file. Received: '{path}' ({error}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"Expected valid TOML. Received: '{path}' ({error}).") from error
+    except RecursionError as error:
+        raise UsageError(
+            f"Expected valid TOML. Received: '{path}', whose brackets are nested too deeply to be "
+            "read. Write lists and tables as the keys need them."
+        ) from error
 
 
 def _checked_entries(table, path) -> list[_Entry]:
@@ -358,13 +393,18 @@ def _check_type(key, value, types, words, where):
 
 
 def _check_exists(kind, path, where):
-    if kind == "tfds" or (path.is_dir() if kind == "folder" else path.is_file()):
+    if kind == "tfds":
         return
-    what = {"folder": "a folder", "npz": "an .npz file"}.get(kind, "a table")
-    raise UsageError(
-        f"Expected {what} at '{path}'. Received: none, for {where}. Paths are relative to the TOML "
-        "file."
-    )
+    try:
+        found, reason = path.is_dir() if kind == "folder" else path.is_file(), ""
+    except OSError as error:  # such as a name that is too long
+        found, reason = False, f" ({error.strerror})"
+    if not found:
+        what = {"folder": "a folder", "npz": "an .npz file"}.get(kind, "a table")
+        raise UsageError(
+            f"Expected {what} at '{path}'. Received: none{reason}, for {where}. Paths are relative "
+            "to the TOML file."
+        )
 
 
 def _with_equal_channels(sources: list[Source]) -> list[Source]:

@@ -1,5 +1,6 @@
 import os
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_pickled_objects_are_refused(write_npz):
 def test_what_is_no_archive(tmp_path, content):
     path = tmp_path / "a.npz"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="Expected an .npz archive.*a.npz"):
+    with pytest.raises(DataError, match="Expected an .npz archive.*a.npz' .it is no archive of ar"):
         read_npz(path)
 
 
@@ -75,6 +76,15 @@ def test_damaged_archive(tmp_path, write):
     path.write_bytes(content)
     with pytest.raises(DataError, match="Expected an .npz archive.*a.npz"):
         read_npz(path)
+
+
+@pytest.mark.parametrize("header", [b"{'shape': (3,", b"a\n  b\n c"])
+def test_archive_of_an_array_whose_header_cannot_be_parsed(tmp_path, header):
+    magic = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x_train.npy", magic + header)
+    with pytest.raises(DataError, match="Expected an .npz archive.*a.npz"):
+        read_npz(tmp_path / "a.npz")
 
 
 def test_archive_that_may_not_be_read(write_npz, monkeypatch):
@@ -204,6 +214,14 @@ def test_test_folder_that_is_the_training_folder(write_images):
 def test_link_to_nothing_is_named(pets):
     (pets / "train" / "cat" / "lost.png").symlink_to("nowhere.png")
     with pytest.raises(DataError, match="lost.png' .No such file"):
+        read_folder(pets, None)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_pipe_is_no_image(pets, split):
+    pipe = pets / split / "cat" / "x.jpg"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=f"ordinary files. Received: '{pipe}', which is a pipe"):
         read_folder(pets, None)
 
 

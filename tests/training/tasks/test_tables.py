@@ -1,3 +1,5 @@
+import datetime
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,15 @@ def test_numbers_that_are_categories(table):
     assert found.sources[0].test.inputs.tolist() == [[1, 0]]
 
 
+def test_digits_around_an_underscore_are_text(table):
+    rows = "1_10,1_0,train\n2_5,2,train\n1_10,2,test\n"
+    found = read_tables([table("shelf,y,split\n" + rows)])
+    assert found.columns == ("shelf=1_10", "shelf=2_5")
+    assert found.sources[0].classes == ("2", "1_0")  # numbers before text
+    with pytest.raises(DataError, match="a finite number. Received: '1_10' in column 'shelf' of l"):
+        read_tables([table("shelf,y,split\n7,a,train\n" + rows)])
+
+
 def test_classes_that_are_numbers_are_in_their_order(table):
     text = "x,y,split\n1,10,train\n2,9,train\n3,10,test\n"
     assert read_tables([table(text)]).sources[0].classes == ("9", "10")
@@ -109,6 +120,38 @@ def test_classes_that_are_numbers_are_in_their_order(table):
 def test_a_column_that_never_changes_is_zero(table):
     found = read_tables([table("x,y,split\n7,a,train\n7,b,train\n8,a,test\n")])
     assert found.rescale == ([1.0], [-7.0])
+
+
+def test_a_column_of_a_number_that_has_no_end_in_binary_is_zero(table):
+    # The mean of three times 0.1 is not 0.1 in float64, so that they have a deviation.
+    found = read_tables([table("x,y,split\n" + "0.1,a,train\n" * 2 + "0.10,b,train\n0.1,a,test\n")])
+    assert found.rescale == ([1.0], [-0.1])
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (lambda n: 2**63 - 1 - n, "7 digits. Received: mean 9.22337e[+]18 and deviation 0 in col"),
+        (lambda n: 2**24 + n, "7 digits. Received: mean 1.67772e[+]07"),
+        (lambda n: 1e-300 * n, "between 1e-30 and 1e[+]30, .* numbers from 0 to 5e-300 in column"),
+        (lambda n: 1e-42 * n, "numbers from 0 to 5e-42 in column 'x' of '.*'. Use another unit."),
+        (lambda n: 4e37 * n, "numbers from 0 to 2e[+]38 in column 'x' of"),
+    ],
+)
+@pytest.mark.parametrize("is_parquet", [True, False], ids=["parquet", "csv"])
+def test_numbers_that_float32_cannot_tell_apart(write, tmp_path, number, words, is_parquet):
+    from pyarrow import parquet
+
+    values = [number(n) for n in range(8)]
+    columns = {"x": values, "y": ["a", "b"] * 4, "s": ["train"] * 6 + ["test"] * 2}
+    if is_parquet:
+        path = tmp_path / "a.parquet"
+        parquet.write_table(pyarrow.table(columns), path)
+    else:
+        rows = "".join(f"{x},{y},{s}\n" for x, y, s in zip(*columns.values(), strict=True))
+        path = write("x,y,s\n" + rows)
+    with pytest.raises(DataError, match=words):
+        read_tables([TableFile(path, "y", is_parquet, split="s")])
 
 
 def test_validation_rows_and_the_order_of_rows(table):
@@ -124,6 +167,16 @@ def test_second_file_is_test_data(table, write):
     (source,) = read_tables([table("x,y\n1,a\n2,b\n", test=test)]).sources
     assert source.train.inputs.tolist() == [[1], [2]]
     assert (source.test.inputs.tolist(), source.test.labels.tolist()) == ([[5]], [1])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "symbolic.csv", "hard.csv"])
+def test_the_training_file_is_no_test_data(write, tmp_path, name):
+    path = write("x,y\n1,a\n2,b\n")
+    (tmp_path / "symbolic.csv").symlink_to(path)
+    (tmp_path / "hard.csv").hardlink_to(path)
+    file = TableFile(path, "y", test=tmp_path / name)
+    with pytest.raises(DataError, match="Received: '.*' as `test`, which is the same file as '.*'"):
+        read_tables([file])
 
 
 def test_a_share_of_each_class_is_test_data(table):
@@ -203,6 +256,8 @@ def test_cells_with_commas_quotes_and_lines(table):
     [
         ("", ["a header", "nothing in", "a.csv"]),
         ("age,city,y,split\n", ["rows below the header", "a.csv"]),
+        (SHOP.replace(",", ";"), ["commas between cells", "semicolons", "header of", "a.csv"]),
+        (SHOP.replace(",", "\t"), ["commas between cells", "tabs in the header"]),
         (SHOP.replace("city", "age"), ["different names", "'age' more than once", "a.csv"]),
         (SHOP.replace("40,Ulm", "old,Ulm"), ["finite number", "'old'", "'age' of line 3"]),
         (SHOP.replace("30,Ulm", "1e39,Ulm"), ["finite number", "'1e39'", "'age' of line 4"]),
@@ -228,6 +283,20 @@ def test_tables_that_are_wrong(table, text, facts):
         assert fact in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ({7: ",n", 11: ",n"}, "every cell. .* in column 'x' of line 7 of '.*' and 1 more. Fill"),
+        ({9: ",n", 7: "1,"}, "every cell. .* in column 'c' of line 7 of '.*' and 1 more. Fill"),
+        ({7: "NA,n", 9: "?,n", 12: "nan,n"}, "'NA' in column 'x' of line 7 of '.*' and 2 more. C"),
+    ],
+)
+def test_the_first_line_without_a_value_is_named_and_the_others_counted(table, lines, words):
+    rows = [lines.get(line, "1,n") + f",{'ab'[line % 2]}" for line in range(2, 22)]
+    with pytest.raises(DataError, match=words):
+        read_tables([table("\n".join(["x,c,y", *rows]), test_fraction=0.5)])
+
+
 def test_the_line_counts_lines_within_cells_and_empty_ones(table):
     text = SHOP.replace("Bonn", '"Bonn\non the\nRhine"').replace("40,", "\nold,")
     with pytest.raises(DataError, match="'age' of line 6 of"):
@@ -246,6 +315,8 @@ def test_the_line_counts_lines_within_cells_and_empty_ones(table):
             {"split": "split", "features": ("age", "y")},
             ["`features` without the label", "'y' for", "a.csv'. Remove it"],
         ),
+        ({"split": "split", "categories": ("y",)}, ["`categories` without the label", "'y' for"]),
+        ({"split": "split", "categories": ("split",)}, ["`categories` without the split"]),
         ({"split": "split", "features": ("split",)}, ["without the split", "'split' for"]),
         ({"split": "split", "features": ("age", "city", "age")}, ["once", "'age' more than once"]),
     ],
@@ -255,6 +326,14 @@ def test_columns_that_cannot_be_used(table, options, facts):
         read_tables([table(SHOP, **{"label": "y", **options})])
     for fact in facts:
         assert fact in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a=b", "city=Bonn"])
+def test_names_that_a_run_which_goes_on_would_misread(table, name):
+    text = f"{name},x,y,split\n0,1,a,train\n0,2,b,train\n0,3,a,test\n"
+    with pytest.raises(DataError, match=f"without '='.* Received: '{name}' in .*Rename the column"):
+        read_tables([table(text)])
+    assert read_tables([table(text, split="split", features=("x",))]).columns == ("x",)
 
 
 def test_tables_of_different_features(write):
@@ -310,6 +389,15 @@ def test_a_column_of_rows_of_their_own_is_warned_of(table):
         read_tables([table(customers(21, 41))])
 
 
+def test_a_column_of_rows_of_their_own_in_every_table_is_warned_of(write):
+    # Each customer occurs once a month, in two months.
+    files = [
+        TableFile(write(customers(21, 41), name), "y", split="split") for name in ("a.csv", "b.csv")
+    ]
+    with pytest.warns(UserWarning, match="column 'id' of '.*a.csv' becomes 22 inputs"):
+        read_tables(files)
+
+
 @pytest.mark.parametrize(("count", "rows"), [(21, 42), (19, 20)], ids=["half", "few inputs"])
 def test_a_column_of_categories_is_not_warned_of(table, count, rows, recwarn):
     encoded = read_tables([table(customers(count, rows))])
@@ -331,10 +419,54 @@ def test_a_parquet_file_that_is_none_and_one_with_gaps(tmp_path):
     path.write_bytes(b"no table")
     with pytest.raises(DataError, match="Expected a Parquet file. Received: .*a.parquet"):
         read_tables([TableFile(path, "y", is_parquet=True, test_fraction=0.5)])
-    for values in ([1, None, 3, 4], ["p", None, "q", "q"], [0.5, float("nan"), 1.0, 2.0]):
+    day = datetime.date(2026, 5, 1)
+    nan = float("nan")
+    for values in ([1, None, 3, 4], ["p", None, "q", "q"], [0.5, nan, 1.0, 2.0], [day, None] * 2):
         parquet.write_table(pyarrow.table({"x": values, "y": [0, 1, 0, 1]}), path)
         with pytest.raises(DataError, match="every cell.*'x' of row 2 of"):
             read_tables([TableFile(path, "y", is_parquet=True, test_fraction=0.5)])
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """Describe a Parquet file of four rows with a column `x`, half of them test data."""
+    from pyarrow import parquet
+
+    def describe(x, y=(0, 1, 0, 1), **options):
+        path = tmp_path / "a.parquet"
+        parquet.write_table(pyarrow.table({"x": x, "y": pyarrow.array(y), "z": [1, 2, 3, 4]}), path)
+        return TableFile(path, "y", is_parquet=True, test_fraction=0.5, **options)
+
+    return describe
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells"),
+    [
+        ("list<element: int64>", [[1], [2], [3], [4]]),
+        ("struct<a: int64>", [{"a": 1}] * 4),
+        ("map<string, int64", pyarrow.array([[("a", 1)]] * 4, pyarrow.map_(pyarrow.utf8(), "i8"))),
+        ("binary", [b"\xff"] * 4),
+        ("fixed_size_binary[1]", pyarrow.array([b"\xff"] * 4, pyarrow.binary(1))),
+    ],
+)
+def test_parquet_columns_without_a_number_or_a_text(packed, kind, cells):
+    with pytest.raises(DataError) as error:
+        read_tables([packed(cells)])
+    for fact in (f"column 'x' of type {kind}", "a.parquet", "the key `features`"):
+        assert fact in str(error.value)
+    assert read_tables([packed(cells, features=("z",))]).columns == ("z",)
+    with pytest.raises(DataError, match="column 'y' of type"):
+        read_tables([packed([1, 2, 3, 4], cells)])
+
+
+def test_parquet_columns_that_are_categories(packed):
+    days = [datetime.date(2026, 5, day) for day in (1, 2, 1, 2)]
+    for cells in (days, pyarrow.array([str(day) for day in days]).dictionary_encode()):
+        found = read_tables([packed(cells, features=("x",))])
+        assert found.columns == ("x=2026-05-01", "x=2026-05-02")
+    found = read_tables([packed([True, False, True, False], features=("x",))])
+    assert found.columns == ("x=False", "x=True")
 
 
 TOML = 'name = "shop"\n[[task]]\nname = "a"\ncsv = "a.csv"\n'
@@ -359,6 +491,16 @@ def test_tables_in_a_toml_file(write, tmp_path):
     assert classes == ("b", "a")
     divided = load(tmp_path, 'name = "shop"\nscenario = "class"\ntasks = 2\ncsv = "a.csv"\n' + KEYS)
     assert [task.classes for task in divided.tasks] == [("a",), ("b",)]
+
+
+def test_one_head_and_a_table_twice(write, tmp_path):
+    write("x,y,split\n" + ROWS)
+    text = 'scenario = "class"\n' + KEYS + TOML
+    again = '[[task]]\nname = "b"\ncsv = "./a.csv"\n'
+    with pytest.raises(UsageError, match="class 'a' in the tasks 'a' and 'b'"):
+        load(tmp_path, text + again)
+    halves = text + 'classes = ["a"]\n' + again + 'classes = ["b"]\n'
+    assert [task.classes for task in load(tmp_path, halves).tasks] == [("a",), ("b",)]
 
 
 def test_parquet_in_a_toml_file(tmp_path):

@@ -4,7 +4,8 @@ from PIL import Image
 
 from keras_mas.errors import UsageError
 from keras_mas.training.settings import DEFAULT_FOR_VECTORS, RECIPES, recipe_for
-from keras_mas.training.tasks import DataError, load_tasks
+from keras_mas.training.tasks import DataError, load_tasks, toml_file
+from keras_mas.training.tasks.files import read_folder
 
 
 @pytest.fixture
@@ -109,6 +110,54 @@ def test_source_of_several_tasks_is_read_once(load, write_npz, monkeypatch):
     assert len(calls) == 1
 
 
+OVERLAPPING = """
+    name = "shop"
+    scenario = "class"
+    [[task]]
+    name = "a"
+    npz = "a.npz"
+    classes = [0, 1]
+    [[task]]
+    name = "b"
+    npz = "b.npz"
+    classes = [1, 2]
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OVERLAPPING.replace("b.npz", "a.npz"),
+        OVERLAPPING.replace("b.npz", "./a.npz"),
+        OVERLAPPING.replace("b.npz", "a.npz").replace("classes = [0, 1]", ""),
+        OVERLAPPING.replace("b.npz", "a.npz").replace("[1, 2]", '["1", "2"]'),
+    ],
+    ids=["the same path", "another path", "all classes", "names"],
+)
+def test_one_head_tells_no_class_from_itself(load, write_npz, text):
+    for name in ("a.npz", "b.npz"):
+        write_npz(name, y_train=np.arange(20) % 3, y_test=np.arange(4) % 3)
+    with pytest.raises(UsageError, match="class '1' in the tasks 'a' and 'b', .* in '.*shop.toml'"):
+        load(text)
+    assert len(load(text, scenario="task").tasks) == 2
+    assert len(load(OVERLAPPING).tasks) == 2
+
+
+def test_one_head_tells_different_classes_of_a_source_apart(load, write_npz):
+    write_npz(y_train=np.arange(20) % 3, y_test=np.arange(4) % 3)
+    text = OVERLAPPING.replace("b.npz", "a.npz").replace("[1, 2]", "[2]")
+    assert [task.classes for task in load(text).tasks] == [("0", "1"), ("2",)]
+
+
+def test_one_head_and_a_data_set_twice(load, pets, monkeypatch):
+    source = read_folder(pets, None)
+    monkeypatch.setattr(toml_file, "read_tfds", lambda *_: source)
+    text = OVERLAPPING.replace("npz", "tfds").replace('"a.tfds"', '"pets"').replace("[1, 2]", "[1]")
+    with pytest.raises(UsageError, match="class 'dog' in the tasks 'a' and 'b'"):
+        load(text.replace('"b.tfds"', '"pets:3.0.0"'))
+    assert len(load(text.replace('"b.tfds"', '"beasts"')).tasks) == 2
+
+
 def test_grey_becomes_rgb_beside_colours(load, write_npz, pets):
     grey = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((8, 8), np.uint8)
     write_npz(x_train=grey, x_test=grey[:4])
@@ -177,7 +226,12 @@ TASK = '[[task]]\nname = "a"\nnpz = "a.npz"\n'
         (HEAD + '[[task]]\nname = "a/b"\nnpz = "a.npz"', ["task name", "'a/b'"]),
         (HEAD + '[[task]]\nname = "a"\nnpz = "no.npz"', ["an .npz file at", "no.npz", "relative"]),
         (HEAD + '[[task]]\nname = "a"\nfolder = "a.npz"', ["a folder at", "a.npz"]),
+        (
+            HEAD + f'[[task]]\nname = "a"\nnpz = "{"a" * 5000}"',
+            ["an .npz file at", "name too long"],
+        ),
         (HEAD + "[[task]\n", ["valid TOML", "line 2, column"]),
+        ("a = " + "[" * 2000, ["valid TOML", "shop.toml", "nested too deeply"]),
     ],
 )
 def test_descriptions_that_are_wrong(load, write_npz, text, facts):
