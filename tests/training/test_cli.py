@@ -592,7 +592,7 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["search", "insects.toml", "--tuner", "hyperband"], "whose budget is a number of epochs"),
         (["search", "insects.toml", "--tuner", "grid", "--trials", "3"], "Take `--trials 13`"),
         (["search", "insects.toml", "--vary", "epoch=1,2"], "Did you mean 'epochs'?"),
-        (["search", "missing.toml", "--vary", "backbone=mlp-8,mlp-0"], "In --vary: Expected"),
+        (["search", "insects.toml", "--vary", "backbone=mlp-8,mlp-0"], "In --vary: Expected"),
         (["search", "insects.toml", "--vary", "weights=nope.npz"], "In --vary: Expected a file of"),
         (["search", "insects.toml", "--trials", "0"], "expected a whole number ≥ 1"),
         (["search", "insects.toml", "--vary", ""], "--vary: expected a text that is not empty"),

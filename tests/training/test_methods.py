@@ -132,5 +132,5 @@ def test_a_method_of_your_own_is_trained_and_searched(own, stream, capsys):
 
 def test_a_method_of_your_own_is_checked_before_data_are_loaded(own, capsys):
     for command in ("train", "search"):
-        assert main([command, "missing.toml", "--method", "magnitude:Magnitud"]) == 2
+        assert main([command, "split-digits", "--method", "magnitude:Magnitud"]) == 2
         assert "without 'Magnitud'" in capsys.readouterr().err
