@@ -31,6 +31,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -42,6 +43,7 @@ from typing import Any
 
 import filelock
 
+from keras_mas import metrics
 from keras_mas.choices import PENALTIES
 from keras_mas.errors import UsageError
 from keras_mas.files import UNFINISHED, atomic_file, check_writable, remove_unfinished
@@ -180,8 +182,8 @@ def read_result(directory: Path) -> dict:
     path = directory / RESULT
     cure = "Remove it, and run the command that wrote it again."
     result = read_json(path, _RESULT, cure=cure, later=_LATER_IN_RESULT)
-    if not _is_square(result["accuracy_matrix"], len(result["tasks"])):
-        raise _damaged(path, "its accuracy matrix has not a row and a column for each task", cure)
+    for contradiction in _contradictions(result):
+        raise _damaged(path, contradiction, cure)
     if result["method"] == "finetune":  # whose λ was recorded once, though it has none
         result |= {"strength": None, "penalty": None}
     return result
@@ -339,10 +341,14 @@ def _is_object(value):
     return isinstance(value, dict)
 
 
+def _is_setting(value):
+    return value is None or is_text(value) or is_number(value)
+
+
 _RESULT: dict[str, Check] = {
     "stream": is_name,
     "scenario": lambda value: value in SCENARIOS,
-    "tasks": are(is_name),
+    "tasks": lambda value: are(is_name)(value) and bool(value),
     "method": is_text,
     "strength": lambda value: value is None or is_found(value) or _is_positive_or_zero(value),
     "penalty": lambda value: value in (None, *PENALTIES),
@@ -353,7 +359,7 @@ _RESULT: dict[str, Check] = {
     "backward_transfer": _is_difference_or_null,
     "forward_transfer": _is_difference_or_null,
     "seconds": maps_to(is_number),
-    "recipe": _is_object,
+    "recipe": maps_to(_is_setting),
 }
 
 
@@ -368,9 +374,14 @@ _OF_SOURCE = {"tasks", "fingerprint", "names", "options"}
 def _is_evaluation(value):
     return (
         isinstance(value, dict)
-        and all(is_number(value.get(name)) for name in ("task", "step", "steps"))
+        and all(is_size(value.get(name)) and value[name] for name in ("task", "step", "steps"))
         and are(is_measured_or_not)(value.get("accuracies"))
     )
+
+
+def _maps(names, check):
+    """Return a check that a JSON value is an object with these names, of values that pass one."""
+    return lambda value: maps_to(check)(value) and value.keys() >= names
 
 
 # What earlier versions did not record.
@@ -384,10 +395,11 @@ _LATER_IN_RESULT: dict[str, Check] = {
     "resize": _is_text_or_null,
     "classes": maps_to(are(is_text)),
     "columns": are(is_text),
-    "examples": maps_to(maps_to(is_size)),
+    "examples": maps_to(_maps({"train", "validation", "test"}, is_size)),
     "files_left_out": is_size,
     "sources": are(_is_source),
     "arguments": _is_object,
+    "memory": _maps({"kept_by_method"}, is_size),
     "versions": maps_to(is_text),
     "evaluate_every": is_size,
     "min_accuracy": is_measured_or_not,
@@ -395,6 +407,41 @@ _LATER_IN_RESULT: dict[str, Check] = {
     "evaluations": are(_is_evaluation),
     "cross_entropy": are(is_number),
 }
+
+
+# What follows from the accuracy matrix alone.
+_OF_MATRIX = {
+    "average_accuracy": metrics.average_accuracy,
+    "forgetting": metrics.forgetting,
+    "backward_transfer": metrics.backward_transfer,
+}
+
+# What follows from it and from the evaluations, and is recorded with them.
+_OF_EVALUATIONS = ("min_accuracy", "worst_case_accuracy")
+
+
+def _contradictions(result):
+    """Yield what of a result does not go with the rest of it, though each value may be one."""
+    matrix, tasks = result["accuracy_matrix"], len(result["tasks"])
+    if not _is_square(matrix, tasks):
+        yield "its accuracy matrix has not a row and a column for each task"
+    for name, measure in _OF_MATRIX.items():
+        if not _is_same(result[name], measure(matrix)):
+            yield f"its '{name}' is not that of its accuracy matrix"
+    evaluations = result.get("evaluations", [])
+    for name in _OF_EVALUATIONS:
+        if evaluations and name not in result:
+            yield f"it has no '{name}' beside its 'evaluations'"
+    for each in evaluations:
+        if not each["task"] - 1 <= len(each["accuracies"]) <= tasks or each["task"] > tasks:
+            yield "its 'evaluations' are not of its tasks"
+
+
+def _is_same(recorded, measure):
+    """Whether a recorded measure is the one that is computed, but for rounding."""
+    if recorded is None or math.isnan(measure):
+        return recorded is None and math.isnan(measure)
+    return math.isclose(recorded, measure, abs_tol=1e-6)
 
 
 def _is_square(matrix, size):

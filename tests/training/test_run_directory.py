@@ -277,8 +277,11 @@ def test_checks_of_values():
     assert not maps_to(is_number)({"a": "1"})
 
 
-MEASURES = ("average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
-FINISHED = dict.fromkeys(MEASURES, 0.5) | {
+FINISHED = {
+    "average_accuracy": 0.5,
+    "forgetting": 0.75,
+    "backward_transfer": -0.75,
+    "forward_transfer": 0.5,
     "stream": "s",
     "scenario": "task",
     "tasks": ["a", "b"],
@@ -286,7 +289,7 @@ FINISHED = dict.fromkeys(MEASURES, 0.5) | {
     "strength": 1,
     "penalty": "in_loss",
     "seed": 0,
-    "accuracy_matrix": [[1, 0], [1, 1]],
+    "accuracy_matrix": [[0.75, 0], [0, 1]],
     "seconds": {},
     "recipe": {},
 }
@@ -324,6 +327,8 @@ def test_a_matrix_that_is_not_square_is_damage(tmp_path):
         ("penalty", "both"),
         ("scenario", "none"),
         ("scenario", ["task"]),
+        ("tasks", []),
+        ("recipe", {"weights": ["a"]}),
     ],
 )
 def test_what_no_run_could_have_recorded_is_damage(tmp_path, key, value):
@@ -356,10 +361,46 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ("classes", {"ants": "red"}),
         ("sources", [{"tasks": "digits"}]),
         ("evaluations", [{"task": 1}]),
+        ("evaluations", [{"task": 2, "step": 1, "steps": 0, "accuracies": [1, 1]}]),
         ("seconds", {"training": "long"}),
+        ("memory", "much"),
+        ("memory", {}),
+        ("examples", {"ants": {}}),
     ],
 )
 def test_what_later_versions_record_is_checked_where_it_is(tmp_path, key, value):
     write_json(tmp_path / "result.json", FINISHED | {key: value})
     with pytest.raises(DamagedError, match=f"its '{key}' is not as it was written"):
+        read_result(tmp_path)
+
+
+EVALUATIONS = [{"task": 2, "step": 1, "steps": 2, "accuracies": [0.5, 0]}]
+OF_EVALUATIONS = {"min_accuracy": 0, "worst_case_accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"average_accuracy": 0.6}, "its 'average_accuracy' is not that of its accuracy matrix"),
+        ({"average_accuracy": None}, "its 'average_accuracy' is not that of its accuracy matrix"),
+        ({"forgetting": 0.5}, "its 'forgetting' is not that of its accuracy matrix"),
+        ({"backward_transfer": 0}, "its 'backward_transfer' is not that of its accuracy matrix"),
+        ({"min_accuracy": None}, "it has no 'worst_case_accuracy' beside its 'evaluations'"),
+        ({}, "it has no 'min_accuracy' beside its 'evaluations'"),
+        (
+            OF_EVALUATIONS | {"evaluations": [EVALUATIONS[0] | {"task": 3}]},
+            "its 'evaluations' are not of its tasks",
+        ),
+        (
+            OF_EVALUATIONS | {"evaluations": [EVALUATIONS[0] | {"accuracies": []}]},
+            "its 'evaluations' are not of its tasks",
+        ),
+    ],
+)
+def test_what_contradicts_the_rest_of_a_result_is_damage(tmp_path, changed, what):
+    sound = FINISHED | OF_EVALUATIONS | {"evaluations": EVALUATIONS}
+    write_json(tmp_path / "result.json", sound)
+    assert read_result(tmp_path)["evaluations"] == EVALUATIONS
+    write_json(tmp_path / "result.json", FINISHED | {"evaluations": EVALUATIONS} | changed)
+    with pytest.raises(DamagedError, match=f"result.json' is damaged: {what}"):
         read_result(tmp_path)
