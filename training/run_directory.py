@@ -110,7 +110,8 @@ def claimed(
     """Hold a folder for one run or search, which is made or continued inside the block.
 
     The folder is locked, so that no other process works in it, and what killed processes left
-    unfinished is removed.
+    unfinished is removed. One in which nothing has been learned is taken for any run or search:
+    it may be that of a command that was refused, and is corrected now.
 
     Args:
         directory: The folder; it is made if it does not exist.
@@ -130,7 +131,7 @@ def claimed(
         # By now another may have begun.
         check_content(directory, description, files, overwrite=overwrite)
         remove_unfinished(directory)
-        if overwrite:
+        if overwrite or not _has_learned(directory):
             _empty(directory)
         if not (directory / ARGUMENTS).exists():
             write_json(directory / ARGUMENTS, description)
@@ -488,7 +489,9 @@ def _holder(directory):
 def check_content(
     directory: Path, description: dict, files: str = RUN_FILES, *, overwrite: bool = False
 ) -> None:
-    """Refuse a folder that holds anything but the described run, or nothing.
+    """Refuse a folder that holds anything but the described run.
+
+    Another one of which nothing has been learned is not refused.
 
     Args:
         directory: As for `claimed`.
@@ -551,11 +554,18 @@ def _check_same(directory, description):
     cure = f"Remove '{directory}', or choose another folder, and run the same command again."
     found = read_json(directory / ARGUMENTS, cure=cure)
     differences = _differences(found, description)
-    if differences:
+    is_ours = _FILE in found
+    if differences and (_has_learned(directory) or not is_ours):
         raise UsageError(
             f"'{directory}' holds another run: {'; '.join(differences)}. {_REPLACE}; nothing was "
             "changed."
         )
+
+
+def _has_learned(directory):
+    """Whether a folder holds more than what is there before anything has been learned."""
+    before = (ARGUMENTS, START, _LOCK, _HOLDER)
+    return any(_final_name(name) not in before for name in _content(directory))
 
 
 def _differences(found, asked):

@@ -97,6 +97,30 @@ def test_the_difference_to_another_run_is_named(tmp_path, change, words):
     assert content(tmp_path / "run") == before
 
 
+def test_a_folder_in_which_nothing_was_learned_is_taken_for_another_run(tmp_path):
+    claim(tmp_path)
+    (tmp_path / "start.keras").write_text("network")  # of the run that was to begin
+    claim(tmp_path, DESCRIPTION | {"seed": 3})
+    assert json.loads((tmp_path / "arguments.json").read_text())["seed"] == 3
+    assert not (tmp_path / "start.keras").exists()
+
+
+@pytest.mark.parametrize("name", ["under-way.npz", "1/model.keras", "tries.json"])
+def test_what_has_been_learned_is_held_against_another_run(tmp_path, name):
+    claim(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("weights")
+    with pytest.raises(UsageError, match="another run: --seed 0 instead of 3"):
+        claim(tmp_path, DESCRIPTION | {"seed": 3})
+
+
+def test_a_file_of_another_program_stays(tmp_path):
+    (tmp_path / "arguments.json").write_text('{"mine": 1}')
+    with pytest.raises(UsageError, match="another run"):
+        claim(tmp_path)
+    assert (tmp_path / "arguments.json").read_text() == '{"mine": 1}'
+
+
 def test_a_folder_that_is_older_than_an_option_holds_its_default(tmp_path):
     run_in(tmp_path / "run", DESCRIPTION | {"recipe": {"epochs": 5}})
     now = {"epochs": 5, "freeze": "none", "batch_norm": "frozen", "weights": None}
