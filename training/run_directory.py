@@ -67,11 +67,19 @@ _LOCK, _HOLDER = ".lock", ".lock.json"
 # key changes its meaning.
 _FILE, _FORMAT = "file", 1
 
+# The key of a run's description under which is the fingerprint of each task's data.
+DATA_OF_TASKS = "data_of_tasks"
+
 # What follows from the data alone, and says nothing to who chose them.
-_OF_DATA = ("data", "rescale")
+_OF_DATA = ("data", "rescale", DATA_OF_TASKS)
 
 # The modules of what is not ours, by the name under which a run's description has their hash.
 _OF_MODULES = {"method_module": "method", "backbone_module": "backbone"}
+
+_KNOWN_BY = (
+    "Images in folders are known by their names, sizes and times of modification: if only the "
+    "times are others, restore them, as `touch -r`, `cp -p` and `rsync -t` do"
+)
 
 _REPLACE = (
     "Choose another folder, or remove this one, as `--overwrite` of `keras-mas train` and "
@@ -575,7 +583,7 @@ def _differences(found, asked):
     names = [name for name in asked if found.get(name) != asked[name]]
     told = [name for name in names if name not in _OF_DATA]
     if names and not told:
-        return ["other data in its tasks"]
+        return [f"other data in {_tasks_of_other_data(found, asked)}. {_KNOWN_BY}"]
     return [
         f"another version of the {_OF_MODULES[name]}'s module"
         if name in _OF_MODULES
@@ -584,12 +592,21 @@ def _differences(found, asked):
     ]
 
 
+def _tasks_of_other_data(found, asked):
+    """Name the tasks whose data differ, as far as earlier versions recorded them."""
+    before, now = (one.get(DATA_OF_TASKS, {}) for one in (found, asked))
+    names = [name for name, data in now.items() if before.get(name) != data]
+    if not names:
+        return "its tasks"
+    return f"its task{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
 def _brought_up_to_date(found, asked):
     """Return what an earlier version wrote of a run as this one would write it of the same run."""
     fields = option_fields(Settings) | option_fields(Recipe)
     # A folder that is older than an option holds what is now the option's default.
     defaults = {name: field.default for name, field in fields.items()}
-    unknown = {name: asked[name] for name in _OF_MODULES if name in asked}
+    unknown = {name: asked[name] for name in (*_OF_MODULES, DATA_OF_TASKS) if name in asked}
     # λ or a penalty that makes no difference to a method is None now.
     without = {name: None for name in ("strength", "penalty") if asked.get(name) is None}
     return defaults | unknown | found | without

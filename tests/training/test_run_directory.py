@@ -82,8 +82,9 @@ def test_what_an_earlier_version_wrote_of_the_same_run_is_accepted(tmp_path, bef
         ({"seed": 3}, "another run: --seed 0 instead of 3. Choose another folder, or remove"),
         ({"recipe": {"epochs": 5}}, "--epochs 20 instead of 5."),
         ({"tasks": ["a"], "data": "2e"}, "another run: tasks a, b instead of a. Choose"),
-        ({"data": "2e"}, "another run: other data in its tasks. Choose"),
-        ({"data": "2e", "rescale": [2.0, 0.0]}, "another run: other data in its tasks. Choose"),
+        ({"data": "2e"}, "another run: other data in its tasks. Images in folders are known by"),
+        ({"data": "2e", "rescale": [2.0, 0.0]}, "another run: other data in its tasks. Images"),
+        ({"data": "2e", "data_of_tasks": {"a": "3", "b": "4"}}, "data in its tasks. Images"),
         ({"stream": "birds"}, "stream insects instead of birds"),
     ],
 )
@@ -95,6 +96,26 @@ def test_the_difference_to_another_run_is_named(tmp_path, change, words):
     assert words in str(raised.value)
     assert "`--overwrite` of `keras-mas train` and `keras-mas search` does; " in str(raised.value)
     assert content(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ({"a": "1", "b": "3"}, "another run: other data in its task b. Images in folders are"),
+        ({"a": "0", "b": "3"}, "another run: other data in its tasks a, b. Images in folders"),
+    ],
+)
+def test_tasks_whose_data_have_changed_are_named(tmp_path, now, words):
+    run_in(tmp_path, DESCRIPTION | {"data_of_tasks": {"a": "1", "b": "2"}})
+    with pytest.raises(UsageError) as raised:
+        claim(tmp_path, DESCRIPTION | {"data": "2e", "data_of_tasks": now})
+    assert words in str(raised.value)
+    assert "restore them, as `touch -r`, `cp -p` and `rsync -t` do. Choose" in str(raised.value)
+
+
+def test_data_of_tasks_that_were_not_recorded_are_no_difference(tmp_path):
+    run_in(tmp_path)
+    claim(tmp_path, DESCRIPTION | {"data_of_tasks": {"a": "1", "b": "2"}})
 
 
 def test_a_folder_in_which_nothing_was_learned_is_taken_for_another_run(tmp_path):
