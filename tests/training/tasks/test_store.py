@@ -427,6 +427,15 @@ def test_memory_below_one_batch(on_disk):
         inputs.check_batch(7)
 
 
+def test_memory_below_one_batch_is_refused_before_anything_is_decoded(on_disk, folder):
+    pictures = Pictures()
+    with pytest.raises(UsageError, match="one batch of 7 inputs, 84 bytes. Received: 83 bytes"):
+        on_disk(batch_size=7).keep(pictures.encoded())
+    assert pictures.decoded == [0]  # to know its size
+    assert not folder.exists()
+    on_disk(batch_size=6).keep(pictures.encoded())
+
+
 def test_more_memory_than_the_machine_has(tmp_path):
     row = Row(np.dtype(np.uint8), (10**6, 10**6))
     with pytest.raises(UsageError, match="7 inputs of pictures to fit.*Lower `--cache-memory`"):
