@@ -148,7 +148,7 @@ def continued(
     if memory is not None:
         _check_memory(settings.method, memory)
     load = functools.partial(load_tasks, on_decoded=on_decoded, encoding=run.encoding)
-    added = load(add, seed=settings.seed, **options)
+    added = load(add, seed=settings.seed, batch_size=settings.recipe.batch_size, **options)
     _check_added(run, added)
     fitting = _with_channels_of(run, added)
     if old_data is None:

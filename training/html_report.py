@@ -331,7 +331,9 @@ def _examples(results) -> dict[str, dict[str, str]]:
     tasks = recorded[0] if recorded else {}
     return {
         task: {
-            role: ", ".join(dict.fromkeys(str(counts[task][role]) for counts in recorded))
+            role: ", ".join(
+                dict.fromkeys(str(counts[task][role]) for counts in recorded if task in counts)
+            )
             for role in roles
         }
         for task, roles in tasks.items()

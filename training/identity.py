@@ -9,6 +9,7 @@ from keras_mas.plugins import is_own, load_named
 from .backbones import weights_digest
 from .backbones.weights import digest_of_file
 from .continuing import Continued
+from .run_directory import DATA_OF_TASKS
 from .settings import Settings
 from .tasks import TaskStream
 
@@ -50,6 +51,16 @@ def describe(
         "evaluate_on": evaluate_on,
         **described,
     }
+
+
+def data_of_tasks(stream: TaskStream, continued: Continued | None = None) -> dict:
+    """Return the fingerprint of the data of each task that is loaded for a run, for JSON.
+
+    It decides no more than that of all data, in `describe`. It is recorded beside that, to say
+    whose data have changed, and is not a part of it, since folders are named after that.
+    """
+    tasks = stream.tasks if continued is None else continued.added
+    return {DATA_OF_TASKS: {task.name: task.fingerprint for task in tasks}}
 
 
 def _digest_of_module(own):

@@ -34,6 +34,7 @@ class LoadOptions:
         skip_broken: Whether files that cannot be decoded are left out.
         scenario: Scenario in place of the one that the stream's definition names.
         on_decoded: As for `Store`.
+        batch_size: As for `Store`.
         encoding: As for `tables.read_tables`.
 
     Raises:
@@ -76,6 +77,7 @@ class LoadOptions:
         choices=SCENARIOS,
     )
     on_decoded: "OnDecoded" = lambda *_: None
+    batch_size: int = 1
     encoding: "Encoding | None" = None
 
     def __post_init__(self):
@@ -93,4 +95,6 @@ class LoadOptions:
         """Where all sources of a stream keep what they decode."""
         from .tasks.store import Store
 
-        return Store(self.cache_memory, self.cache_dir, self.skip_broken, self.on_decoded)
+        return Store(
+            self.cache_memory, self.cache_dir, self.skip_broken, self.on_decoded, self.batch_size
+        )

@@ -28,7 +28,7 @@ from .divergence import (
 )
 from .first_task import learned_once, link_files, share, shared_first_task
 from .heads import unique_heads
-from .identity import describe
+from .identity import data_of_tasks, describe
 from .learner import Learner
 from .listening import Evaluation, Listener, TaskResult
 from .record import Record
@@ -158,7 +158,8 @@ def train(
             elsewhere=elsewhere,
             keeps_models=keeps_models,
         )
-        with claimed(folder, description, overwrite=overwrite), original_errors():
+        recorded = description | data_of_tasks(stream, continued)
+        with claimed(folder, recorded, overwrite=overwrite), original_errors():
             devices.take_run(folder, description)
             _take_network(folder, start, continued)
             return run.finish(arguments or {})
@@ -204,7 +205,7 @@ def finished_result(
     if not is_finished(directory):
         return None
     # A finished run does not change: any number of processes may read it at a time.
-    check_content(directory, describe(stream, settings, evaluate_on))
+    check_content(directory, describe(stream, settings, evaluate_on) | data_of_tasks(stream))
     return read_result(directory)
 
 

@@ -31,6 +31,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -42,6 +43,7 @@ from typing import Any
 
 import filelock
 
+from keras_mas import metrics
 from keras_mas.choices import PENALTIES
 from keras_mas.errors import UsageError
 from keras_mas.files import UNFINISHED, atomic_file, check_writable, remove_unfinished
@@ -65,11 +67,19 @@ _LOCK, _HOLDER = ".lock", ".lock.json"
 # key changes its meaning.
 _FILE, _FORMAT = "file", 1
 
+# The key of a run's description under which is the fingerprint of each task's data.
+DATA_OF_TASKS = "data_of_tasks"
+
 # What follows from the data alone, and says nothing to who chose them.
-_OF_DATA = ("data", "rescale")
+_OF_DATA = ("data", "rescale", DATA_OF_TASKS)
 
 # The modules of what is not ours, by the name under which a run's description has their hash.
 _OF_MODULES = {"method_module": "method", "backbone_module": "backbone"}
+
+_KNOWN_BY = (
+    "Images in folders are known by their names, sizes and times of modification: if only the "
+    "times are others, restore them, as `touch -r`, `cp -p` and `rsync -t` do"
+)
 
 _REPLACE = (
     "Choose another folder, or remove this one, as `--overwrite` of `keras-mas train` and "
@@ -108,7 +118,8 @@ def claimed(
     """Hold a folder for one run or search, which is made or continued inside the block.
 
     The folder is locked, so that no other process works in it, and what killed processes left
-    unfinished is removed.
+    unfinished is removed. One in which nothing has been learned is taken for any run or search:
+    it may be that of a command that was refused, and is corrected now.
 
     Args:
         directory: The folder; it is made if it does not exist.
@@ -128,7 +139,7 @@ def claimed(
         # By now another may have begun.
         check_content(directory, description, files, overwrite=overwrite)
         remove_unfinished(directory)
-        if overwrite:
+        if overwrite or not _has_learned(directory):
             _empty(directory)
         if not (directory / ARGUMENTS).exists():
             write_json(directory / ARGUMENTS, description)
@@ -180,8 +191,8 @@ def read_result(directory: Path) -> dict:
     path = directory / RESULT
     cure = "Remove it, and run the command that wrote it again."
     result = read_json(path, _RESULT, cure=cure, later=_LATER_IN_RESULT)
-    if not _is_square(result["accuracy_matrix"], len(result["tasks"])):
-        raise _damaged(path, "its accuracy matrix has not a row and a column for each task", cure)
+    for contradiction in _contradictions(result):
+        raise _damaged(path, contradiction, cure)
     if result["method"] == "finetune":  # whose λ was recorded once, though it has none
         result |= {"strength": None, "penalty": None}
     return result
@@ -339,10 +350,14 @@ def _is_object(value):
     return isinstance(value, dict)
 
 
+def _is_setting(value):
+    return value is None or is_text(value) or is_number(value)
+
+
 _RESULT: dict[str, Check] = {
     "stream": is_name,
     "scenario": lambda value: value in SCENARIOS,
-    "tasks": are(is_name),
+    "tasks": lambda value: are(is_name)(value) and bool(value),
     "method": is_text,
     "strength": lambda value: value is None or is_found(value) or _is_positive_or_zero(value),
     "penalty": lambda value: value in (None, *PENALTIES),
@@ -353,7 +368,7 @@ _RESULT: dict[str, Check] = {
     "backward_transfer": _is_difference_or_null,
     "forward_transfer": _is_difference_or_null,
     "seconds": maps_to(is_number),
-    "recipe": _is_object,
+    "recipe": maps_to(_is_setting),
 }
 
 
@@ -368,9 +383,14 @@ _OF_SOURCE = {"tasks", "fingerprint", "names", "options"}
 def _is_evaluation(value):
     return (
         isinstance(value, dict)
-        and all(is_number(value.get(name)) for name in ("task", "step", "steps"))
+        and all(is_size(value.get(name)) and value[name] for name in ("task", "step", "steps"))
         and are(is_measured_or_not)(value.get("accuracies"))
     )
+
+
+def _maps(names, check):
+    """Return a check that a JSON value is an object with these names, of values that pass one."""
+    return lambda value: maps_to(check)(value) and value.keys() >= names
 
 
 # What earlier versions did not record.
@@ -384,10 +404,11 @@ _LATER_IN_RESULT: dict[str, Check] = {
     "resize": _is_text_or_null,
     "classes": maps_to(are(is_text)),
     "columns": are(is_text),
-    "examples": maps_to(maps_to(is_size)),
+    "examples": maps_to(_maps({"train", "validation", "test"}, is_size)),
     "files_left_out": is_size,
     "sources": are(_is_source),
     "arguments": _is_object,
+    "memory": _maps({"kept_by_method"}, is_size),
     "versions": maps_to(is_text),
     "evaluate_every": is_size,
     "min_accuracy": is_measured_or_not,
@@ -395,6 +416,41 @@ _LATER_IN_RESULT: dict[str, Check] = {
     "evaluations": are(_is_evaluation),
     "cross_entropy": are(is_number),
 }
+
+
+# What follows from the accuracy matrix alone.
+_OF_MATRIX = {
+    "average_accuracy": metrics.average_accuracy,
+    "forgetting": metrics.forgetting,
+    "backward_transfer": metrics.backward_transfer,
+}
+
+# What follows from it and from the evaluations, and is recorded with them.
+_OF_EVALUATIONS = ("min_accuracy", "worst_case_accuracy")
+
+
+def _contradictions(result):
+    """Yield what of a result does not go with the rest of it, though each value may be one."""
+    matrix, tasks = result["accuracy_matrix"], len(result["tasks"])
+    if not _is_square(matrix, tasks):
+        yield "its accuracy matrix has not a row and a column for each task"
+    for name, measure in _OF_MATRIX.items():
+        if not _is_same(result[name], measure(matrix)):
+            yield f"its '{name}' is not that of its accuracy matrix"
+    evaluations = result.get("evaluations", [])
+    for name in _OF_EVALUATIONS:
+        if evaluations and name not in result:
+            yield f"it has no '{name}' beside its 'evaluations'"
+    for each in evaluations:
+        if not each["task"] - 1 <= len(each["accuracies"]) <= tasks or each["task"] > tasks:
+            yield "its 'evaluations' are not of its tasks"
+
+
+def _is_same(recorded, measure):
+    """Whether a recorded measure is the one that is computed, but for rounding."""
+    if recorded is None or math.isnan(measure):
+        return recorded is None and math.isnan(measure)
+    return math.isclose(recorded, measure, abs_tol=1e-6)
 
 
 def _is_square(matrix, size):
@@ -441,7 +497,9 @@ def _holder(directory):
 def check_content(
     directory: Path, description: dict, files: str = RUN_FILES, *, overwrite: bool = False
 ) -> None:
-    """Refuse a folder that holds anything but the described run, or nothing.
+    """Refuse a folder that holds anything but the described run.
+
+    Another one of which nothing has been learned is not refused.
 
     Args:
         directory: As for `claimed`.
@@ -504,11 +562,18 @@ def _check_same(directory, description):
     cure = f"Remove '{directory}', or choose another folder, and run the same command again."
     found = read_json(directory / ARGUMENTS, cure=cure)
     differences = _differences(found, description)
-    if differences:
+    is_ours = _FILE in found
+    if differences and (_has_learned(directory) or not is_ours):
         raise UsageError(
             f"'{directory}' holds another run: {'; '.join(differences)}. {_REPLACE}; nothing was "
             "changed."
         )
+
+
+def _has_learned(directory):
+    """Whether a folder holds more than what is there before anything has been learned."""
+    before = (ARGUMENTS, START, _LOCK, _HOLDER)
+    return any(_final_name(name) not in before for name in _content(directory))
 
 
 def _differences(found, asked):
@@ -518,7 +583,7 @@ def _differences(found, asked):
     names = [name for name in asked if found.get(name) != asked[name]]
     told = [name for name in names if name not in _OF_DATA]
     if names and not told:
-        return ["other data in its tasks"]
+        return [f"other data in {_tasks_of_other_data(found, asked)}. {_KNOWN_BY}"]
     return [
         f"another version of the {_OF_MODULES[name]}'s module"
         if name in _OF_MODULES
@@ -527,12 +592,21 @@ def _differences(found, asked):
     ]
 
 
+def _tasks_of_other_data(found, asked):
+    """Name the tasks whose data differ, as far as earlier versions recorded them."""
+    before, now = (one.get(DATA_OF_TASKS, {}) for one in (found, asked))
+    names = [name for name, data in now.items() if before.get(name) != data]
+    if not names:
+        return "its tasks"
+    return f"its task{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
 def _brought_up_to_date(found, asked):
     """Return what an earlier version wrote of a run as this one would write it of the same run."""
     fields = option_fields(Settings) | option_fields(Recipe)
     # A folder that is older than an option holds what is now the option's default.
     defaults = {name: field.default for name, field in fields.items()}
-    unknown = {name: asked[name] for name in _OF_MODULES if name in asked}
+    unknown = {name: asked[name] for name in (*_OF_MODULES, DATA_OF_TASKS) if name in asked}
     # λ or a penalty that makes no difference to a method is None now.
     without = {name: None for name in ("strength", "penalty") if asked.get(name) is None}
     return defaults | unknown | found | without

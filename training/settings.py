@@ -232,6 +232,15 @@ def recipe_for(stream: TaskStream) -> Recipe:
     return RECIPES.get(stream.name, default) if stream.builtin else default
 
 
+def batch_size_for(tasks: str | Path) -> int:
+    """Return the batch size of a stream's recipe before it is loaded, whatever its inputs are.
+
+    Args:
+        tasks: What it is loaded from, as for `load_tasks`.
+    """
+    return RECIPES.get(str(tasks), DEFAULT_FOR_IMAGES).batch_size
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run does with a stream of tasks.

@@ -939,6 +939,15 @@ def test_images_on_disk_are_learned_measured_exported_and_asked_about(photos, he
     assert "2 files of images, which `--resize` would give the size of inputs" in sentence
 
 
+@pytest.mark.parametrize(("given", "batch"), [([], 64), (["--batch-size", "6"], 6)])
+def test_memory_for_one_batch_is_asked_for_before_images_are_decoded(
+    photos, here, capsys, given, batch
+):
+    sentence = refusal(capsys, 2, *photos, *given, "--cache-memory", "1kB")
+    assert f"memory for one batch of {batch} inputs" in sentence
+    assert not (here / "cache").exists() and not (here / "runs").exists()
+
+
 def test_broken_files_end_a_run_or_are_left_out(photos, here, capsys):
     (here / "second/train/dark/3.png").write_bytes(b"no image")
     sentence = refusal(capsys, 1, *photos)
@@ -970,7 +979,7 @@ def test_augmentation_is_part_of_the_run(photos, here, capsys):
         (["--cache-memory", "100B"], "memory for one input of 'first/train', 192 bytes."),
         (["--cache-memory", "500B", "--batch-size", "3"], "one batch of 3 inputs, 576 bytes. Rec"),
         (
-            ["--cache-dir", "photos.toml", "--cache-memory", "1kB"],
+            ["--cache-dir", "photos.toml", "--cache-memory", "1kB", "--batch-size", "4"],
             "'photos.toml' cannot be a",
         ),
     ],

@@ -309,6 +309,13 @@ def test_what_became_of_the_examples_held_out(tmp_path, evaluated_on, heading):
     assert words == [heading]
 
 
+def test_examples_that_one_run_has_not_recorded_are_those_of_the_others(tmp_path):
+    one, other = result(), result(seed=1)
+    other["examples"] = {"ants": {"train": 20, "validation": 2, "test": 5}}
+    page, _ = page_of(tmp_path / "report.html", [one, other])
+    assert "10, 20" in page.words and "ants" in page.words and "cats" in page.words
+
+
 def test_numbers_of_examples_are_those_of_all_runs(tmp_path):
     more = {task: {"train": 77, "validation": 23, "test": 5} for task in ("ants", "bees", "cats")}
     page, _ = page_of(tmp_path / "report.html", [result(), result(seed=1, examples=more)])

@@ -8,6 +8,7 @@ from unittest.mock import ANY
 import keras
 import numpy as np
 import pytest
+from insects import task
 
 from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
@@ -339,6 +340,9 @@ def test_a_folder_with_another_run_is_left_as_it_is(stream, settings, tmp_path):
     fewer = TaskStream("insects", "task", stream.tasks[:2], stream.rescale)
     with pytest.raises(UsageError, match="tasks ants, bees, cats instead of ants, bees. "):
         train(fewer, settings, tmp_path / "run")
+    changed = (stream.tasks[0], task("bees", 5), stream.tasks[2])
+    with pytest.raises(UsageError, match="other data in its task bees. "):
+        train(dataclasses.replace(stream, tasks=changed), settings, tmp_path / "run")
     assert (tmp_path / "run/result.json").read_bytes() == before
 
 

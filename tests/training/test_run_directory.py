@@ -82,8 +82,9 @@ def test_what_an_earlier_version_wrote_of_the_same_run_is_accepted(tmp_path, bef
         ({"seed": 3}, "another run: --seed 0 instead of 3. Choose another folder, or remove"),
         ({"recipe": {"epochs": 5}}, "--epochs 20 instead of 5."),
         ({"tasks": ["a"], "data": "2e"}, "another run: tasks a, b instead of a. Choose"),
-        ({"data": "2e"}, "another run: other data in its tasks. Choose"),
-        ({"data": "2e", "rescale": [2.0, 0.0]}, "another run: other data in its tasks. Choose"),
+        ({"data": "2e"}, "another run: other data in its tasks. Images in folders are known by"),
+        ({"data": "2e", "rescale": [2.0, 0.0]}, "another run: other data in its tasks. Images"),
+        ({"data": "2e", "data_of_tasks": {"a": "3", "b": "4"}}, "data in its tasks. Images"),
         ({"stream": "birds"}, "stream insects instead of birds"),
     ],
 )
@@ -95,6 +96,50 @@ def test_the_difference_to_another_run_is_named(tmp_path, change, words):
     assert words in str(raised.value)
     assert "`--overwrite` of `keras-mas train` and `keras-mas search` does; " in str(raised.value)
     assert content(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ({"a": "1", "b": "3"}, "another run: other data in its task b. Images in folders are"),
+        ({"a": "0", "b": "3"}, "another run: other data in its tasks a, b. Images in folders"),
+    ],
+)
+def test_tasks_whose_data_have_changed_are_named(tmp_path, now, words):
+    run_in(tmp_path, DESCRIPTION | {"data_of_tasks": {"a": "1", "b": "2"}})
+    with pytest.raises(UsageError) as raised:
+        claim(tmp_path, DESCRIPTION | {"data": "2e", "data_of_tasks": now})
+    assert words in str(raised.value)
+    assert "restore them, as `touch -r`, `cp -p` and `rsync -t` do. Choose" in str(raised.value)
+
+
+def test_data_of_tasks_that_were_not_recorded_are_no_difference(tmp_path):
+    run_in(tmp_path)
+    claim(tmp_path, DESCRIPTION | {"data_of_tasks": {"a": "1", "b": "2"}})
+
+
+def test_a_folder_in_which_nothing_was_learned_is_taken_for_another_run(tmp_path):
+    claim(tmp_path)
+    (tmp_path / "start.keras").write_text("network")  # of the run that was to begin
+    claim(tmp_path, DESCRIPTION | {"seed": 3})
+    assert json.loads((tmp_path / "arguments.json").read_text())["seed"] == 3
+    assert not (tmp_path / "start.keras").exists()
+
+
+@pytest.mark.parametrize("name", ["under-way.npz", "1/model.keras", "tries.json"])
+def test_what_has_been_learned_is_held_against_another_run(tmp_path, name):
+    claim(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("weights")
+    with pytest.raises(UsageError, match="another run: --seed 0 instead of 3"):
+        claim(tmp_path, DESCRIPTION | {"seed": 3})
+
+
+def test_a_file_of_another_program_stays(tmp_path):
+    (tmp_path / "arguments.json").write_text('{"mine": 1}')
+    with pytest.raises(UsageError, match="another run"):
+        claim(tmp_path)
+    assert (tmp_path / "arguments.json").read_text() == '{"mine": 1}'
 
 
 def test_a_folder_that_is_older_than_an_option_holds_its_default(tmp_path):
@@ -277,8 +322,11 @@ def test_checks_of_values():
     assert not maps_to(is_number)({"a": "1"})
 
 
-MEASURES = ("average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
-FINISHED = dict.fromkeys(MEASURES, 0.5) | {
+FINISHED = {
+    "average_accuracy": 0.5,
+    "forgetting": 0.75,
+    "backward_transfer": -0.75,
+    "forward_transfer": 0.5,
     "stream": "s",
     "scenario": "task",
     "tasks": ["a", "b"],
@@ -286,7 +334,7 @@ FINISHED = dict.fromkeys(MEASURES, 0.5) | {
     "strength": 1,
     "penalty": "in_loss",
     "seed": 0,
-    "accuracy_matrix": [[1, 0], [1, 1]],
+    "accuracy_matrix": [[0.75, 0], [0, 1]],
     "seconds": {},
     "recipe": {},
 }
@@ -324,6 +372,8 @@ def test_a_matrix_that_is_not_square_is_damage(tmp_path):
         ("penalty", "both"),
         ("scenario", "none"),
         ("scenario", ["task"]),
+        ("tasks", []),
+        ("recipe", {"weights": ["a"]}),
     ],
 )
 def test_what_no_run_could_have_recorded_is_damage(tmp_path, key, value):
@@ -356,10 +406,46 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ("classes", {"ants": "red"}),
         ("sources", [{"tasks": "digits"}]),
         ("evaluations", [{"task": 1}]),
+        ("evaluations", [{"task": 2, "step": 1, "steps": 0, "accuracies": [1, 1]}]),
         ("seconds", {"training": "long"}),
+        ("memory", "much"),
+        ("memory", {}),
+        ("examples", {"ants": {}}),
     ],
 )
 def test_what_later_versions_record_is_checked_where_it_is(tmp_path, key, value):
     write_json(tmp_path / "result.json", FINISHED | {key: value})
     with pytest.raises(DamagedError, match=f"its '{key}' is not as it was written"):
+        read_result(tmp_path)
+
+
+EVALUATIONS = [{"task": 2, "step": 1, "steps": 2, "accuracies": [0.5, 0]}]
+OF_EVALUATIONS = {"min_accuracy": 0, "worst_case_accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"average_accuracy": 0.6}, "its 'average_accuracy' is not that of its accuracy matrix"),
+        ({"average_accuracy": None}, "its 'average_accuracy' is not that of its accuracy matrix"),
+        ({"forgetting": 0.5}, "its 'forgetting' is not that of its accuracy matrix"),
+        ({"backward_transfer": 0}, "its 'backward_transfer' is not that of its accuracy matrix"),
+        ({"min_accuracy": None}, "it has no 'worst_case_accuracy' beside its 'evaluations'"),
+        ({}, "it has no 'min_accuracy' beside its 'evaluations'"),
+        (
+            OF_EVALUATIONS | {"evaluations": [EVALUATIONS[0] | {"task": 3}]},
+            "its 'evaluations' are not of its tasks",
+        ),
+        (
+            OF_EVALUATIONS | {"evaluations": [EVALUATIONS[0] | {"accuracies": []}]},
+            "its 'evaluations' are not of its tasks",
+        ),
+    ],
+)
+def test_what_contradicts_the_rest_of_a_result_is_damage(tmp_path, changed, what):
+    sound = FINISHED | OF_EVALUATIONS | {"evaluations": EVALUATIONS}
+    write_json(tmp_path / "result.json", sound)
+    assert read_result(tmp_path)["evaluations"] == EVALUATIONS
+    write_json(tmp_path / "result.json", FINISHED | {"evaluations": EVALUATIONS} | changed)
+    with pytest.raises(DamagedError, match=f"result.json' is damaged: {what}"):
         read_result(tmp_path)

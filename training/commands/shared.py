@@ -13,7 +13,7 @@ from ..following import Following
 from ..options import add_options, flag, given_options, option_fields
 from ..search.space import SearchSpace
 from ..search.workers import Workers
-from ..settings import Recipe, Settings, recipe_for
+from ..settings import Recipe, Settings, batch_size_for, recipe_for
 from ..tasks import LoadOptions, TaskStream, builtin_names, load_tasks
 from ..tasks.tables import Encoding
 from .basics import add_data as add_data
@@ -72,13 +72,15 @@ def load_stream(
     """Load the tasks that were asked for, with the examples that a seed holds out.
 
     Args:
-        args: The options of `LoadOptions`, and `tasks`.
+        args: The options of `LoadOptions`, and `tasks`; of a command that learns, `batch_size`.
         seed: As for `load_tasks`.
         encoding: As for `load_tasks`.
     """
     from ..progress import DecodingLines
 
     options = given_options(LoadOptions, args)
+    if hasattr(args, "batch_size"):
+        options["batch_size"] = args.batch_size or batch_size_for(args.tasks)
     with DecodingLines() as lines:
         return load_tasks(
             args.tasks, seed=seed, on_decoded=lines.decoded, encoding=encoding, **options

@@ -4,11 +4,13 @@ The inputs of a split have a folder, named after what they were decoded from:
 
     about.json             for people: what is in it, and where it came from
     00000.npy 00001.npy …  the inputs in order, so many to a file; each appears whole or not at all
-    00000.json 00001.json … which of these could not be decoded, and why: mostly none
+    00000.json 00001.json … which of these could not be decoded, and why: mostly none; and a
+                           checksum of both files
     .lock                  held by the process that writes
 
-Whatever is missing or has another size than it should is decoded again. The folder may be removed
-at any time when nothing reads from it.
+Whatever is missing, or is not as it was written, is decoded again. To tell, every process reads the
+files once before it uses them: a CRC-32 takes 0.3 s/GB beside the reading, and decoding photographs
+20 s/GB on a core. The folder may be removed at any time when nothing reads from it.
 """
 
 import contextlib
@@ -18,6 +20,7 @@ import json
 import os
 import shutil
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +40,15 @@ SHARD_BYTES = 64 * 10**6
 
 _ABOUT = "about.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+# The key of the checksum among the notes, whose others are numbers of rows.
+_CHECKSUM = "crc32"
+
+# How much of a file is read at once for its checksum.
+_BLOCK_BYTES = 2**20
+
+# The files whose checksums this process has compared, which it does once.
+_compared: set[tuple[object, ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -70,21 +82,21 @@ class Shard:
 
     @property
     def notes(self) -> Path:
-        """The file that names the rows that could not be decoded."""
+        """The file that names the rows that could not be decoded, and has the checksum."""
         return self.path.with_suffix(".json")
 
     def is_whole(self) -> bool:
-        """Return whether the file is there with its size and header, and its notes beside it."""
+        """Return whether the file and its notes are there as they were written."""
         try:
+            broken, checksum = self._noted()
             with self.path.open("rb") as file:
-                is_whole = (
+                return (
                     os.fstat(file.fileno()).st_size == self.nbytes
                     and file.read(len(self.header)) == self.header
+                    and (checksum is None or _has_checksum(file, broken, checksum))
                 )
-            self.broken()
         except (OSError, ValueError):
             return False
-        return is_whole
 
     def broken(self) -> dict[int, str]:
         """Return the rows that could not be decoded, and why.
@@ -93,17 +105,23 @@ class Shard:
             OSError: If there are no notes.
             ValueError: If they are damaged.
         """
+        return self._noted()[0]
+
+    def _noted(self):
+        """Return the rows that could not be decoded, and the checksum, which old notes lack."""
         found = json.loads(self.notes.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not all(isinstance(why, str) for why in found.values()):
             raise ValueError(f"'{self.notes}' holds no notes")
-        return {int(row): why for row, why in found.items()}
+        checksum = found.pop(_CHECKSUM, None)
+        return {int(row): why for row, why in found.items()}, checksum
 
     def write(self, inputs: Iterable[np.ndarray], broken: dict[int, str]) -> None:
         """Write the inputs; `broken` is filled while they are decoded."""
         content = self.row.empty(len(self))
         for index, values in enumerate(inputs):
             content[index] = values
-        notes = {row: why for row, why in broken.items() if self.start <= row < self.stop}
+        here = {row: why for row, why in broken.items() if self.start <= row < self.stop}
+        notes = here | {_CHECKSUM: _checksum(here, [content.data])}
         with atomic_file(self.notes, "w") as file:
             json.dump(notes, file, indent=2)  # in ASCII: a file's name may be no Unicode
         with atomic_file(self.path) as file:
@@ -133,6 +151,26 @@ class Shard:
                 f"{getattr(error, 'strerror', None) or 'a file that ends too early'}. Run the same "
                 "command again: it decodes what is missing."
             ) from error
+
+
+def _has_checksum(file, broken, checksum):
+    """Return whether a file that is open behind its header, with its notes, has a checksum."""
+    status = os.fstat(file.fileno())
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, checksum)
+    if identity not in _compared:
+        blocks = iter(lambda: file.read(_BLOCK_BYTES), b"")
+        if _checksum(broken, blocks) != checksum:
+            return False
+        _compared.add(identity)
+    return True
+
+
+def _checksum(broken, blocks):
+    """Return a CRC-32 of the rows that could not be decoded and of the inputs."""
+    crc = zlib.crc32(json.dumps(sorted(broken.items())).encode())
+    for block in blocks:
+        crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
 
 
 def _read_into(file, buffer):

@@ -332,10 +332,11 @@ def _naming_example(name):
 def _decode_image(name, content, feature, image_size):
     import tensorflow as tf
 
-    try:
-        image = feature.decode_example(content).numpy()
-    except tf.errors.OpError as error:
-        raise BrokenFileError(f"{name} ({_first_line(error)})") from error
+    with _naming_example(name):  # a machine without memory says nothing of the content
+        try:
+            image = feature.decode_example(content).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise BrokenFileError(f"{name} ({_first_line(error)})") from error
     return standard_inputs(resized(name, image, image_size)[np.newaxis], name)[0]
 
 

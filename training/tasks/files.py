@@ -12,7 +12,7 @@ from keras_mas.arrays import read_archive
 from ..wording import one_of
 from .encoded import Encoded, Example
 from .errors import DataError
-from .images import DECODING_VERSION, IMAGE_SUFFIXES, ImageSize, read_image, resized
+from .images import DECODING_VERSION, IMAGE_SUFFIXES, ImageSize, read_image, resized, unreadable
 from .inputs import Row, digest
 from .source import VALIDATION_NAMES, Source, numbered_classes
 from .store import Store
@@ -214,10 +214,7 @@ def file_identity(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise DataError(
-            f"Expected a file that can be read. Received: '{path}' ({error.strerror}). Repair or "
-            "remove this file or link."
-        ) from error
+        raise unreadable(path, error.strerror) from error
     return status.st_dev, status.st_ino
 
 

@@ -1,5 +1,6 @@
 """Images as arrays: decoding files and bringing images to one size."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,29 +53,55 @@ def read_image(path: Path) -> np.ndarray:
         uint8 array `[height, width, 3]`.
 
     Raises:
-        BrokenFileError: If the file cannot be decoded, has more than `MOST_PIXELS`, or holds
-            floating-point or 32-bit values, whose range is not known.
+        BrokenFileError: If the content of the file cannot be decoded, has more than `MOST_PIXELS`,
+            or holds floating-point or 32-bit values, whose range is not known.
+        DataError: If the machine cannot read the file, or has no memory to decode it. That says
+            nothing of the file's content.
     """
+    try:
+        return _decoded(path, io.BytesIO(path.read_bytes()))
+    except MemoryError as error:
+        raise unreadable(path, "not enough memory") from error
+    except OSError as error:
+        raise unreadable(path, error.strerror or str(error)) from error
+
+
+def unreadable(path: Path, why: str) -> DataError:
+    """Return the error for a file that the machine cannot read, whatever its content."""
+    return DataError(
+        f"Expected a file that can be read. Received: '{path}' ({why}). Repair or remove this file "
+        "or link, or what keeps the machine from reading it, and run the same command again; what "
+        "has been decoded stays."
+    )
+
+
+def _decoded(path, file):
+    """Decode the content of a file, which is in memory, so that no error in it is the system's."""
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(
                     f"{image.width} × {image.height} pixels, more than {MOST_PIXELS:,}, which take "
                     "gigabytes"
                 )
-            return _upright(image, path)
+            return _upright(image, bytes(file.getbuffer()[:EXIF_BYTES]))
     except Exception as error:  # decoders raise too many kinds of error to list
-        why = str(error).replace(f" {str(path)!r}", "")  # which names the file again
+        if _is_of_the_machine(error):
+            raise
+        why = str(error).replace(f" {file!r}", "")  # by which Pillow names what it reads
         raise BrokenFileError(f"'{path}' ({why})") from error
 
 
-def _upright(image, path):
+def _is_of_the_machine(error):
+    """Return whether memory or the system failed; what Pillow says of a content has no number."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+
+
+def _upright(image, beginning):
     from PIL import ImageOps
 
-    with path.open("rb") as file:
-        beginning = file.read(EXIF_BYTES)
     if is_served(beginning):
         return _turned(np.asarray(_to_rgb(image)), orientation_of(beginning))
     return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))

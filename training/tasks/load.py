@@ -26,6 +26,7 @@ def load_tasks(
     skip_broken: bool = False,
     scenario: str | None = None,
     on_decoded: OnDecoded = lambda *_: None,
+    batch_size: int = 1,
     encoding: Encoding | None = None,
 ) -> TaskStream:
     """Load a stream of tasks by its name or from a TOML file.
@@ -48,6 +49,8 @@ def load_tasks(
         scenario: Scenario in place of the stream's own, out of `SCENARIOS`.
         on_decoded: Called after every input that was decoded, with what it belongs to, the folder
             that it is kept in (None for memory), how many have been decoded, and of how many.
+        batch_size: How many examples will be read at once, as far as that is known: a memory that
+            is too small for them is refused before anything is decoded.
         encoding: That of the tables which a network has learned, for more of them; None to make it.
 
     Returns:
@@ -66,6 +69,7 @@ def load_tasks(
         skip_broken,
         scenario,
         on_decoded,
+        batch_size,
         encoding,
     )
     stream = _load(tasks, options)

@@ -42,6 +42,8 @@ class Store:
             size of the decoded inputs, 150 kB for an image of 224x224, until it is removed.
         skip_broken: Whether to leave out what cannot be decoded.
         on_decoded: Called after every input that was decoded.
+        batch_size: How many inputs will be read at once, as far as that is known, so that a memory
+            which is too small for them is refused before anything is decoded.
 
     Attributes:
         left_out: What was left out, and why: a line for each file.
@@ -53,11 +55,13 @@ class Store:
         directory: str | Path | None = None,
         skip_broken: bool = False,
         on_decoded: OnDecoded = lambda *_: None,
+        batch_size: int = 1,
     ):
         self.memory = default_memory() if memory is None else memory
         self.directory = default_directory() if directory is None else Path(directory)
         self.skip_broken = skip_broken
         self.on_decoded = on_decoded
+        self.batch_size = batch_size
         self.left_out: list[str] = []
         self._free = self.memory
 
@@ -79,7 +83,7 @@ class Store:
 
         Raises:
             UsageError: If the inputs differ in size, there is no room for them, or the memory is
-                too small for a single one.
+                too small for a single one, or for a batch of those that it cannot hold.
             DataError: If an example cannot be decoded, unless such examples are left out.
         """
         folder = self.directory / encoded.key
@@ -96,6 +100,7 @@ class Store:
         cached = CachedArray(folder, encoded.count, row, encoded.fingerprint, self.memory)
         inputs: Inputs = cached
         if not in_memory:
+            cached.check_batch(self.batch_size)
             broken = self._on_disk(cached, encoded, row)
         else:
             inputs, broken = self._in_memory(cached, encoded, row)

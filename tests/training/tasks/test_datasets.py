@@ -17,6 +17,7 @@ import pytest
 
 from keras_mas.errors import UsageError
 from keras_mas.training.tasks import DataError, cache, datasets, load_tasks
+from keras_mas.training.tasks.errors import BrokenFileError
 from keras_mas.training.tasks.images import ImageSize
 from keras_mas.training.tasks.store import Store
 
@@ -463,3 +464,17 @@ def test_values_are_fetched_many_at_a_time_until_they_cannot_be():
     assert [len(next(values)) for _ in range(20)] == [2] * 18 + [0, 1]
     with pytest.raises(tf.errors.InvalidArgumentError):
         next(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_broken"),
+    [(tf.errors.InvalidArgumentError, True), (tf.errors.ResourceExhaustedError, False)],
+)
+def test_an_image_is_broken_by_its_content_and_not_by_a_lack_of_memory(kind, is_broken):
+    def fail(content):
+        raise kind(None, None, "a reason")
+
+    feature = SimpleNamespace(decode_example=fail)
+    with pytest.raises(DataError, match="example 3.*a reason") as found:
+        datasets._decode_image("example 3", b"", feature, None)
+    assert isinstance(found.value, BrokenFileError) == is_broken

@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 import zipfile
@@ -287,6 +288,23 @@ def test_broken_images_are_left_out_with_their_labels(pets, tmp_path, memory):
     # As above: cats have shade 0 and dogs 10, and the second colour is the number.
     assert train.inputs[:, 0, 0, :2].tolist() == [[0, 1], [0, 2], [10, 0], [10, 2]]
     assert ["cat/0.png" in store.left_out[0], "dog/1.png" in store.left_out[1]] == [True, True]
+
+
+def test_a_failure_of_the_machine_leaves_no_image_out(pets, little_memory, monkeypatch):
+    calls, whole = itertools.count(1), Image.open
+
+    def every_third_fails(file):
+        if next(calls) % 3 == 0:
+            raise OSError(24, "Too many open files")
+        return whole(file)
+
+    monkeypatch.setattr(Image, "open", every_third_fails)
+    with pytest.raises(DataError, match=r"png' \(Too many open files\).* run the same command"):
+        read_folder(pets, ImageSize(8), little_memory(skip_broken=True))
+    monkeypatch.setattr(Image, "open", whole)
+    store = little_memory(skip_broken=True)
+    assert len(read_folder(pets, ImageSize(8), store).train) == 6
+    assert store.left_out == []
 
 
 def test_error_of_a_broken_image_says_how_to_go_on(pets):

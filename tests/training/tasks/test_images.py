@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from keras_mas.training.tasks import DataError
+from keras_mas.training.tasks.errors import BrokenFileError
 from keras_mas.training.tasks.images import ImageSize, read_image, resized
 
 
@@ -91,6 +92,34 @@ def test_what_cannot_be_decoded_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(DataError, match="can be decoded. Received: '.*broken.png'"):
         read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+@pytest.mark.parametrize("where", ["pathlib.Path.read_bytes", "PIL.Image.open"])
+def test_what_the_machine_cannot_read_is_not_broken(tmp_path, monkeypatch, error, why, where):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(DataError, match=rf"can be read. Received: '.*a.png' \({why}\)") as found:
+        read_image(tmp_path / "a.png")
+    assert not isinstance(found.value, BrokenFileError)
+
+
+def test_the_reason_of_a_broken_file_is_a_sentence(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(BrokenFileError) as found:
+        read_image(tmp_path / "a.png")
+    assert found.value.reason == f"'{tmp_path / 'a.png'}' (cannot identify image file)"
 
 
 def test_truncated_photograph(tmp_path):

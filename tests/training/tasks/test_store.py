@@ -180,13 +180,14 @@ def test_a_killed_process_leaves_whole_files_and_nothing_locked(on_disk, tmp_pat
     assert list((tmp_path / "cache/pictures").glob(".tmp-*")) == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer", "header", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "longer", "header", "pixel", "gone"])
 def test_a_damaged_file_is_decoded_again(on_disk, folder, damage):
     on_disk().keep(Pictures().encoded())
     path = folder / "00001.npy"
     content = path.read_bytes()
     path.unlink()
     changed = {"cut": content[:-1], "longer": content + b"0", "header": b"x" + content[1:]}
+    changed["pixel"] = content[:-1] + bytes([content[-1] ^ 1])
     if damage in changed:
         path.write_bytes(changed[damage])
     again = Pictures()
@@ -208,6 +209,7 @@ def test_files_between_whole_ones_get_their_own_inputs_again(on_disk, folder):
         inputs, rows = keep(again)
     assert shades(inputs, rows) == rows.tolist() == [0, 1, 2, 3, 4, 6]
     notes = [json.loads(path.read_text()) for path in sorted(folder.glob("0*.json"))]
+    assert len({note.pop("crc32") for note in notes}) == 4
     assert notes == [{}, {}, {"5": "Expected an image. Received: picture 5."}, {}]
 
 
@@ -223,6 +225,36 @@ def test_notes_that_are_gone_or_damaged_are_made_again(on_disk, folder, content)
             if content is not None:
                 (folder / "00002.json").write_text(content)
     assert min(pictures.decoded) == 4  # only the file whose notes are missing, and what follows
+
+
+def test_a_note_of_another_row_is_made_again(on_disk, folder):
+    def rows():
+        with pytest.warns(UserWarning, match="picture 5"):
+            return on_disk(skip_broken=True).keep(Pictures(broken=[5]).encoded())[1].tolist()
+
+    rows()
+    notes = folder / "00002.json"
+    notes.write_text(notes.read_text().replace('"5":', '"4":'))
+    assert rows() == [0, 1, 2, 3, 4, 6]
+
+
+def test_files_of_earlier_versions_have_no_checksum(on_disk, folder):
+    on_disk().keep(Pictures().encoded())
+    for notes in folder.glob("0*.json"):
+        notes.write_text("{}")
+    again = Pictures()
+    assert shades(on_disk().keep(again.encoded())[0]) == list(range(7))
+    assert again.decoded == []
+
+
+def test_a_process_compares_checksums_once(on_disk, monkeypatch):
+    on_disk().keep(Pictures().encoded())
+    compared = []
+    whole = cache._checksum
+    monkeypatch.setattr(cache, "_checksum", lambda *a: compared.append(a) or whole(*a))
+    for _ in range(2):
+        on_disk().keep(Pictures().encoded())
+    assert len(compared) == 4  # files
 
 
 def test_many_examples_are_decoded_at_the_same_time_and_stay_in_order(tmp_path):
@@ -393,6 +425,15 @@ def test_memory_below_one_batch(on_disk):
     cache.CachedArray(Path(), 9, Row(np.dtype(np.uint8), (12,)), "", memory=84).check_batch(7)
     with pytest.raises(UsageError, match="one batch of 7 inputs, 84 bytes. Received: 83 bytes.*"):
         inputs.check_batch(7)
+
+
+def test_memory_below_one_batch_is_refused_before_anything_is_decoded(on_disk, folder):
+    pictures = Pictures()
+    with pytest.raises(UsageError, match="one batch of 7 inputs, 84 bytes. Received: 83 bytes"):
+        on_disk(batch_size=7).keep(pictures.encoded())
+    assert pictures.decoded == [0]  # to know its size
+    assert not folder.exists()
+    on_disk(batch_size=6).keep(pictures.encoded())
 
 
 def test_more_memory_than_the_machine_has(tmp_path):
