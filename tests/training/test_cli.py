@@ -559,7 +559,10 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["train", "insects.toml", "--backbone", "cnn-4"], "Expected images"),
         (["train", "insects.toml", "--freeze", "some"], "layers ≥ 0, all or none, received 'some'"),
         (["train", "insects.toml", "--freeze", "9"], "Received: 9. Correct `--freeze`"),
-        (["train", "insects.toml", "--backbone", "mlp-8", "--weights", "none.h5"], "none.h5', which"),
+        (
+            ["train", "insects.toml", "--backbone", "mlp-8", "--weights", "none.h5"],
+            "none.h5', which",
+        ),
         (
             ["train", "insects.toml", "--batch-norm", "own"],
             "one of frozen, per-task, shared, received",

@@ -214,7 +214,7 @@ def file_identity(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise unreadable(path, error.strerror) from error
+        raise unreadable(path, error.strerror or str(error)) from error
     return status.st_dev, status.st_ino
 
 
