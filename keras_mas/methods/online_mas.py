@@ -187,6 +187,7 @@ class Method(QuadraticMethod):
 
     first_task_depends_on_strength: ClassVar[bool] = True  # a plateau may be within it
     trains_all_heads: ClassVar[bool] = True
+    measures_examples: ClassVar[bool] = False  # but those that it keeps
     takes_auto: ClassVar[bool] = False  # it consolidates in the middle of a fit
     needs_one_device: ClassVar[str | None] = (
         "keeps the hardest examples of whole batches, and consolidates in the middle of an epoch"

@@ -336,6 +336,11 @@ def test_what_does_not_fit_is_one_sentence(data, first, tmp_path, capsys):
         (2, [first, "--add", third, "--output", first], "Expected a new folder"),
         (2, [first, "--add", third, "--output", first / "more"], "outside of the one that it goes"),
         (2, [first, "--add", third, "--scenario", "class"], "Received: --scenario class"),
+        (
+            2,
+            [first, "--add", third, "--method", "finetune", "--strength", "2"],
+            "no --strength for 'finetune', which has no λ",
+        ),
         (2, [first], "Expected `--add TASKS` beside `--continue`"),
         (2, [first, "--add", third, "--old-data", third], "Expected tasks of"),
     ]

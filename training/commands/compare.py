@@ -10,7 +10,7 @@ from ..comparison_plan import ComparisonPlan
 from ..following import Following
 from ..options import add_options, file_or_folder, flag, given_options, option_fields
 from ..search.space import SearchSpace
-from ..settings import Recipe, Settings
+from ..settings import Recipe, Settings, check_options_act
 from ..tasks import LoadOptions
 from . import shared
 
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     _check_search(args)
     # What is refused before any data is loaded.
     plan.contestants(Recipe())
+    check_options_act(vars(args) | {"strength": None}, plan.method_names)
     following = Following(**given_options(Following, args))
     shared.check_network(args)
     if args.output is not None:
@@ -222,8 +223,12 @@ def _command(args):
 
 
 def _arguments(args, settings):
-    """Return the arguments with which `keras-mas train` makes a run of the comparison."""
+    """Return the arguments with which `keras-mas train` makes a run of the comparison.
+
+    An option that is for other methods is left out.
+    """
     names = ("tasks", *_COMMON, *option_fields(Recipe), *option_fields(LoadOptions))
     given = {name: getattr(args, name) for name in names}
     given |= {name: getattr(settings, name) for name in _PLANNED}
+    given |= dict.fromkeys(settings.idle_options & given.keys())
     return shared.recorded(given)

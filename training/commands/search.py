@@ -15,7 +15,7 @@ from ..options import add_options, file_or_folder, flag, given_options
 from ..search.dimensions import LARGEST_HELD, LEAST_HELD, STRENGTH, values_of
 from ..search.space import SearchSpace
 from ..search.workers import Workers
-from ..settings import Settings
+from ..settings import Settings, check_options_act
 from . import shared
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     # What is wrong is refused before data is loaded.
     dimensions = space.dimensions(Settings(**given_options(Settings, args)))
     _check_networks(args, dimensions)
+    tried = values_of(dimensions["method"]) if "method" in dimensions else (args.method,)
+    check_options_act(vars(args) | dict.fromkeys(dimensions, "in --vary"), tried)
     stream = shared.load_stream(args, args.seed)
     settings = shared.settings_of(args, stream)
     _check_networks(settings.recipe, dimensions)  # the stream may decide on the backbone
@@ -181,11 +183,18 @@ def _content(args: argparse.Namespace, found: "Found", recommendation: "Recommen
         "as_good": len(recommendation.as_good),
         "edges": dict(recommendation.edges),
         "plateau": recommendation.plateau,
-        "command": shared.train_command({**vars(args), **trial.values}),
+        "command": _train_command(args, trial),
         "advice": list(_advice(args, found, recommendation)),
         "folder": str(found.folder),
         "trials": [_row(each) for each in found.trials],
     }
+
+
+def _train_command(args, trial):
+    """Return the command that trains what was tried, without what it makes no difference to."""
+    arguments = {**vars(args), **trial.values}
+    idle = trial.settings.idle_options & arguments.keys()
+    return shared.train_command(arguments | dict.fromkeys(idle))
 
 
 def _row(trial):

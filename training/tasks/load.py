@@ -7,6 +7,7 @@ from pathlib import Path
 from keras_mas.errors import UsageError
 
 from ..load_options import LoadOptions
+from ..options import flag
 from ..wording import did_you_mean, one_of
 from .builtin import builtin_names, load_builtin
 from .store import OnDecoded
@@ -75,7 +76,20 @@ def load_tasks(
             f"{len(left_out)} files that cannot be decoded were left out of '{stream.name}'",
             stacklevel=1,
         )
+    _warn_of_idle(options, stream)
     return replace(stream, left_out=left_out)
+
+
+def _warn_of_idle(options, stream):
+    """Warn of options for data that are decoded where none are, as of tables alone."""
+    asked = [name for name in ("cache_dir", "skip_broken") if getattr(options, name)]
+    if asked and not options.store.is_used:
+        one = len(asked) == 1
+        warnings.warn(
+            f"{' and '.join(map(flag, asked))} {'makes' if one else 'make'} no difference: nothing "
+            f"in '{stream.name}' is decoded, as images are",
+            stacklevel=1,
+        )
 
 
 def _load(tasks, options):

@@ -45,6 +45,7 @@ class Store:
 
     Attributes:
         left_out: What was left out, and why: a line for each file.
+        is_used: Whether anything was to be decoded.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class Store:
         self.skip_broken = skip_broken
         self.on_decoded = on_decoded
         self.left_out: list[str] = []
+        self.is_used = False
         self._free = self.memory
 
     def reserve(self, nbytes: int) -> bool:
         """Return whether so many bytes fit into what is left of the memory, and take them if so."""
+        self.is_used = True
         fits = nbytes <= self._free
         self._free -= nbytes if fits else 0
         return fits
@@ -82,6 +85,7 @@ class Store:
                 too small for a single one.
             DataError: If an example cannot be decoded, unless such examples are left out.
         """
+        self.is_used = True
         folder = self.directory / encoded.key
         row = encoded.row if encoded.row is not None else read_row(folder)
         row = row if row is not None else encoded.first_row(self.skip_broken)
