@@ -48,7 +48,7 @@ def contestants(quick):
 
 class Notes(Observer):
     def __init__(self):
-        self.started, self.ended, self.trials = [], [], []
+        self.started, self.ended, self.trials, self.found = [], [], [], []
 
     def run_started(self, settings, directory):
         self.started.append((settings.method, settings.seed))
@@ -59,6 +59,9 @@ class Notes(Observer):
 
     def trial_ended(self, settings, trial):
         self.trials.append((settings.method, settings.seed))
+
+    def search_ended(self, settings, found, recommendation):
+        self.found.append((settings.method, recommendation.trial.strength))
 
 
 def run_all(stream, contestants, folder, seeds=(0, 1), **options):
@@ -262,6 +265,7 @@ def test_the_strength_of_methods_that_have_one_is_searched_for(
     )
     assert found == [("mas", 0, tmp_path / "searches")]
     assert notes.trials == [("mas", 0)]
+    assert notes.found == [("mas", 12.35)]
     assert [e.settings.strength for e in entries] == [12.35, 12.35, 1.0, 1.0]
     assert [e.result["strength"] for e in entries[:2]] == [12.35, 12.35]
 
