@@ -21,6 +21,7 @@ class Namespace:
 class Bare:
     has_strength = takes_auto = has_penalty = trains_all_heads = learns_all_tasks = False
     needs_inputs_alone = False
+    measures_examples = True
     needs_one_device = default_decoupled_strength = None
     first_task_depends_on_strength = answers_depend_on_after_task = True
     free_share = None

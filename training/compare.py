@@ -11,7 +11,8 @@ from .learner import Learner
 from .listening import Listener
 from .run import finished_result, train
 from .search.plan import Observer as SearchObserver
-from .search.search import search
+from .search.recommend import Recommendation
+from .search.search import Found, search
 from .search.space import SearchSpace, with_values
 from .search.trial import Trial
 from .settings import Settings, run_name
@@ -64,6 +65,11 @@ class Observer:
 
     def trial_ended(self, settings: Settings, trial: Trial) -> None:
         """A λ of the search for a method has been tried."""
+
+    def search_ended(
+        self, settings: Settings, found: Found, recommendation: Recommendation
+    ) -> None:
+        """The search for a method has ended, and its runs take the λ that is recommended."""
 
 
 def compare(
@@ -143,7 +149,9 @@ class _Runner:
             plain = dataclasses.replace(asked, evaluate_every=None)
             watching = _TrialsOf(asked, self.observer)
             found = search(stream, plain, space, searches, observer=watching, learner=learner)
-            return with_values(asked, found.recommendation().trial.values), ""
+            recommendation = found.recommendation()
+            self.observer.search_ended(asked, found, recommendation)
+            return with_values(asked, recommendation.trial.values), ""
         except OSError:
             raise
         except Exception as error:

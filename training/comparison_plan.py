@@ -6,7 +6,15 @@ from typing import Any
 from keras_mas.errors import UsageError
 
 from .options import check_names, listed, option
-from .settings import FOUND, OWN_METHOD, SEEDS, STRENGTHS, Recipe, Settings
+from .settings import (
+    FOUND,
+    OWN_METHOD,
+    SEEDS,
+    STRENGTHS,
+    Recipe,
+    Settings,
+    check_options_act,
+)
 
 # More are a slip of the pen, and a comparison that would never end.
 _MOST_SEEDS = 1000
@@ -108,14 +116,17 @@ class ComparisonPlan:
             **common: Further fields of `Settings`.
 
         Raises:
-            UsageError: If there is no such method.
+            UsageError: If there is no such method, or λ is given for none that has one.
         """
         strengths, chosen = self.strengths, []
         for name in self.method_names:
             plain = Settings(method=name, seed=self.seed_numbers[0], recipe=recipe, **common)
             of_all = strengths.get(None) if plain.has_strength else None
+            check_options_act({"strength": strengths.get(name)}, (name,))
             given = strengths.get(name, of_all)
             chosen.append(plain if given is None else dataclasses.replace(plain, strength=given))
+        of_any = {"strength": strengths.get(None), "search": self.search}
+        check_options_act(of_any, self.method_names)
         return chosen
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from .compare import Entry, Observer, name_of
 from .listening import Listener
 from .progress import Bars, left
+from .search.recommend import Recommendation
+from .search.search import Found
 from .search.trial import Trial, trial_line
 from .settings import Settings
 
@@ -25,6 +27,9 @@ class ComparisonLines(Bars, Observer):
         tasks: How many tasks a run has.
         follow: Returns what else follows a run, of its settings and its folder.
         searches: Whether λ of each method that has one is searched for first.
+
+    Attributes:
+        found: What the search for each method found, and what is recommended of it.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class ComparisonLines(Bars, Observer):
         self.tasks = tasks
         self.left = [settings.method for settings in contestants for _ in seeds]
         self.to_search = {c.method for c in contestants if searches and c.has_strength}
+        self.found: dict[str, tuple[Found, Recommendation]] = {}
         self.count = len(self.left)
         self.seconds: dict[str, list[float]] = {}
         self.started: float | None = None
@@ -84,6 +90,12 @@ class ComparisonLines(Bars, Observer):
     def trial_ended(self, settings: Settings, trial: Trial) -> None:
         """Print what a λ of a search found."""
         self.console.print(f"search {settings.method}  {trial_line(trial)}", soft_wrap=True)
+
+    def search_ended(
+        self, settings: Settings, found: Found, recommendation: Recommendation
+    ) -> None:
+        """Keep what a search found, of which more is said in the end."""
+        self.found[settings.method] = found, recommendation
 
     def time_left(self) -> str:
         """Return the time left as text; empty until a run is finished and every search is over.

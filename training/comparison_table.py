@@ -32,14 +32,23 @@ def reference_group(candidates: Sequence[Group], against: str) -> Group:
     return (named or candidates)[0]
 
 
-def print_entries(entries: Sequence["Entry"], against: str, console: Console) -> None:
+def print_entries(
+    entries: Sequence["Entry"],
+    against: str,
+    console: Console,
+    remarks: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Print a line per method, what its runs took, differences with the same seeds, and failures.
 
     Args:
         entries: At least one with a result.
         against: As for `reference_group`.
         console: Where to print; its width is respected.
+        remarks: What is said first about the λ that was found, by the name of the method.
     """
+    for method, sentences in (remarks or {}).items():
+        for sentence in sentences:
+            console.print(f"{method}: {sentence}", soft_wrap=True)
     found = groups([entry.result for entry in entries if entry.result])
     console.print("mean ± standard deviation over the seeds")
     rows = [["method", "runs", "average accuracy", "forgetting", "new tasks"]]
@@ -103,7 +112,11 @@ def _settings_row(entry):
 
 
 def comparison_content(
-    entries: Sequence["Entry"], against: str, command: str, output: Path
+    entries: Sequence["Entry"],
+    against: str,
+    command: str,
+    output: Path,
+    remarks: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Return a comparison as JSON can hold it.
 
@@ -112,6 +125,7 @@ def comparison_content(
         against: As for `reference_group`.
         command: The command line that makes it.
         output: Folder of its files.
+        remarks: As for `print_entries`.
     """
     found = groups([entry.result for entry in entries if entry.result])
     reference = reference_group(found, against)
@@ -120,6 +134,7 @@ def comparison_content(
         "folder": str(output),
         "against": reference.label,
         "methods": [_group_content(group, reference) for group in found],
+        "remarks": {method: list(said) for method, said in (remarks or {}).items()},
         "runs": comparison_rows(entries),
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 from keras_mas.choices import kappa_of
 from keras_mas.errors import NotFiniteError
 from keras_mas.finite import FitDivergedError
+from keras_mas.methods.online_mas import NothingProtectedWarning
 
 from .settings import Settings
 from .stability_decay import margin_of
@@ -58,6 +59,25 @@ def naming_infinity(task: str, settings: Settings, epochs: int) -> Iterator[None
     except NotFiniteError as error:
         found = f"{error} It was measured after epoch {epochs}, the last of task '{task}'"
         raise _diverged(found, settings) from error
+
+
+@contextlib.contextmanager
+def naming_unprotected(task: str, settings: Settings) -> Iterator[None]:
+    """Say of a `NothingProtectedWarning` in the block in which run, and after which task, it came.
+
+    Args:
+        task: Name of the task.
+        settings: How it was learned.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for one in caught:
+        message, category = one.message, one.category
+        if issubclass(category, NothingProtectedWarning):
+            run = f"{title(settings.of_method)} seed {settings.seed}"
+            message = NothingProtectedWarning(f"After task '{task}' with {run}: {message}")
+        warnings.warn_explicit(message, category, one.filename, one.lineno)
 
 
 def check_weights(weights: Iterable[keras.Variable], task: str, settings: Settings) -> None:

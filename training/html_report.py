@@ -44,6 +44,7 @@ def write_html(
     reference: Group | None = None,
     commands: Sequence[str] = (),
     failed: Sequence[tuple[str, str]] = (),
+    remarks: Mapping[str, Sequence[str]] | None = None,
     more: Iterable[dict] = (),
 ) -> None:
     """Write a report on runs over the same tasks.
@@ -54,6 +55,7 @@ def write_html(
         reference: The group that differences are taken from; None for the first one.
         commands: The command lines that make the runs, or the comparison.
         failed: What could not be run, and why.
+        remarks: What is said about the λ that was found, by the name of the method.
         more: Further sections, as `section` returns them.
     """
     found = groups(results)
@@ -76,6 +78,7 @@ def write_html(
         held_out=_held_out(results),
         commands=list(dict.fromkeys(commands)),
         failed=failed,
+        remarks=remarks or {},
         swatches=[Markup(pictures.swatch(number)) for number in range(len(found))],
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,14 @@
 """What a run is: everything that decides its result."""
 
 import dataclasses
-import inspect
-from pathlib import Path
 
 from keras_mas.plugins import is_own, load_named
 
 from .backbones import weights_digest
 from .backbones.weights import digest_of_file
 from .continuing import Continued
+from .first_task import digest
+from .own_modules import files_of
 from .run_directory import DATA_OF_TASKS
 from .settings import Settings
 from .tasks import TaskStream
@@ -23,8 +23,8 @@ def describe(
     """Return everything that decides a result, for JSON.
 
     Fingerprints stand for the data, for the file that the weights begin with, and for the modules
-    of a method and a backbone that are not ours. λ and penalty are None where they make no
-    difference.
+    of a method and a backbone that are not ours, with those of the user's that they import. λ and
+    penalty are None where they make no difference.
 
     Raises:
         UsageError: If there are no such weights.
@@ -33,7 +33,7 @@ def describe(
     recipe = settings.recipe
     for what, name in (("method", settings.method), ("backbone", recipe.backbone)):
         if is_own(name):
-            described[f"{what}_module"] = _digest_of_module(load_named(name, what))
+            described[f"{what}_module"] = _digest_of_modules(name, what)
     if continued is None:
         described["recipe"]["weights"] = weights_digest(
             recipe.backbone, stream.input_shape, recipe.weights
@@ -63,9 +63,10 @@ def data_of_tasks(stream: TaskStream, continued: Continued | None = None) -> dic
     return {DATA_OF_TASKS: {task.name: task.fingerprint for task in tasks}}
 
 
-def _digest_of_module(own):
-    """Return a hash of the file that a class or function is written in; empty if it has none."""
-    try:
-        return digest_of_file(Path(inspect.getsourcefile(own) or ""))
-    except (OSError, TypeError):
-        return ""
+def _digest_of_modules(name, what):
+    """Return a hash of the files that something of a user's own is written in; empty without any.
+
+    That of a single file is the file's own, as versions recorded it that knew no others.
+    """
+    digests = [digest_of_file(path) for path in files_of(name, load_named(name, what))]
+    return digest({"files": digests}) if len(digests) > 1 else "".join(digests)

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mas.arrays import load_arrays, save_arrays
+from keras_mas.binding import moving_batch_norms
 from keras_mas.errors import UsageError
 from keras_mas.finite import FitDivergedError
 from keras_mas.heads import AllHeads
@@ -25,7 +26,7 @@ from .heads import heads_of
 from .loop import CompiledLoop
 from .network import Network
 from .optimizers import optimizer_of
-from .settings import Settings
+from .settings import Recipe, Settings
 from .stability_decay import margin_of, strength_of_method
 from .tasks import Split, Task, TaskStream
 from .under_way import TaskUnderWay
@@ -311,6 +312,7 @@ class Learner:
             self.stream, recipe, self.method.model, all_heads=self.method.trains_all_heads
         )
         self._check_shared_weights(settings)
+        self._warn_of_batch_norm(recipe)
         self.loops = {}
         self.optimizer = optimizer_of(recipe.optimizer)
         for logits, model in self.network.models.items():
@@ -340,6 +342,15 @@ class Learner:
                 "protect. Received: a backbone that is frozen as a whole, so that a task trains "
                 "its own head alone. Use `--method finetune`, lower `--freeze`, or save a network "
                 "of your own with `trainable = True`."
+            )
+
+    def _warn_of_batch_norm(self, recipe):
+        """Warn if something is to become of moving statistics, and there are none."""
+        if recipe.batch_norm != Recipe.batch_norm and not moving_batch_norms(self.network.trunk):
+            warnings.warn(
+                f"--batch-norm {recipe.batch_norm} makes no difference: nothing in the backbone "
+                f"'{recipe.backbone}' has moving statistics",
+                stacklevel=2,
             )
 
     def _head(self, number):

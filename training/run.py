@@ -24,6 +24,7 @@ from .divergence import (
     check_weights,
     naming_divergence,
     naming_infinity,
+    naming_unprotected,
     warn_if_not_learned,
 )
 from .first_task import learned_once, link_files, share, shared_first_task
@@ -459,6 +460,7 @@ class _Run:
             with (
                 self.record.timed("importance"),
                 naming_infinity(task.name, self.settings, epochs),
+                naming_unprotected(task.name, self.settings),
             ):
                 self.learner.after_task(number, data, on_progress=self._importance_measured)
         changed = self._joint(self._heads_changed_by(number)).weights

@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_mas.choices import AUTO, PENALTIES, auto_text, kappa_of
 from keras_mas.errors import UsageError
@@ -16,6 +18,7 @@ from .options import (
     POSITIVE,
     Bounds,
     check_options,
+    flag,
     label,
     listed,
     number,
@@ -316,6 +319,11 @@ class Settings:
             )
 
     @property
+    def idle_options(self) -> frozenset[str]:
+        """The names of options that make no difference to the method."""
+        return _idle_options(self.method)
+
+    @property
     def has_strength(self) -> bool:
         """Whether λ makes a difference to the method."""
         return load_method(self.method).has_strength
@@ -364,6 +372,45 @@ class Settings:
         return load_method(self.method).learns_all_tasks
 
 
+# What an option makes a difference to: as the class of a method has it, and in words.
+_ACTS_ON = {
+    "strength": ("has_strength", "λ"),
+    "search": ("has_strength", "λ"),
+    "penalty": ("has_penalty", "penalty on weights"),
+    "max_examples": ("measures_examples", "importance to measure on examples"),
+}
+
+
+def check_options_act(given: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Refuse options that make a difference to none of the methods that they were given for.
+
+    Args:
+        given: Values by the names of options of any kind; None, False and a field's default are not
+            given.
+        methods: Names of methods.
+
+    Raises:
+        UsageError: If there is such an option.
+    """
+    idle = frozenset.intersection(*map(_idle_options, methods))
+    defaults = {name: field.default for name, field in option_fields(Settings).items()}
+    for name in _ACTS_ON:
+        value = given.get(name)
+        if name in idle and value not in (None, False, defaults.get(name)):
+            word = flag(name) if value is True else f"{flag(name)} {value}"
+            named = ", ".join(f"'{method}'" for method in methods)
+            have = "has" if len(methods) == 1 else "have"
+            raise UsageError(
+                f"Expected no {flag(name)} for {named}, which {have} no {_ACTS_ON[name][1]}. "
+                f"Received: {word}. Leave it out, or choose another method."
+            )
+
+
+def _idle_options(method):
+    found = load_method(method)
+    return frozenset(name for name, (part, _) in _ACTS_ON.items() if not getattr(found, part))
+
+
 def _strength_of(name, penalty, strength):
     """Return λ as results record it, if the method of a name can have it."""
     method = load_method(name)
@@ -376,16 +423,22 @@ def _strength_of(name, penalty, strength):
     if text is None:
         if strength not in NOT_NEGATIVE:
             raise UsageError(f"Expected `strength` to be {STRENGTHS}. Received: {strength!r}.")
-        return strength
-    if not method.has_strength:
-        raise UsageError(
-            f"Expected no way to find λ for method '{name}', which has no λ. Received: --strength "
-            f"{text}. Leave it out, or choose another --method."
-        )
+        return _held(strength)
+    check_options_act({"strength": text}, (name,))
     from keras_mas.methods.base import check_finds_strength
 
     check_finds_strength(method, text)
     return text
+
+
+def _held(strength):
+    """Return a number ≥ 0 as it is, if a method can have it as λ."""
+    from keras_mas.states import checked_strength
+
+    try:
+        return checked_strength(strength)
+    except ValueError as error:
+        raise UsageError(f"{error} Correct `--strength`.") from None
 
 
 def is_found(strength: object) -> bool:

@@ -46,6 +46,8 @@ class Method:
         has_strength: Whether λ makes a difference. If not, it is neither searched for nor reported.
         takes_auto: Whether λ may be "auto".
         has_penalty: Whether `penalty` makes a difference.
+        measures_examples: Whether `after_task` reads examples, so that `max_examples` makes a
+            difference.
         first_task_depends_on_strength: Whether λ makes a difference to the first task already. If
             not, runs that differ in λ alone share what was learned of it.
         answers_depend_on_after_task: Whether `after_task` makes a difference to what the models
@@ -68,6 +70,7 @@ class Method:
     has_strength: ClassVar[bool] = False
     takes_auto: ClassVar[bool] = False
     has_penalty: ClassVar[bool] = False
+    measures_examples: ClassVar[bool] = True
     first_task_depends_on_strength: ClassVar[bool] = True
     answers_depend_on_after_task: ClassVar[bool] = True
     default_strength: ClassVar[float] = 1.0

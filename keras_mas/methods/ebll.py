@@ -245,6 +245,7 @@ class Method(lwf.Method):
         penalty: Unused.
     """
 
+    measures_examples: ClassVar[bool] = True
     needs_one_device: ClassVar[str | None] = (
         "learns an autoencoder after each task, in a `fit` of Keras that is not divided"
     )

@@ -11,6 +11,7 @@ from . import base
 class Method(base.Method):
     """Fine-tuning: a plain `keras.Model`, and nothing around its training."""
 
+    measures_examples: ClassVar[bool] = False
     needs_one_device: ClassVar[str | None] = None
 
     def under_way(self, model: keras.Model) -> dict[str, np.ndarray]:

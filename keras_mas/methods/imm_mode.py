@@ -1,6 +1,6 @@
 """IMM, incremental moment matching, with the mode: weigh tasks' weights by their Fisher."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -27,6 +27,8 @@ class Method(imm_mean.Method):
         strength: λ ≥ 0 of the L2-transfer.
         penalty: Where that penalty acts.
     """
+
+    measures_examples: ClassVar[bool] = True
 
     def precision(
         self, model: keras.Model, x: Any, y: Any = None, **options: Any

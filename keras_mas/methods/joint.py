@@ -38,6 +38,7 @@ class Method(base.Method):
     """
 
     trains_all_heads: ClassVar[bool] = True
+    measures_examples: ClassVar[bool] = False
     learns_all_tasks: ClassVar[bool] = True
     needs_one_device: ClassVar[str | None] = None
 

@@ -16,6 +16,7 @@ class Method(QuadraticMethod):
     comparison of Hsu et al., "Re-evaluating Continual Learning Scenarios" (arXiv:1810.12488).
     """
 
+    measures_examples: ClassVar[bool] = False
     default_strength: ClassVar[float] = 0.01
 
     def importance(

@@ -171,6 +171,7 @@ class Method(base.RememberingMethod):
     """
 
     has_strength: ClassVar[bool] = True
+    measures_examples: ClassVar[bool] = False
     first_task_depends_on_strength: ClassVar[bool] = False  # there is nothing to hold in it
     answers_depend_on_after_task: ClassVar[bool] = False
     trains_all_heads: ClassVar[bool] = True

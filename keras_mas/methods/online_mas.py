@@ -1,6 +1,6 @@
 """Task-free MAS: consolidate when the loss of a stream is on a plateau, told of no boundary."""
 
-import logging
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,14 +16,16 @@ from ..plateau import PlateauDetector
 from .base import counted
 from .quadratic import QuadraticMethod
 
-_log = logging.getLogger(__name__)
-
 # Examples that are kept; the authors' code keeps 30.
 HARD_EXAMPLES = 30
 
 # What a saved file holds: beside the memory, the window of losses, the hard examples with what they
 # are measured on, and how many tasks there have been, as far as who calls `fit` knows of any.
 _GROUPS = ("memory", "plateaus", "hard", "stream")
+
+
+class NothingProtectedWarning(UserWarning):
+    """A task has ended, and the loss has not been on a plateau yet."""
 
 
 class HardExamples:
@@ -163,9 +165,9 @@ class Method(QuadraticMethod):
     MAS, and its mean over the hard examples, not of the norm and their sum; the loss that is
     watched is the mean cross-entropy of new examples, not the sum with that of the hard ones; and a
     batch is learned from in one step, not in five. The thresholds, mean 0.2 and variance 0.1 over 5
-    steps, are theirs. Where the loss never falls below them nothing is protected, which the log
-    says. A plateau is noticed when it is met, and acted on when the callback is next told of a
-    batch, in the command line up to 32 steps later.
+    steps, are theirs. Where the loss never falls below them nothing is protected, which a
+    warning says. A plateau is noticed when it is met, and acted on when the callback is next told
+    of a batch, in the command line up to 32 steps later.
 
         >>> import keras, numpy as np
         >>> from keras_mas.methods import load_method
@@ -187,6 +189,7 @@ class Method(QuadraticMethod):
 
     first_task_depends_on_strength: ClassVar[bool] = True  # a plateau may be within it
     trains_all_heads: ClassVar[bool] = True
+    measures_examples: ClassVar[bool] = False  # but those that it keeps
     takes_auto: ClassVar[bool] = False  # it consolidates in the middle of a fit
     needs_one_device: ClassVar[str | None] = (
         "keeps the hardest examples of whole batches, and consolidates in the middle of an epoch"
@@ -253,13 +256,14 @@ class Method(QuadraticMethod):
         """Do nothing with the end of a task, but say if nothing is protected so far."""
         self._tasks += 1
         if self.memory.tasks == 0:
-            _log.warning(
-                "The loss has not been on a plateau yet: no %d steps had a mean loss below %g and "
-                "a variance below %g. Nothing is protected. Learn longer, or with another learning "
-                "rate.",
-                self.plateaus.losses.shape[0],
-                self.plateaus.mean_threshold,
-                self.plateaus.variance_threshold,
+            warnings.warn(
+                "The loss has not been on a plateau yet: no "
+                f"{self.plateaus.losses.shape[0]} steps had a mean loss below "
+                f"{self.plateaus.mean_threshold:g} and a variance below "
+                f"{self.plateaus.variance_threshold:g}. Nothing is protected. Learn longer, or "
+                "with another learning rate.",
+                NothingProtectedWarning,
+                stacklevel=2,
             )
 
     def under_way(self, model: keras.Model) -> dict[str, np.ndarray]:

@@ -124,6 +124,7 @@ class Method(QuadraticMethod):
     """
 
     damping: ClassVar[float] = 0.1
+    measures_examples: ClassVar[bool] = False
     default_strength: ClassVar[float] = 100.0
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):

@@ -14,6 +14,11 @@ from keras_mas.training.run import train
 from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.tasks import TaskStream
 
+# The runs are short: `online_mas` finds no plateau in some.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::keras_mas.methods.online_mas.NothingProtectedWarning"
+)
+
 ALL_HEADS = ("lwf", "ebll", "joint", "online_mas")
 
 

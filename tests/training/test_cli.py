@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from importlib import metadata
+from pathlib import Path
 
 import filelock
 import keras
@@ -32,8 +33,8 @@ from keras_mas.training.cli import (
     main,
 )
 from keras_mas.training.commands import COMMANDS, promote
-from keras_mas.training.commands.shared import print_json, train_command
-from keras_mas.training.run_directory import read_json, write_json
+from keras_mas.training.commands.shared import command_of, print_json, train_command
+from keras_mas.training.run_directory import read_json, read_result, write_json
 from keras_mas.training.tasks import builtin_names
 
 QUICK = ["--epochs", "2", "--backbone", "mlp-8", "--batch-size", "16"]
@@ -308,6 +309,18 @@ def test_a_comparison_that_searches(here, capsys):
     assert json.loads(answer(capsys, *searching))["runs"] == content["runs"]
 
 
+def test_the_command_of_each_run_of_a_comparison_has_the_options_of_its_method(here, capsys):
+    options = ["--strength", "2", "--penalty", "decoupled", "--max-examples", "5"]
+    content = json.loads(answer(capsys, *COMPARE, *options, "--seeds", "0", "--json"))
+    mas, finetune = (read_result(Path(run["folder"])) for run in content["runs"])
+    assert "--strength 2.0 --penalty decoupled" in command_of(mas)
+    assert "--max-examples 5" in command_of(mas)
+    assert not {"--strength", "--penalty", "--max-examples"} & {*command_of(finetune).split()}
+    # Earlier versions recorded λ of a method that has none.
+    old = finetune | {"arguments": finetune["arguments"] | {"strength": 1.0}}
+    assert command_of(old) == command_of(finetune)
+
+
 def test_a_callback_is_checked_although_all_runs_are_finished(here, capsys):
     comparing = [*COMPARE, "--methods", "finetune", "--seeds", "0", "--epochs", "1"]
     answer(capsys, *comparing)
@@ -570,6 +583,36 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (
             ["train", "insects.toml", "--strength", "-1"],
             "≥ 0, auto or decay, received '-1'",
+        ),
+        (["train", "insects.toml", "--strength", "1e39"], "float32 can hold. Received: 1e+39"),
+        (["compare", "insects.toml", "--strength", "mas=1e39"], "can hold. Received: 1e+39"),
+        (
+            ["train", "missing.toml", "--method", "finetune", "--strength", "5"],
+            "no --strength for 'finetune', which has no λ. Received: --strength 5.0. Leave",
+        ),
+        (
+            ["train", "missing.toml", "--method", "lwf", "--penalty", "decoupled"],
+            "no --penalty for 'lwf', which has no penalty on weights. Received: --penalty dec",
+        ),
+        (
+            ["train", "missing.toml", "--method", "joint", "--max-examples", "3"],
+            "no --max-examples for 'joint', which has no importance to measure on examples.",
+        ),
+        (
+            ["search", "missing.toml", "--method", "lwf", "--penalty", "decoupled"],
+            "no --penalty for 'lwf'",
+        ),
+        (
+            ["search", "missing.toml", "--method", "si", "--vary", "max-examples=5,9"],
+            "importance to measure on examples. Received: --max-examples in --vary. Leave it",
+        ),
+        (
+            ["compare", "missing.toml", "--methods", "lwf,joint", "--penalty", "decoupled"],
+            "no --penalty for 'lwf', 'joint', which have no penalty on weights",
+        ),
+        (
+            ["compare", "missing.toml", "--methods", "finetune,joint", "--search"],
+            "no --search for 'finetune', 'joint', which have no λ. Received: --search. Leave",
         ),
         (["train", "insects.toml", "--strength", "auto:x"], "auto:KAPPA with a number > 0"),
         (

@@ -48,7 +48,7 @@ def contestants(quick):
 
 class Notes(Observer):
     def __init__(self):
-        self.started, self.ended, self.trials = [], [], []
+        self.started, self.ended, self.trials, self.found = [], [], [], []
 
     def run_started(self, settings, directory):
         self.started.append((settings.method, settings.seed))
@@ -59,6 +59,9 @@ class Notes(Observer):
 
     def trial_ended(self, settings, trial):
         self.trials.append((settings.method, settings.seed))
+
+    def search_ended(self, settings, found, recommendation):
+        self.found.append((settings.method, recommendation.trial.strength))
 
 
 def run_all(stream, contestants, folder, seeds=(0, 1), **options):
@@ -262,6 +265,7 @@ def test_the_strength_of_methods_that_have_one_is_searched_for(
     )
     assert found == [("mas", 0, tmp_path / "searches")]
     assert notes.trials == [("mas", 0)]
+    assert notes.found == [("mas", 12.35)]
     assert [e.settings.strength for e in entries] == [12.35, 12.35, 1.0, 1.0]
     assert [e.result["strength"] for e in entries[:2]] == [12.35, 12.35]
 
@@ -355,6 +359,9 @@ def test_a_plan():
             {"strength": "ewc=1"},
             "each name in `--strength` to be one of mas, finetune. Received: 'ewc'",
         ),
+        ({"strength": "finetune=1"}, "no --strength for 'finetune', which has no λ"),
+        ({"methods": "finetune,joint", "strength": "1"}, "for 'finetune', 'joint', which have no"),
+        ({"methods": "finetune", "search": True}, "no --search for 'finetune', which has no λ"),
         ({"strength": "1", "search": True}, "either --search or --strength"),
         ({"against": "worst"}, "`--against` to be one of mas, finetune. Received: 'worst'"),
     ],

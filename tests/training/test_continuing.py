@@ -22,6 +22,11 @@ from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Recipe, Settings
 from keras_mas.training.tasks import DataError, LearnedTask, load_tasks
 
+# The runs are short: `online_mas` finds no plateau in some.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::keras_mas.methods.online_mas.NothingProtectedWarning"
+)
+
 RECIPE = Recipe(backbone="mlp-16", learning_rate=0.02, epochs=3, batch_size=16)
 QUICK = ["--backbone", "mlp-16", "--learning-rate", "0.02", "--epochs", "3", "--batch-size", "16"]
 CLASSES = {"ants": 2, "bees": 2, "cats": 2, "dogs": 3}
@@ -336,6 +341,11 @@ def test_what_does_not_fit_is_one_sentence(data, first, tmp_path, capsys):
         (2, [first, "--add", third, "--output", first], "Expected a new folder"),
         (2, [first, "--add", third, "--output", first / "more"], "outside of the one that it goes"),
         (2, [first, "--add", third, "--scenario", "class"], "Received: --scenario class"),
+        (
+            2,
+            [first, "--add", third, "--method", "finetune", "--strength", "2"],
+            "no --strength for 'finetune', which has no λ",
+        ),
         (2, [first], "Expected `--add TASKS` beside `--continue`"),
         (2, [first, "--add", third, "--old-data", third], "Expected tasks of"),
     ]

@@ -359,3 +359,9 @@ def test_a_band_lies_within_the_axis(tmp_path, monkeypatch):
     runs = [result(seed=s, accuracy_matrix=R, tasks=("a", "b")) for s, R in enumerate(matrices)]
     pictures.task_over_time(groups(runs), 0)
     assert panels[0].get_ylim()[0] < 0.6 - 0.2 * 2**0.5
+
+
+def test_what_is_said_of_each_method_is_on_the_page(both, tmp_path):
+    page, _ = page_of(tmp_path / "page.html", both, remarks={"mas": ["λ & all will do."]})
+    assert "mas: λ & all will do." in page.words
+    assert not page.problems

@@ -8,12 +8,18 @@ import pytest
 from interrupting import Follower
 
 from keras_mas.methods import METHODS, load_method
+from keras_mas.methods.online_mas import NothingProtectedWarning
 from keras_mas.training import under_way
 from keras_mas.training.cli import main
 from keras_mas.training.run import train
 from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Settings, run_name
 from keras_mas.training.tasks import TaskStream
+
+# The runs are short: `online_mas` finds no plateau in some.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::keras_mas.methods.online_mas.NothingProtectedWarning"
+)
 
 OWN = """
 import numpy as np
@@ -134,3 +140,12 @@ def test_a_method_of_your_own_is_checked_before_data_are_loaded(own, capsys):
     for command in ("train", "search"):
         assert main([command, "split-digits", "--method", "magnitude:Magnitud"]) == 2
         assert "without 'Magnitud'" in capsys.readouterr().err
+
+
+def test_what_protects_nothing_names_its_run(stream, settings, tmp_path):
+    recipe = dataclasses.replace(settings.recipe, epochs=1)
+    asked = dataclasses.replace(settings, method="online_mas", seed=3, recipe=recipe)
+    with pytest.warns(
+        NothingProtectedWarning, match="^After task 'ants' with online_mas λ=1 seed 3: The"
+    ):
+        train(stream, asked, tmp_path)

@@ -356,3 +356,9 @@ def test_a_run_is_not_continued_with_other_weights(stream, settings, tmp_path):
         train(stream, write("first.npz", 1.0), tmp_path / "run")
     with pytest.raises(UsageError, match="none.npz', which cannot be read"):
         describe(stream, with_recipe(first, weights=str(tmp_path / "none.npz")), "test")
+
+
+@pytest.mark.parametrize("batch_norm", ["per-task", "shared"])
+def test_a_backbone_without_batch_normalization_is_told_of(stream, settings, batch_norm):
+    with pytest.warns(UserWarning, match=f"--batch-norm {batch_norm} makes no difference: nothing"):
+        learner_of(stream, with_recipe(settings, batch_norm=batch_norm))

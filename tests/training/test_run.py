@@ -13,6 +13,7 @@ from insects import task
 from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
 from keras_mas.metrics import average_accuracy, forgetting
+from keras_mas.training.backbones.weights import digest_of_file
 from keras_mas.training.divergence import (
     DivergedError,
     NotLearnedWarning,
@@ -97,6 +98,25 @@ def test_a_finished_run_of_another_version_of_a_method_is_not_taken_for_this_one
     own_method("return None  # another version")
     with pytest.raises(UsageError, match="another version of the method's module"):
         train(stream, mine, tmp_path / "run")
+
+
+def test_another_version_of_a_helper_of_an_own_method_is_another_run(
+    stream, settings, tmp_path, own_method
+):
+    (tmp_path / "own_helper.py").write_text("scale = 1")
+    mine = dataclasses.replace(settings, method=own_method("from own_helper import scale"))
+    train(stream, mine, tmp_path / "run")
+    (tmp_path / "own_helper.py").write_text("scale = 2")
+    with pytest.raises(UsageError, match="another version of the method's module"):
+        train(stream, mine, tmp_path / "run")
+
+
+def test_a_run_of_an_own_method_without_helpers_has_the_hash_of_its_file(
+    stream, settings, tmp_path, own_method
+):
+    mine = dataclasses.replace(settings, method=own_method("pass"))
+    digest = digest_of_file(tmp_path / "own_method.py")
+    assert describe(stream, mine, "test")["method_module"] == digest
 
 
 def test_another_version_of_an_own_backbone_is_another_run(stream, settings, tmp_path, monkeypatch):

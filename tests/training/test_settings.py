@@ -22,6 +22,7 @@ from keras_mas.training.settings import (
     DEFAULT_FOR_VECTORS,
     Recipe,
     Settings,
+    check_options_act,
     frozen_layers,
     run_name,
 )
@@ -237,3 +238,17 @@ def test_frozen_layers_are_counted(text, value):
 def test_other_words_for_frozen_layers_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match=f"received '{text}'"):
         frozen_layers(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "methods"),
+    [
+        ({"strength": None, "penalty": "in_loss", "max_examples": None}, ["finetune"]),
+        ({"strength": 5.0, "penalty": "decoupled", "max_examples": 3}, ["mas"]),
+        ({"strength": 5.0, "penalty": "decoupled"}, ["finetune", "si"]),
+        ({"strength": 5.0, "max_examples": 3}, ["lwf", "ebll"]),
+        ({"max_examples": 3}, ["imm_mode"]),
+    ],
+)
+def test_an_option_that_makes_a_difference_to_one_of_the_methods_is_taken(given, methods):
+    check_options_act(given, methods)

@@ -218,3 +218,14 @@ def test_the_content_for_json():
     assert mas["differences"] == {} and mas["seeds"] == [0, 1]
     assert fine["differences"]["average_accuracy"]["standard_error"] == approx(0.1)
     assert fine["average_accuracy"] == {"mean": 0.5, "deviation": approx(0.08**0.5), "runs": 2}
+
+
+def test_what_is_said_of_each_method_comes_first(tmp_path):
+    console = Console(file=io.StringIO(), width=20)
+    remarks = {"mas": ["λ = 0 will do: nothing needs protection here.", "Go on."]}
+    print_entries([MAS[0]], "first", console, remarks)
+    first, second, third, *_ = console.file.getvalue().splitlines()
+    assert first == "mas: λ = 0 will do: nothing needs protection here."
+    assert (second, third[:6]) == ("mas: Go on.", "mean ±")
+    content = comparison_content([MAS[0]], "first", "", tmp_path, remarks)
+    assert content["remarks"] == remarks

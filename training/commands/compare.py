@@ -9,8 +9,9 @@ from keras_mas.errors import UsageError
 from ..comparison_plan import ComparisonPlan
 from ..following import Following
 from ..options import add_options, file_or_folder, flag, given_options, option_fields
+from ..search.remarks import remarks, wider
 from ..search.space import SearchSpace
-from ..settings import Recipe, Settings
+from ..settings import Recipe, Settings, check_options_act
 from ..tasks import LoadOptions, check_tasks
 from . import shared
 
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     _check_search(args)
     # What is refused before any data is loaded.
     plan.contestants(Recipe())
+    check_options_act(vars(args) | {"strength": None}, plan.method_names)
     following = Following(**given_options(Following, args))
     shared.check_network(args)
     if args.output is not None:
@@ -90,10 +92,11 @@ def run(args: argparse.Namespace) -> None:
     check_writable(output)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
-        entries = _entries(args, plan, following, stream, contestants)
+        entries, found = _entries(args, plan, following, stream, contestants)
         if not any(entry.result for entry in entries):
             raise RuntimeError(f"None of {len(entries)} runs was finished. {entries[-1].error}")
-        content = _written(args, plan, entries, output)
+        said = {method: list(_remarks(args, *each)) for method, each in found.items()}
+        content = _written(args, plan, entries, output, said)
     _print(args, plan, entries, content, output)
     failed = [entry.name for entry in entries if not entry.result]
     if failed:
@@ -115,7 +118,11 @@ def _check_search(args):
 
 
 def _entries(args, plan, following, stream, contestants):
-    """Train what is not finished; return an entry for each run. `stream` is of the first seed."""
+    """Train what is not finished; `stream` is of the first seed.
+
+    Returns an entry for each run, and what was found and recommended by the name of each method
+    whose λ was searched for.
+    """
     from ..compare import compare
     from ..comparison_progress import ComparisonLines
     from ..run_logs import followers
@@ -137,7 +144,7 @@ def _entries(args, plan, following, stream, contestants):
             with lines.suspended():
                 return shared.load_stream(args, seed)
 
-        return compare(
+        entries = compare(
             stream_of,
             contestants,
             plan.seed_numbers,
@@ -147,9 +154,23 @@ def _entries(args, plan, following, stream, contestants):
             arguments_of=lambda settings: _arguments(args, settings),
             observer=lines,
         )
+    return entries, lines.found
 
 
-def _written(args, plan, entries, output):
+def _remarks(args, found, recommendation):
+    """Yield what is to be said about the λ that a method takes, in sentences."""
+    space = SearchSpace(**given_options(SearchSpace, args))
+
+    def with_space(**changes):
+        return _command(argparse.Namespace(**vars(args) | changes))
+
+    if recommendation.trial.strength == 0:
+        yield "λ = 0 is best on the validation data, which is no protection."
+    more = with_space(trials=2 * space.trials)
+    yield from remarks(found, recommendation, lambda edge: with_space(**wider(space, edge)), more)
+
+
+def _written(args, plan, entries, output, said):
     """Write the files of a comparison, and return what comparison.json holds."""
     from keras_mas.files import atomic_file
 
@@ -160,7 +181,7 @@ def _written(args, plan, entries, output):
     from ..run_directory import write_json
     from ..summary import groups
 
-    content = comparison_content(entries, plan.against, _command(args), output)
+    content = comparison_content(entries, plan.against, _command(args), output, said)
     write_json(output / "comparison.json", content)
     with atomic_file(output / "comparison.csv", "w") as file:
         write_csv(content["runs"], file)
@@ -172,6 +193,7 @@ def _written(args, plan, entries, output):
         reference=reference_group(groups(finished), plan.against),
         commands=[content["command"]],
         failed=[(entry.name, entry.error) for entry in entries if entry.error],
+        remarks=said,
         more=importance_sections(pictured) if args.importance else (),
     )
     return content
@@ -188,7 +210,7 @@ def _print(args, plan, entries, content, output):
         write_csv(content["runs"], sys.stdout)
     else:
         console = result_console()
-        print_entries(entries, plan.against, console)
+        print_entries(entries, plan.against, console, content["remarks"])
         console.print(
             f"written to {output}/: report.html, comparison.json, comparison.csv; the runs to "
             f"{args.runs}/",
@@ -227,8 +249,12 @@ def _command(args):
 
 
 def _arguments(args, settings):
-    """Return the arguments with which `keras-mas train` makes a run of the comparison."""
+    """Return the arguments with which `keras-mas train` makes a run of the comparison.
+
+    An option that is for other methods is left out.
+    """
     names = ("tasks", *_COMMON, *option_fields(Recipe), *option_fields(LoadOptions))
     given = {name: getattr(args, name) for name in names}
     given |= {name: getattr(settings, name) for name in _PLANNED}
+    given |= dict.fromkeys(settings.idle_options & given.keys())
     return shared.recorded(given)

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     check_exportable((), base)
     rollouts.check_config(args.config)
     learned = len(result["tasks"])
-    command = shared.train_command(result.get("arguments", {}))
+    command = shared.command_of(result)
     if args.version and args.version > learned:
         raise UsageError(
             f"Expected a version from 1 to {learned}, the tasks learned in '{args.directory}'. "

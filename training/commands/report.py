@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         from ..html_report import write_html
         from ..importance_report import importance_sections
 
-        commands = [shared.train_command(result.get("arguments", {})) for result in results]
+        commands = [shared.command_of(result) for result in results]
         runs = [(run.name, run, result) for run, result in zip(args.runs, results, strict=True)]
         more = importance_sections(runs) if args.importance else ()
         write_html(args.html, results, commands=list(filter(None, commands)), more=more)

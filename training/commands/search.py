@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from keras_mas.errors import UsageError
 
 from ..options import add_options, file_or_folder, flag, given_options
-from ..search.dimensions import LARGEST_HELD, LEAST_HELD, STRENGTH, values_of
+from ..search.dimensions import values_of
+from ..search.remarks import remarks, wider
 from ..search.space import SearchSpace
 from ..search.workers import Workers
-from ..settings import Settings
+from ..settings import Settings, check_options_act
 from ..tasks import check_tasks
 from . import shared
 
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
     # What is wrong is refused before data is loaded.
     dimensions = space.dimensions(Settings(**given_options(Settings, args)))
     _check_networks(args, dimensions)
+    tried = values_of(dimensions["method"]) if "method" in dimensions else (args.method,)
+    check_options_act(vars(args) | dict.fromkeys(dimensions, "in --vary"), tried)
     stream = shared.load_stream(args, args.seed)
     settings = shared.settings_of(args, stream)
     _check_networks(settings.recipe, dimensions)  # the stream may decide on the backbone
@@ -187,11 +190,18 @@ def _content(args: argparse.Namespace, found: "Found", recommendation: "Recommen
         "as_good": len(recommendation.as_good),
         "edges": dict(recommendation.edges),
         "plateau": recommendation.plateau,
-        "command": shared.train_command({**vars(args), **trial.values}),
+        "command": _train_command(args, trial),
         "advice": list(_advice(args, found, recommendation)),
         "folder": str(found.folder),
         "trials": [_row(each) for each in found.trials],
     }
+
+
+def _train_command(args, trial):
+    """Return the command that trains what was tried, without what it makes no difference to."""
+    arguments = {**vars(args), **trial.values}
+    idle = trial.settings.idle_options & arguments.keys()
+    return shared.train_command(arguments | dict.fromkeys(idle))
 
 
 def _row(trial):
@@ -220,49 +230,14 @@ def _check_networks(network, dimensions):
 
 def _advice(args, found, recommendation):
     """Yield what is to be said about the recommendation, in sentences."""
-    trial, highest = recommendation.trial, recommendation.highest
+    highest = recommendation.highest
     yield (
         f"The highest average accuracy is {highest.accuracy:.4f} ± "
         f"{recommendation.standard_error:.4f} (one standard error), with {highest.name}. "
         + _why_chosen(recommendation)
     )
-    if recommendation.has_wide_plateau:
-        least, largest = recommendation.plateau
-        yield f"Any λ from {least:.4g} to {largest:.4g} will do."
-    for name, edge in recommendation.edges.items():
-        if name == STRENGTH and not trial.strength:
-            yield _of_no_strength(found, recommendation)
-        elif name == STRENGTH:
-            yield (
-                f"{trial.name} lies at the {edge} edge of the range. To look further: "
-                f"{_wider_command(args, edge)}"
-            )
-        else:
-            option = name.replace("_", "-")
-            yield f"{option} lies at the {edge} edge of its range: widen it in --vary."
-    if recommendation.outermost is not None:
-        beyond = {"smallest": "smaller", "largest": "larger", "only": "other"}
-        more = shared.search_command(vars(args) | {"trials": 2 * args.trials})
-        yield (
-            f"λ={trial.strength:.4g} is the {recommendation.outermost} λ above 0 that was tried, "
-            f"and {beyond[recommendation.outermost]} ones of the range may do as well. To try "
-            f"more: {more}"
-        )
-
-
-def _of_no_strength(found, recommendation):
-    forgetting = recommendation.trial.forgetting
-    if any(trial.is_completed and trial.strength for trial in found.trials):
-        if forgetting <= recommendation.standard_error:
-            return "λ = 0 will do: nothing needs protection here."
-        return (
-            f"λ = 0 forgets {forgetting:.4f}, so that there is something to protect, and no λ that "
-            "was tried is better. Give more --trials, or another range of λ."
-        )
-    return (
-        "No trial with another λ was completed, so that it is not known whether a larger one would "
-        "do better. `--complete-trials` shows what they end with."
-    )
+    more = shared.search_command(vars(args) | {"trials": 2 * args.trials})
+    yield from remarks(found, recommendation, lambda edge: _wider_command(args, edge), more)
 
 
 def _why_chosen(recommendation):
@@ -297,12 +272,9 @@ def _why_chosen(recommendation):
 
 
 def _wider_command(args, edge):
-    values = vars(args)
-    if edge == "lower":
-        wider = {"strength_min": max(float(f"{args.strength_min / 100:g}"), LEAST_HELD)}
-    else:
-        wider = {"strength_max": min(float(f"{args.strength_max * 100:g}"), LARGEST_HELD)}
-    return shared.search_command(values | wider)
+    return shared.search_command(
+        vars(args) | wider(SearchSpace(**given_options(SearchSpace, args)), edge)
+    )
 
 
 def _trained_now(found):

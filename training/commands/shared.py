@@ -180,6 +180,17 @@ def train_command(arguments: Mapping[str, Any]) -> str:
     return command_line("train", arguments, *kinds, always=always, more=more)
 
 
+def command_of(result: Mapping[str, Any]) -> str:
+    """Return the `keras-mas train` command of a run by its result; empty if it is not recorded.
+
+    Args:
+        result: As `read_result` returns it. Earlier versions recorded λ and a penalty among the
+            arguments of a method that has none.
+    """
+    idle = [name for name in ("strength", "penalty") if result[name] is None]
+    return train_command(result.get("arguments", {}) | dict.fromkeys(idle))
+
+
 def search_command(arguments: Mapping[str, Any]) -> str:
     """Return the `keras-mas search` command of the arguments that it was given."""
     directory = arguments["directory"]

@@ -11,7 +11,7 @@ from keras_mas.errors import UsageError
 
 from ..following import Following
 from ..options import add_options, count_or, file_or_folder, flag, given_options, option_fields
-from ..settings import Recipe, Settings, run_name
+from ..settings import Recipe, Settings, check_options_act, run_name
 from ..tasks import LoadOptions, TaskStream, check_tasks
 from . import shared
 
@@ -141,6 +141,8 @@ def run(args: argparse.Namespace) -> None:
 
     # What is refused before any data is loaded.
     load_method(args.method or Settings.method)
+    if vars(args)["continue"] is None:
+        check_options_act(vars(args), (args.method or Settings.method,))
     following = Following(**given_options(Following, args))
     shared.check_network(args)
     devices = devices_of(args.devices)
@@ -388,6 +390,7 @@ def _continued(args, directory, add):
     if args.start_from:
         given, given_recipe = {}, {}  # the folder is named after them, and holds them
     settings = finished.settings(given, given_recipe)
+    check_options_act(given | given_recipe, (settings.method,))
     with DecodingLines() as lines:
         found = continued(
             finished,

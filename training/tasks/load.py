@@ -1,5 +1,6 @@
 """Loading a stream of tasks by its name or from a TOML file."""
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from keras_mas.errors import UsageError
 
 from ..load_options import LoadOptions
+from ..options import flag
 from ..wording import did_you_mean, one_of
 from .builtin import builtin_names, load_builtin
 from .store import OnDecoded
@@ -79,6 +81,7 @@ def load_tasks(
             f"{len(left_out)} files that cannot be decoded were left out of '{stream.name}'",
             stacklevel=1,
         )
+    _warn_of_idle(options, stream)
     return replace(stream, left_out=left_out)
 
 
@@ -97,6 +100,18 @@ def check_tasks(tasks: str | Path) -> None:
         check_toml(_path_of(tasks))
 
 
+def _warn_of_idle(options, stream):
+    """Warn of options for data that are decoded where none are, as of tables alone."""
+    asked = [name for name in ("cache_dir", "skip_broken") if getattr(options, name)]
+    if asked and not options.store.is_used:
+        one = len(asked) == 1
+        warnings.warn(
+            f"{' and '.join(map(flag, asked))} {'makes' if one else 'make'} no difference: nothing "
+            f"in '{stream.name}' is decoded, as images are",
+            stacklevel=1,
+        )
+
+
 def _load(tasks, options):
     if tasks in builtin_names():
         return load_builtin(str(tasks), options)
@@ -105,7 +120,7 @@ def _load(tasks, options):
 
 def _path_of(tasks):
     path = Path(tasks)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or os.path.exists(path):  # which no name is too long for
         return path
     raise UsageError(
         f"Expected the path of a TOML file, or one of {one_of(builtin_names(), 99)}. Received: "

@@ -47,6 +47,7 @@ class Store:
 
     Attributes:
         left_out: What was left out, and why: a line for each file.
+        is_used: Whether anything was to be decoded.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class Store:
         self.on_decoded = on_decoded
         self.batch_size = batch_size
         self.left_out: list[str] = []
+        self.is_used = False
         self._free = self.memory
 
     def reserve(self, nbytes: int) -> bool:
         """Return whether so many bytes fit into what is left of the memory, and take them if so."""
+        self.is_used = True
         fits = nbytes <= self._free
         self._free -= nbytes if fits else 0
         return fits
@@ -86,6 +89,7 @@ class Store:
                 too small for a single one, or for a batch of those that it cannot hold.
             DataError: If an example cannot be decoded, unless such examples are left out.
         """
+        self.is_used = True
         folder = self.directory / encoded.key
         row = encoded.row if encoded.row is not None else read_row(folder)
         row = row if row is not None else encoded.first_row(self.skip_broken)

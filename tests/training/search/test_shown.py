@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from keras_mas.training import progress
 from keras_mas.training.cli import build_parser
+from keras_mas.training.commands import compare as compare_command
 from keras_mas.training.commands import search as command
 from keras_mas.training.commands import shared
 from keras_mas.training.console import result_console
@@ -183,6 +184,29 @@ def test_what_is_best_without_protection_is_said(tmp_path):
     alone = Found([trials[0], trial(1.0, state=STOPPED)], found.dimensions, None, tmp_path)
     *_, last = command._advice(arguments(), alone, alone.recommendation())
     assert last.startswith("No trial with another λ was completed")
+
+
+def comparing(*words) -> argparse.Namespace:
+    return build_parser().parse_args(["compare", "split-digits", "--search", *words])
+
+
+def test_a_comparison_says_it_of_what_it_found_with_commands_of_its_own(found):
+    args = comparing("--methods", "mas,ewc", "--seeds", "4")
+    said = list(compare_command._remarks(args, found, found.recommendation()))
+    assert said == [
+        "Any λ from 1 to 500 will do.",
+        "λ=500 lies at the upper edge of the range. To look further: keras-mas compare "
+        "split-digits --methods mas,ewc --seeds 4 --search --strength-max 100000.0",
+    ]
+
+
+def test_a_comparison_says_that_no_strength_is_no_protection(tmp_path):
+    trials = [trial(0.0, 0.9), trial(1.0, 0.5, 0.1)]
+    found = Found(trials, {"strength": Range(0.001, 1000.0)}, None, tmp_path)
+    assert list(compare_command._remarks(comparing(), found, found.recommendation())) == [
+        "λ = 0 is best on the validation data, which is no protection.",
+        "λ = 0 will do: nothing needs protection here.",
+    ]
 
 
 def test_hparams(found, tmp_path):

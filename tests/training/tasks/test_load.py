@@ -66,3 +66,15 @@ def test_grey_images_on_disk_become_rgb_beside_colours(pets, write_npz, tmp_path
     assert stream.tasks[1].input_shape == (8, 8, 3)
     ((batch, _),) = stream.tasks[1].test.dataset(8)
     np.testing.assert_array_equal(batch, np.repeat(grey[:4, ..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cache_dir": "cache"}, "--cache-dir makes no difference: nothing in 'split-digits' is"),
+        ({"cache_dir": "cache", "skip_broken": True}, "--cache-dir and --skip-broken make no diff"),
+    ],
+)
+def test_options_for_what_is_decoded_are_told_of_where_nothing_is(options, words):
+    with pytest.warns(UserWarning, match=words):
+        load_tasks("split-digits", **options)
