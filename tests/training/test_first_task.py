@@ -94,6 +94,8 @@ def test_every_method_that_shares_its_first_task_may(stream, settings, tmp_path,
     check_shared(stream, dataclasses.replace(asked, penalty=penalty), tmp_path)
 
 
+# The run is short: no plateau is found.
+@pytest.mark.filterwarnings("ignore::keras_mas.methods.online_mas.NothingProtectedWarning")
 def test_a_method_that_consolidates_within_a_task_does_not_share_it(stream, settings, tmp_path):
     asked = short(settings, method="online_mas", strength=3.0)
     weak = dataclasses.replace(asked, strength=0.0)
