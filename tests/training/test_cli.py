@@ -587,31 +587,31 @@ def test_learning_all_tasks_together_is_not_warned_of(capsys, here):
         (["train", "insects.toml", "--strength", "1e39"], "float32 can hold. Received: 1e+39"),
         (["compare", "insects.toml", "--strength", "mas=1e39"], "can hold. Received: 1e+39"),
         (
-            ["train", "missing.toml", "--method", "finetune", "--strength", "5"],
+            ["train", "insects.toml", "--method", "finetune", "--strength", "5"],
             "no --strength for 'finetune', which has no λ. Received: --strength 5.0. Leave",
         ),
         (
-            ["train", "missing.toml", "--method", "lwf", "--penalty", "decoupled"],
+            ["train", "insects.toml", "--method", "lwf", "--penalty", "decoupled"],
             "no --penalty for 'lwf', which has no penalty on weights. Received: --penalty dec",
         ),
         (
-            ["train", "missing.toml", "--method", "joint", "--max-examples", "3"],
+            ["train", "insects.toml", "--method", "joint", "--max-examples", "3"],
             "no --max-examples for 'joint', which has no importance to measure on examples.",
         ),
         (
-            ["search", "missing.toml", "--method", "lwf", "--penalty", "decoupled"],
+            ["search", "insects.toml", "--method", "lwf", "--penalty", "decoupled"],
             "no --penalty for 'lwf'",
         ),
         (
-            ["search", "missing.toml", "--method", "si", "--vary", "max-examples=5,9"],
+            ["search", "insects.toml", "--method", "si", "--vary", "max-examples=5,9"],
             "importance to measure on examples. Received: --max-examples in --vary. Leave it",
         ),
         (
-            ["compare", "missing.toml", "--methods", "lwf,joint", "--penalty", "decoupled"],
+            ["compare", "insects.toml", "--methods", "lwf,joint", "--penalty", "decoupled"],
             "no --penalty for 'lwf', 'joint', which have no penalty on weights",
         ),
         (
-            ["compare", "missing.toml", "--methods", "finetune,joint", "--search"],
+            ["compare", "insects.toml", "--methods", "finetune,joint", "--search"],
             "no --search for 'finetune', 'joint', which have no λ. Received: --search. Leave",
         ),
         (["train", "insects.toml", "--strength", "auto:x"], "auto:KAPPA with a number > 0"),
