@@ -69,15 +69,18 @@ def naming_unprotected(task: str, settings: Settings) -> Iterator[None]:
         task: Name of the task.
         settings: How it was learned.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for one in caught:
-        message, category = one.message, one.category
-        if issubclass(category, NothingProtectedWarning):
-            run = f"{title(settings.of_method)} seed {settings.seed}"
-            message = NothingProtectedWarning(f"After task '{task}' with {run}: {message}")
-        warnings.warn_explicit(message, category, one.filename, one.lineno)
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    finally:  # what was said before an error counts too
+        for one in caught:
+            message, category = one.message, one.category
+            if issubclass(category, NothingProtectedWarning):
+                run = f"{title(settings.of_method)} seed {settings.seed}"
+                message = NothingProtectedWarning(f"After task '{task}' with {run}: {message}")
+            warnings.warn_explicit(message, category, one.filename, one.lineno)
 
 
 def check_weights(weights: Iterable[keras.Variable], task: str, settings: Settings) -> None:

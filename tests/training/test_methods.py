@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from keras_mas.methods import METHODS, load_method
 from keras_mas.methods.online_mas import NothingProtectedWarning
 from keras_mas.training import under_way
 from keras_mas.training.cli import main
+from keras_mas.training.divergence import naming_unprotected
 from keras_mas.training.run import train
 from keras_mas.training.saved_tasks import saved_heads
 from keras_mas.training.settings import Settings, run_name
@@ -149,3 +151,13 @@ def test_what_protects_nothing_names_its_run(stream, settings, tmp_path):
         NothingProtectedWarning, match="^After task 'ants' with online_mas λ=1 seed 3: The"
     ):
         train(stream, asked, tmp_path)
+
+
+def test_what_was_said_before_an_error_is_said(settings):
+    with (
+        pytest.warns(UserWarning, match="^something else$"),
+        pytest.raises(OSError, match="full"),
+        naming_unprotected("ants", settings),
+    ):
+        warnings.warn("something else", stacklevel=1)
+        raise OSError("full")

@@ -115,7 +115,9 @@ def test_tasks_whose_data_have_changed_are_named(tmp_path, now, words):
 
 def test_data_of_tasks_that_were_not_recorded_are_no_difference(tmp_path):
     run_in(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     claim(tmp_path, DESCRIPTION | {"data_of_tasks": {"a": "1", "b": "2"}})
+    assert before.items() <= {path: path.read_bytes() for path in before}.items()
 
 
 def test_a_folder_in_which_nothing_was_learned_is_taken_for_another_run(tmp_path):
