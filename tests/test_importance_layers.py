@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 from keras_mas import compute_importance, importance_one_by_one
+from keras_mas.importance.rules import convolution
 
 IMAGE, LINE, VOLUME, VECTOR, WORDS = (7, 6, 4), (9, 4), (4, 5, 4, 2), (6,), (5,)
 
@@ -429,3 +430,16 @@ def test_a_weight_that_keras_applies_along_another_axis(kind, shape, options):
     model = build(kind, shape, options)
     x = examples(model, 4)
     assert_same(compute_importance(model, x), importance_one_by_one(model, x), 1e-4)
+
+
+@pytest.mark.parametrize(("size", "traces"), [(1, 1), (3, 2)])
+def test_kernels_of_one_offset_share_a_trace_whatever_their_channels(monkeypatch, size, traces):
+    # A larger kernel of few channels takes several offsets in one product, and so another trace.
+    made = []
+    offsets = convolution._offsets
+    monkeypatch.setattr(convolution, "_offsets", lambda *args: made.append(args) or offsets(*args))
+    inputs = keras.Input([6, 6, 4])
+    x = layers.Conv2D(40, size)(inputs)
+    model = keras.Model(inputs, layers.Conv2D(2, size)(x))
+    compute_importance(model, np.ones([2, 6, 6, 4], "float32"))
+    assert len(made) == traces
