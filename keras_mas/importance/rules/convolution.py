@@ -107,7 +107,8 @@ def _kernel_sum(a, z, *, window, together, magnitude, groups=1):
         for first in range(0, len(by_offset), together):
             terms = by_offset[first : first + together]
             shape = inputs_shape if len(terms) == together else last_shape
-            g = magnitude(tf.matmul(d, tf.reshape(tf.concat(terms, axis=-1), shape)))
+            beside = tf.concat(terms, axis=-1) if len(terms) > 1 else terms[0]
+            g = magnitude(tf.matmul(d, tf.reshape(beside, shape)))
             sums.append(tf.reshape(tf.matmul(ones, tf.reshape(g, by_example)), sum_shape))
         return tf.concat(sums, axis=2)
 
@@ -189,16 +190,18 @@ def _offsets(a, z, window):
     pads = _pads(a, z, window)
     span = (tf.shape(z)[1:-1] - 1) * window.strides + 1  # of what an offset sees
     offsets = itertools.product(*map(range, window.sizes))
-    starts = [[0, *map(operator.mul, offset, window.dilations), 0] for offset in offsets]
-    ends = tf.unstack(tf.pad(span, [[1, 1]]) + starts)
+    firsts = [[0, *map(operator.mul, offset, window.dilations), 0] for offset in offsets]
+    starts = tf.constant(firsts)
+    ends = tf.pad(span, [[1, 1]]) + starts
+    strides = tf.constant([1, *window.strides, 1])
     whole = 1 | 1 << len(window.sizes) + 1  # the first axis and the last
-    strides = [1, *window.strides, 1]
 
     def by_offset(part):
         padded = tf.pad(part, pads)
+        # Unstacked here: a tensor for each offset would be carried into the loop over slices.
         return [
             tf.strided_slice(padded, start, end, strides, begin_mask=whole, end_mask=whole)
-            for start, end in zip(starts, ends, strict=True)
+            for start, end in zip(tf.unstack(starts), tf.unstack(ends), strict=True)
         ]
 
     return by_offset

@@ -48,7 +48,7 @@ def bias_sums(layer, delta, magnitude, trailing=0):
     if _is_added_along_another_axis(shape, delta.shape):
         return {}
     sums = tf.reduce_sum(magnitude(sum_to_shape(delta, shape)), axis=0)
-    return {"bias": tf.reshape(sums, layer.bias.shape)}
+    return {"bias": tf.reshape(sums, layer.bias.shape) if trailing else sums}
 
 
 def _is_added_along_another_axis(shape, outputs):

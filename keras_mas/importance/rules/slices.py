@@ -72,7 +72,7 @@ def sum_to_shape(tensor, shape):
     """Sum `[N, ...]` to `[N, *shape]`, where a weight of `shape` was broadcast as NumPy does."""
     full = [1] * (tensor.shape.rank - 1 - len(shape)) + list(shape)
     summed = tf.reduce_sum(tensor, [i + 1 for i, size in enumerate(full) if size == 1])
-    return tf.reshape(summed, [-1, *shape])
+    return summed if 1 not in shape else tf.reshape(summed, [-1, *shape])
 
 
 def sum_first(tensor):
