@@ -292,20 +292,51 @@ def helper(x):
 helper.factor = 1.0
 
 
+def module_of_options():
+    module = types.ModuleType("options")
+    module.power = 1
+    return module
+
+
 @pytest.mark.parametrize(
     ("options", "change"),
     [
         (types.SimpleNamespace(power=1), lambda held: setattr(held, "power", 2)),
+        (module_of_options(), lambda held: setattr(held, "power", 2)),
         (Slotted(1), lambda held: setattr(held, "power", 2)),
         (Private(1), lambda held: setattr(held, "power", 2)),
         (Shared(), lambda held: setattr(type(held), "power", 2)),
     ],
-    ids=["namespace", "slots", "private slots", "class attribute"],
+    ids=["namespace", "module", "slots", "private slots", "class attribute"],
 )
 def test_objects_of_any_class_are_looked_into(model, options, change):
     model.get_layer("counted").options = options
     compute_importance(model, X)
     change(options)
+    assert_is_the_definition(compute_importance(model, X), model, X)
+
+
+def test_the_numbers_of_an_object_of_keras_are_noticed(model):
+    constraint = keras.constraints.MaxNorm(0.5)
+    model.get_layer("counted").function = constraint
+    compute_importance(model, X)
+    constraint.max_value = 2.0
+    assert_is_the_definition(compute_importance(model, X), model, X)
+
+
+class SlottedLayer(Counted):
+    __slots__ = ("power",)
+
+    def call(self, inputs):
+        return super().call(inputs) ** self.power
+
+
+def test_the_slots_of_a_layer_are_noticed():
+    layer = SlottedLayer()
+    layer.power = 1
+    model = keras.Sequential([keras.Input([4]), layer])
+    compute_importance(model, X)
+    layer.power = 2
     assert_is_the_definition(compute_importance(model, X), model, X)
 
 

@@ -6,7 +6,8 @@ A `Fingerprint` remembers
   `call`; the rule of each layer;
 - the contents of lists, tuples, dicts, sets and arrays in these attributes, in any depth, the
   values that functions of the user's hold in closures, defaults and attributes, and the attributes
-  and classes of other objects that an attribute holds;
+  and classes of other objects that an attribute holds: of a module and of an object of Keras,
+  TensorFlow or NumPy, such as a constraint, only numbers and text;
 - which weights are trainable, and the paths of all weights, but not their values, which a trace
   reads when it runs;
 - what Keras and TensorFlow are set to (`floatx`, the strategy in whose scope we are, ...).
@@ -95,6 +96,17 @@ _PLAIN = (bool, int, float, complex, str, bytes)
 # Whose classes and functions nobody changes in place: they are compared by identity alone.
 _LIBRARIES = ("keras", "keras_mas", "numpy", "tensorflow")
 
+# Objects of the libraries that nobody changes in place, and variables, which a trace reads.
+_UNCHANGING = (
+    keras.DTypePolicy,
+    keras.Initializer,
+    keras.InputSpec,
+    keras.KerasTensor,
+    keras.Variable,
+    tf.Tensor,
+    tf.Variable,
+)
+
 
 class Fingerprint:
     """What a trace of a model depends on, as it is now.
@@ -181,17 +193,22 @@ def _reader(value: Any) -> Callable[[Any], Any] | None:
     if hasattr(value, "python_function"):  # a `tf.function`
         return _of_traced
     of_library = _module(type(value)) in _LIBRARIES
-    return None if of_library or isinstance(value, types.ModuleType) else _of_object
+    return _of_settings if of_library or isinstance(value, types.ModuleType) else _of_object
 
 
 def _of_layer(layer: keras.Operation) -> dict:
+    attributes = _of_object(layer)
     if not isinstance(layer, keras.Model):
-        return {name: value for name, value in vars(layer).items() if name not in _RECORDS}
+        return {name: value for name, value in attributes.items() if name not in _RECORDS}
     return {
         name: value
-        for name, value in vars(layer).items()
+        for name, value in attributes.items()
         if name not in _RECORDS_OF_A_MODEL and not isinstance(value, _PUT_BY_KERAS.get(name, ()))
     }
+
+
+def _of_settings(value: Any) -> dict:
+    return {name: held for name, held in _of_object(value).items() if isinstance(held, _PLAIN)}
 
 
 def _of_object(value: Any) -> dict:
@@ -264,7 +281,7 @@ def _of_buffer(value: Any) -> list:
 
 
 _READERS: tuple[tuple[Any, Callable[[Any], Any] | None], ...] = (
-    ((type(None), *_PLAIN), None),
+    ((type(None), *_PLAIN, *_UNCHANGING), None),
     (dict | types.MappingProxyType, _of_dict),
     (list | tuple | collections.deque, list),
     (set | frozenset, frozenset),  # a copy of a set may have another order
@@ -273,7 +290,7 @@ _READERS: tuple[tuple[Any, Callable[[Any], Any] | None], ...] = (
     (types.MethodType, _of_method),
     (property, _of_property),
     (staticmethod | classmethod, _of_wrapper),
-    (bytearray | array.array, _of_buffer),
+    (bytearray | memoryview | array.array, _of_buffer),
     (functools.partial, _of_partial),
     (type, _of_class),
 )
