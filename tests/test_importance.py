@@ -883,13 +883,30 @@ def test_data_that_the_model_does_not_take():
     ):
         compute_importance(model, iter([1, 2]))
     for other in (np.ones([2, 3], "float32"), {"a": np.ones([2, 3])}):
-        with pytest.raises(ValueError, match=r"Expected every batch of one structure.*and then"):
+        with pytest.raises(ValueError, match=r"every batch of one structure.*and then.* batch 1 "):
             compute_importance(model, iter([np.ones([2, 3]), other]))
-    # The second batch differs in its features, not its length: the model's own error is raised.
-    with pytest.raises(ValueError, match=r"expected shape=\(None, 3\), found shape=\(None, 2\)"):
+    # The second batch differs in its features, not its length.
+    with pytest.raises(ValueError, match=r"batch 1 .* Keras said: .*=\(None, 2\)\.") as raised:
         compute_importance(model, iter([np.ones([2, 3]), np.ones([2, 2])]))
+    assert "\n" not in str(raised.value)
     assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
     assert "call" not in vars(model)
+
+
+def _broken_after_one_batch():
+    yield np.ones([2, 3], "float32")
+    raise OSError("cannot decode 'bird.jpg'")
+
+
+def test_what_ends_the_data_is_said_with_its_batch():
+    model = keras.Sequential([keras.Input([3]), layers.Dense(2)])
+    of_tensorflow = tf.data.Dataset.from_generator(
+        _broken_after_one_batch, output_signature=tf.TensorSpec([None, 3], tf.float32)
+    )
+    with pytest.raises(ValueError, match=r"batch 1 .* said: OSError: cannot decode 'bird.jpg'\. "):
+        compute_importance(model, of_tensorflow)
+    with pytest.raises(OSError, match="^cannot decode 'bird.jpg'\n.* batch 1 .counted from 0"):
+        compute_importance(model, _broken_after_one_batch())
 
 
 @BOTH

@@ -8,7 +8,7 @@ import numpy as np
 
 from .batches import batches, count_examples, total_examples
 from .engine import Engine
-from .failures import FAILURES, batch_failed, not_finite, refuse_complex
+from .failures import naming_batch, not_finite, refuse_complex
 from .kept import kept_engine
 from .outputs import LOGITS
 from .progress import OnProgress, Progress
@@ -162,9 +162,7 @@ def run_engine(
 
 def _add(engine, batch, number):
     refuse_complex(engine.model, batch[0], number)
-    try:
+    with naming_batch(engine.model, batch[0], number):
         finite = engine.add(batch)
-    except FAILURES as error:
-        raise batch_failed(engine.model, batch[0], number, error) from error
     if not finite:
         raise not_finite(engine.model, number)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ..weights import trainable_weights
 from .batches import batches, count_examples
-from .failures import FAILURES, batch_failed, is_finite, not_finite, refuse_complex
+from .failures import is_finite, naming_batch, not_finite, refuse_complex
 from .outputs import LOGITS, learned_function
 from .unchanged import flatten_layers, leaving_unchanged
 
@@ -84,11 +84,9 @@ def importance_one_by_one(
         refuse_complex(model, batch, number)
         for k in range(count_examples(batch)):
             example = tf.nest.map_structure(lambda array, k=k: array[k : k + 1], batch)
-            with leaving_unchanged(layers), tf.GradientTape() as tape:
-                try:
-                    norm = squared_norms(learned_function(model, example, tape, output)[0])
-                except FAILURES as error:
-                    raise batch_failed(model, example, number, error) from error
+            named = naming_batch(model, example, number)
+            with leaving_unchanged(layers), named, tf.GradientTape() as tape:
+                norm = squared_norms(learned_function(model, example, tape, output)[0])
             gradients = tape.gradient(
                 norm,
                 [weight.value for weight in weights.values()],

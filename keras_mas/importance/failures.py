@@ -1,5 +1,6 @@
 """Errors about a batch that a model cannot be measured on."""
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,10 +11,13 @@ import tensorflow as tf
 from ..errors import NotFiniteError
 
 # What TensorFlow raises on data that a model was not made for, or on Python's `if` of a tensor.
-FAILURES = (tf.errors.OpError, tf.errors.OperatorNotAllowedInGraphError)
+_FAILURES = (tf.errors.OpError, tf.errors.OperatorNotAllowedInGraphError)
 
 # Paragraphs that Keras puts around TensorFlow's own message.
 _AROUND = ("Exception encountered when calling", "Arguments received by")
+
+# By which an error of Keras about what it was called with is told from one of ours.
+_OF_KERAS = (_AROUND[0], "is incompatible with the layer")
 
 
 def is_finite(*tensors: tf.Tensor) -> tf.Tensor:
@@ -26,21 +30,45 @@ def is_finite(*tensors: tf.Tensor) -> tf.Tensor:
     return tf.reduce_all([tf.math.is_finite(total) for total in sums])
 
 
-def batch_failed(model: keras.Model, inputs: Any, number: int, error: Exception) -> ValueError:
-    """Return the error to raise for a batch, counted from 0, on which TensorFlow failed."""
+@contextlib.contextmanager
+def naming_batch(model: keras.Model, inputs: Any, number: int) -> Iterator[None]:
+    """Raise errors of the block, in which a model is measured on a batch, as ones that name it.
+
+    Args:
+        model: The model.
+        inputs: Structure of the batch's tensors.
+        number: Number of the batch, counted from 0.
+    """
+    try:
+        yield
+    except _FAILURES as error:
+        cure = (
+            "Try `model(batch)`; a model that needs the numbers themselves in its `call` is "
+            "measured after `compile(run_eagerly=True)`."
+        )
+        raise _batch_failed(model, inputs, number, "TensorFlow", error, cure) from error
+    except ValueError as error:
+        if any(words in str(error) for words in _OF_KERAS):
+            cure = "Try `model(batch)`, and give all batches the shape that the model was made for."
+            raise _batch_failed(model, inputs, number, "Keras", error, cure) from error
+        if number == 0:  # an option, and nothing of this batch
+            raise
+        raise ValueError(f"{error} This was batch {number} (counted from 0).") from error
+
+
+def _batch_failed(model, inputs, number, library, error, cure):
     received = tf.nest.map_structure(
         lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype.name}", inputs
     )
     return ValueError(
         f"Expected inputs that '{model.name}' can take, and outputs with a row for each of them. "
-        f"Received: {received} in batch {number} (counted from 0), on which TensorFlow said: "
-        f"{_first_line(error)}. Try `model(batch)`; a model that needs the numbers themselves in "
-        "its `call` is measured after `compile(run_eagerly=True)`."
+        f"Received: {received} in batch {number} (counted from 0), on which {library} said: "
+        f"{_first_line(error)}. {cure}"
     )
 
 
 def reading_batches(data: Iterable[Any]) -> Iterator[Any]:
-    """Yield batches; a ValueError names one that TensorFlow fails to read, counted from 0."""
+    """Yield batches; an error names the one that could not be read, counted from 0."""
     number = 0
     iterator = iter(data)
     while True:
@@ -54,6 +82,9 @@ def reading_batches(data: Iterable[Any]) -> Iterator[Any]:
                 f"from 0), on which TensorFlow said: {_first_line(error)}. Iterate over the data "
                 "alone to find the cause."
             ) from error
+        except Exception as error:  # of the user's own code, which may tell one by its class
+            error.add_note(f"This was raised while batch {number} (counted from 0) was read.")
+            raise
         yield batch
         number += 1
 
@@ -89,7 +120,9 @@ def not_finite(model: keras.Model, number: int) -> NotFiniteError:
 
 def _first_line(error: Exception) -> str:
     """Return what TensorFlow said itself, in one line and without a full stop."""
-    paragraphs = re.sub("\x1b\\[\\dm", "", str(error)).strip().split("\n\n")
+    # TensorFlow repeats the traceback of a Python function that it calls.
+    text = str(error).partition("\nTraceback (most recent call last)")[0]
+    paragraphs = re.sub("\x1b\\[\\dm", "", text).strip().split("\n\n")
     said = [part for part in paragraphs if not part.startswith(_AROUND)][-1].splitlines()
     line = re.sub(r"{{.*?}} *| *\[Op:\w+\].*", "", said[0]) if said else type(error).__name__
     return line.strip().rstrip(".")
