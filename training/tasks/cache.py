@@ -93,7 +93,7 @@ class Shard:
                 return (
                     os.fstat(file.fileno()).st_size == self.nbytes
                     and file.read(len(self.header)) == self.header
-                    and (checksum is None or _has_checksum(file, broken, checksum))
+                    and _has_checksum(file, broken, checksum)
                 )
         except (OSError, ValueError):
             return False
@@ -108,11 +108,12 @@ class Shard:
         return self._noted()[0]
 
     def _noted(self):
-        """Return the rows that could not be decoded, and the checksum, which old notes lack."""
+        """Return the rows that could not be decoded, and the checksum."""
         found = json.loads(self.notes.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not all(isinstance(why, str) for why in found.values()):
+        is_whole = isinstance(found, dict) and _CHECKSUM in found
+        if not is_whole or not all(isinstance(why, str) for why in found.values()):
             raise ValueError(f"'{self.notes}' holds no notes")
-        checksum = found.pop(_CHECKSUM, None)
+        checksum = found.pop(_CHECKSUM)
         return {int(row): why for row, why in found.items()}, checksum
 
     def write(self, inputs: Iterable[np.ndarray], broken: dict[int, str]) -> None:
