@@ -38,6 +38,7 @@ VARIANTS = {
     "MAS, exact, all examples": ("mas", ALL, _MAS),
     "EWC, exact": ("ewc", 1000, _EWC),
     "EWC, exact, true labels": ("variants:EWC_1", 1000, _EWC),
+    "EWC, batches of 8": ("variants:EWC_8", 1000, _EWC),
     "EWC, batches of 64": ("variants:EWC_64", 1000, _EWC),
     "EWC, batches of 1,024": ("variants:EWC_1024", 1000, _EWC),
     "EWC, exact, 100 examples": ("ewc", 100, _EWC),

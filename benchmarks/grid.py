@@ -49,14 +49,14 @@ class Grid:
         Args:
             name: What the row and the folders are called; different for different settings.
             settings: How the tasks are learned; its λ and seed are not used.
-            strengths: The grid.
+            strengths: The grid, to be widened where the best lies at an edge.
         """
-        chosen, curve = self.strength(name, settings, strengths)
+        chosen, curve = self.strength(name, settings, strengths, widen=2)
         results = self.results(name, settings, chosen)
         row = {
             "name": name,
             "strength": chosen,
-            "at_edge": len(strengths) > 1 and chosen in (strengths[0], strengths[-1]),
+            "at_edge": bool(curve) and chosen in (curve[0][0], curve[-1][0]),
             "validation": curve,
             "seeds": list(self.seeds),
         }

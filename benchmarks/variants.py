@@ -105,6 +105,6 @@ def _weighted_log_likelihoods(outputs, _):
 
 
 MAS_8, MAS_64, MAS_1024 = (_batch_summed(mas.Method, n, *_SENSITIVITY) for n in (8, 64, 1024))
-EWC_1, EWC_64, EWC_128, EWC_1024 = (
-    _batch_summed(ewc.Method, n, *_LIKELIHOOD) for n in (1, 64, 128, 1024)
+EWC_1, EWC_8, EWC_64, EWC_128, EWC_1024 = (
+    _batch_summed(ewc.Method, n, *_LIKELIHOOD) for n in (1, 8, 64, 128, 1024)
 )

@@ -96,7 +96,8 @@ _PLAIN = (bool, int, float, complex, str, bytes)
 # Whose classes and functions nobody changes in place: they are compared by identity alone.
 _LIBRARIES = ("keras", "keras_mas", "numpy", "tensorflow")
 
-# Objects of the libraries that nobody changes in place, and variables, which a trace reads.
+# Objects of the libraries that nobody changes in place, that no output depends on, or that a trace
+# reads when it runs.
 _UNCHANGING = (
     keras.DTypePolicy,
     keras.Initializer,
@@ -192,6 +193,8 @@ def _reader(value: Any) -> Callable[[Any], Any] | None:
             return read
     if hasattr(value, "python_function"):  # a `tf.function`
         return _of_traced
+    if _module(type(value)) == "keras_mas":  # a penalty does not change what a model computes
+        return None
     of_library = _module(type(value)) in _LIBRARIES
     return _of_settings if of_library or isinstance(value, types.ModuleType) else _of_object
 
