@@ -680,6 +680,7 @@ def test_a_penalty_that_will_blow_up_is_announced(kind):
             fit(model, B, LABELS_B)
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one(tmp_path):
     # Logical devices are made once per process.
     done = subprocess.run(

@@ -32,6 +32,7 @@ def commands():
     return [line.split("#")[0].split() for line in lines if line.strip()]
 
 
+@pytest.mark.slow
 def test_the_monthly_job_runs_in_a_process_each(tmp_path):
     january, february, *_ = blocks("python")
     for script in (january, february):

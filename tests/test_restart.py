@@ -11,7 +11,7 @@ import restart
 
 from keras_mas import SynapticMemory
 
-FAST = ("functional", "towers")
+FAST = ("functional",)
 TRUNKS = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in restart.TRUNKS
 ]

@@ -949,6 +949,7 @@ def photos(here):
     return ["train", "photos.toml", "--epochs", "2", "--backbone", "cnn-4", "--cache-dir", "cache"]
 
 
+@pytest.mark.slow
 def test_images_on_disk_are_learned_measured_exported_and_asked_about(photos, here, capsys):
     options = ["--cache-memory", "1kB", "--batch-size", "4", "--export", "models", "--json"]
     result = json.loads(answer(capsys, *photos, *options))

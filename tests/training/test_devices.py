@@ -32,6 +32,7 @@ def two_devices(*names):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_two_devices_learn_what_one_does():
     two_devices("divided", "mas", "decoupled", "si", "ewc", "convolution")
 

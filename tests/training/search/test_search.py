@@ -131,7 +131,9 @@ def test_a_finished_search_trains_nothing(trained, stream, settings, tmp_path):
     assert not any(trial.is_new for trial in again.trials)
 
 
-@pytest.mark.parametrize("tuner", ["random", "bayesian", "grid"])
+@pytest.mark.parametrize(
+    "tuner", ["random", pytest.param("bayesian", marks=pytest.mark.slow), "grid"]
+)
 def test_an_interrupted_search_tries_the_same_as_one_that_was_not(
     trained, stream, settings, tmp_path, tuner
 ):

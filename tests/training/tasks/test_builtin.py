@@ -175,6 +175,7 @@ def mnist_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("mnist")
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_mnist_on_disk_is_mnist_in_memory(mnist_cache):
     stream, on_disk = (
@@ -221,6 +222,7 @@ def test_mnist_as_hsu_and_others_take_it():
     assert abs(inputs.std() - 1) < 0.01
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_rotated_mnist_on_disk_is_that_in_memory(mnist_cache):
     stream, on_disk = (
