@@ -456,7 +456,7 @@ def test_a_promotion_says_what_the_gate_said_and_the_labels_before_it_prunes(
         (here / f"models/insects/{version}").mkdir(parents=True)
         content = {"blessing": {"blessed": blessed, "forced": forced}}
         write_manifest(here / f"models/insects/{version}", content)
-    monkeypatch.setattr(promote, "_check", lambda folder: None)
+    monkeypatch.setattr(promote, "_check", lambda folder, debug: None)
     expected = {
         1: "",
         2: "warning: the gate has not judged version 2, which is stable now\n",
