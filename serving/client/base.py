@@ -83,10 +83,11 @@ class Prediction(dict[str, np.ndarray]):
 class Client(abc.ABC):
     """The methods of both clients.
 
-    A request that the server could not take, because it cannot be reached, is just starting or
-    closes the connection (UNAVAILABLE), is sent again after 0.1 s, 0.2 s and so on, each shortened
-    by up to a half at random, as long as `timeout` allows. That is safe because every request of
-    this client only asks. What was answered, or ran out of time, is not sent again.
+    A request that the server could not take, because it cannot be reached, is just starting, closes
+    the connection (UNAVAILABLE) or stops (CANCELLED), is sent again after 0.1 s, 0.2 s and so on,
+    each shortened by up to a half at random, as long as `timeout` allows. That is safe because
+    every request of this client only asks. What was answered, or ran out of time, is not sent
+    again.
 
     Args:
         host_port: Where the server listens, as `localhost:8500`.
@@ -254,8 +255,12 @@ class Client(abc.ABC):
 
     def _retried(self, call: Callable[[float], _Result]) -> _Result:
         """Call a function with the seconds that it may take, again while there is no server."""
-        self._check_open()
-        return retried(call, self.timeout, self.retries)
+
+        def attempt(seconds: float) -> _Result:
+            self._check_open()  # another thread may have closed it
+            return call(seconds)
+
+        return retried(attempt, self.timeout, self.retries)
 
     def _check_open(self) -> None:
         if self._is_closed:
