@@ -19,6 +19,9 @@ from .versions import VersionStatus, statuses_of
 
 _Result = TypeVar("_Result")
 
+# An HTTP server refuses a request above its limit before it is parsed; over gRPC it is this code.
+_TOO_LARGE = {413: "RESOURCE_EXHAUSTED"}
+
 _EXCERPT_CHARACTERS = 200
 _READ_BYTES = 2**20
 
@@ -262,4 +265,5 @@ def _base64(value: bytes) -> dict[str, str]:
 
 def _code_of(http_status: int) -> str:
     """Return the likeliest code: the first of those that share an HTTP status."""
-    return next((code for code, status in HTTP_STATUS.items() if status == http_status), "UNKNOWN")
+    codes = (code for code, status in HTTP_STATUS.items() if status == http_status)
+    return next(codes, _TOO_LARGE.get(http_status, "UNKNOWN"))

@@ -193,6 +193,10 @@ def http_response(body, status="200 OK", length=None):
     ("response", "words"),
     [
         (http_response("{}", "503 x"), "UNAVAILABLE: HTTP status 503 with the body '{}'."),
+        (
+            http_response('{"error": "Request Entity Too Large"}', "413 x"),
+            "RESOURCE_EXHAUSTED: Request Entity Too Large. Send fewer inputs at once, as with `b",
+        ),
         (http_response("[1]", "500 x"), "INTERNAL: HTTP status 500 with the body '[1]'."),
         (http_response("3", "404 x"), "NOT_FOUND: HTTP status 404 with the body '3'."),
         (http_response('"no"', "400 x"), "HTTP status 400 with the body '\"no\"'."),
