@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from google.protobuf import json_format
 
+from keras_mas.errors import UsageError
+
 from .. import messages
 from ..conventions import HTTP_STATUS
 from .base import Client, Which
@@ -51,6 +53,7 @@ class RestClient(Client):
     def _predict(
         self, which: Which, arrays: Arrays, signature: str, seconds: float
     ) -> tuple[Arrays, int | None]:
+        _check_shapes(arrays)
         deadline = time.monotonic() + seconds
         try:
             return self._predict_once(which, arrays, signature, seconds)
@@ -167,6 +170,17 @@ class RestClient(Client):
                 raise late from error
             raise _unavailable(name, self.host_port, error) from error
         return response.status, b"".join(parts)
+
+
+def _check_shapes(arrays: Arrays) -> None:
+    """Refuse inputs without values whose shape nested lists do not have: [] may be [0, 2]."""
+    lost = [name for name, array in arrays.items() if 0 in array.shape[:-1]]
+    if lost:
+        raise UsageError(
+            f"Expected at least one row in input '{lost[0]}', since REST writes shapes as nested "
+            f"lists. Received: shape {list(arrays[lost[0]].shape)}. Leave the request out, or ask "
+            "with `GrpcClient`."
+        )
 
 
 def _outputs(value: Any, infos: Mapping[str, Any]) -> Arrays:

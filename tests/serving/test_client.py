@@ -295,6 +295,13 @@ def test_an_input_that_is_no_tensor_is_a_usage_error(client, value):
         client.predict("half_plus_two", {"x": value})
 
 
+@pytest.mark.parametrize("shape", [(0, 2), (3, 0, 2)])
+def test_inputs_whose_shape_nested_lists_do_not_have_are_not_sent_over_rest(shape):
+    said = rf"one row in input 'x', .* Received: shape \[{shape[0]}, .*`GrpcClient`"
+    with RestClient("127.0.0.1:1") as client, pytest.raises(UsageError, match=said):
+        client.predict("shop", {"x": np.zeros(shape)})
+
+
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), 1e300, "10"])
 def test_a_timeout_is_a_positive_number_of_seconds(make, timeout):
