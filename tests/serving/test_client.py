@@ -307,6 +307,18 @@ def test_inputs_whose_shape_nested_lists_do_not_have_are_not_sent_over_rest(shap
 def test_a_timeout_is_a_positive_number_of_seconds(make, timeout):
     with pytest.raises(UsageError, match="`timeout` to be a positive number of seconds"):
         make("127.0.0.1:1", timeout=timeout)
+    client = make("127.0.0.1:1")
+    with client, pytest.raises(UsageError, match="`timeout` to be a positive number of seconds"):
+        client.predict("shop", {"x": [1.0]}, timeout=timeout)
+
+
+@pytest.mark.parametrize("make", [RestClient, GrpcClient])
+def test_a_request_may_have_a_timeout_of_its_own(make, silent_port):
+    with make(f"127.0.0.1:{silent_port}", timeout=60.0, retries=0) as client:
+        beginning = time.monotonic()
+        with pytest.raises(ServingError, match="DEADLINE_EXCEEDED"):
+            client.predict("shop", {"x": [1.0]}, timeout=0.2)
+    assert time.monotonic() - beginning < 30.0
 
 
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
