@@ -411,7 +411,10 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     # Without a server there is still what is on the disk.
     assert main(["status", "insects", "--server", "127.0.0.1:1"]) == 1
     out, err = capsys.readouterr()
-    assert "insects version 2  UNKNOWN  (canary)" in out and "127.0.0.1:1" in err
+    assert "insects version 2  UNKNOWN  (canary)" in out
+    said, failure = err.splitlines()
+    assert said.startswith("the server at 127.0.0.1:1 said nothing of this model: what follows is")
+    assert "127.0.0.1:1. Received: UNAVAILABLE" in failure
 
     moved = json.loads(answer(capsys, "promote", "insects", "--offline", "--json"))
     assert moved == {"stable": 2, "previous": 1}
