@@ -86,6 +86,7 @@ try:
     main({argv})
 except SystemExit as end:
     heavy = {{"tensorflow", "keras", "matplotlib", "rich", "sklearn", "requests", "shtab"}}
+    heavy |= set({[] if argv == ["--version"] else ["difflib", "importlib.metadata"]})
     sys.exit(end.code or sorted(heavy & set(sys.modules)) or None)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
