@@ -1,4 +1,14 @@
-"""Errors that callers tell apart from others."""
+"""Errors that callers tell apart from others, and what TensorFlow's say in words."""
+
+import re
+
+# The nodes of the graph, and the operation, that TensorFlow writes around what it says.
+_OPERATIONS = re.compile(r"{{\w*node .*?}} *| *\[Op:\w+\].*")
+
+
+def without_operations(message: str) -> str:
+    """Return what TensorFlow says went wrong, without the operation in which it did."""
+    return _OPERATIONS.sub("", message).strip()
 
 
 class UsageError(ValueError):

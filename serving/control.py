@@ -1,22 +1,20 @@
-"""What a model server is told, and asked, while versions are moved: over gRPC."""
+"""What a model server is told, and asked, while versions are moved: over gRPC.
+
+TensorFlow is not imported: who goes back to an earlier version is in a hurry.
+"""
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import Any, Self
 
 import grpc
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_management_pb2,
-    model_pb2,
-    model_service_pb2_grpc,
-    prediction_service_pb2_grpc,
-)
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
+from . import messages
 from .client.errors import failure_of
+from .client.grpc import rpc
 from .client.tls import Tls, grpc_channel
+from .client.versions import VersionStatus, statuses_of
 
 _POLL_SECONDS = 0.1
 _RPC_SECONDS = 10.0
@@ -26,8 +24,6 @@ _RPC_SECONDS = 10.0
 _SAME_FAILURE_SECONDS = 10.0
 # Metadata of a version with many signatures.
 _OPTIONS = [("grpc.max_receive_message_length", 64 * 2**20)]
-
-_State = get_model_status_pb2.ModelVersionStatus.State
 
 
 class ControlError(RuntimeError):
@@ -55,8 +51,6 @@ class ModelControl:
     ):
         self.host_port, self.timeout, self.polled = host_port, timeout, polled
         self._channel = grpc_channel(host_port, tls, _OPTIONS)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
 
     def available(self, name: str) -> set[int]:
         """Return the versions of a model that answer requests; empty for an unknown model.
@@ -64,8 +58,8 @@ class ModelControl:
         Raises:
             ControlError: If the server does not answer.
         """
-        states = self._states(name, self.timeout)
-        return {version for version, (state, _) in states.items() if state == _State.AVAILABLE}
+        statuses = self._statuses(name, self.timeout)
+        return {status.version for status in statuses if status.state == "AVAILABLE"}
 
     def knows(self, name: str) -> bool:
         """Return whether a model is, or was, in the configuration of the server.
@@ -73,7 +67,7 @@ class ModelControl:
         Raises:
             ControlError: If the server does not answer.
         """
-        return bool(self._states(name, self.timeout))
+        return bool(self._statuses(name, self.timeout))
 
     def labels(self, name: str, labels: Iterable[str]) -> dict[str, int]:
         """Return the version under each of some labels of a model, of those that the server has.
@@ -90,8 +84,8 @@ class ModelControl:
         Raises:
             ControlError: If the server does not answer.
         """
-        states = self._states(name, self.timeout)
-        return {version: why for version, (state, why) in states.items() if _has_failed(state, why)}
+        statuses = self._statuses(name, self.timeout)
+        return {status.version: status.error for status in statuses if _has_failed(status)}
 
     def take_over(self, config: ModelServerConfig) -> None:
         """Tell the server of a configuration, unless it polls the file.
@@ -101,10 +95,15 @@ class ModelControl:
         """
         if self.polled:
             return
-        request = model_management_pb2.ReloadConfigRequest(config=config)
+        request = messages.ReloadConfigRequest(config=config.SerializeToString())
         # The server answers when models that are new to it have loaded.
         try:
-            response = self._models.HandleReloadConfigRequest(request, timeout=self.timeout)
+            response = self._call(
+                "ModelService/HandleReloadConfigRequest",
+                request,
+                messages.ReloadConfigResponse,
+                self.timeout,
+            )
         except grpc.RpcError as error:
             raise ControlError(self._failure(error)) from error
         if response.status.error_code:
@@ -127,17 +126,18 @@ class ModelControl:
 
         def is_available(left: float) -> bool:
             nonlocal failure
-            state, message = self._states(name, left).get(version, (_State.UNKNOWN, ""))
-            if not _has_failed(state, message):
+            statuses = {each.version: each for each in self._statuses(name, left)}
+            status = statuses.get(version, VersionStatus(version, "UNKNOWN", ""))
+            if not _has_failed(status):
                 failure = ""  # what comes is of a new attempt
-            elif message != failure or (
+            elif status.error != failure or (
                 not self.polled and time.monotonic() - told > _SAME_FAILURE_SECONDS
             ):
                 raise ControlError(
                     f"Expected version {version} of '{name}' to load at {self.host_port}. "
-                    f"Received: {message.rstrip('.')}."
+                    f"Received: {status.error.rstrip('.')}."
                 )
-            return state == _State.AVAILABLE
+            return status.state == "AVAILABLE"
 
         self._wait(is_available, f"version {version} of '{name}' to be available", failure)
 
@@ -168,36 +168,42 @@ class ModelControl:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _states(self, name: str, seconds: float) -> dict[int, tuple[int, str]]:
-        """Return state and error message of all versions that the server has known."""
-        request = get_model_status_pb2.GetModelStatusRequest(
-            model_spec=model_pb2.ModelSpec(name=name)
-        )
+    def _statuses(self, name: str, seconds: float) -> list[VersionStatus]:
+        """Return the states of all versions that the server has known."""
+        request = messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name=name))
         try:
-            response = self._models.GetModelStatus(request, timeout=min(seconds, _RPC_SECONDS))
+            response = self._call(
+                "ModelService/GetModelStatus",
+                request,
+                messages.GetModelStatusResponse,
+                min(seconds, _RPC_SECONDS),
+            )
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
-                return {}
+                return []
             raise ControlError(self._failure(error)) from error
-        return {
-            status.version: (status.state, status.status.error_message)
-            for status in response.model_version_status
-        }
+        return statuses_of(response)
 
     def _labelled(self, name: str, label: str, seconds: float) -> int | None:
-        spec = model_pb2.ModelSpec(name=name, version_label=label)
-        request = get_model_metadata_pb2.GetModelMetadataRequest(
+        spec = messages.ModelSpec(name=name, version_label=label)
+        request = messages.GetModelMetadataRequest(
             model_spec=spec, metadata_field=["signature_def"]
         )
         try:
-            response = self._predictions.GetModelMetadata(
-                request, timeout=min(seconds, _RPC_SECONDS)
+            response = self._call(
+                "PredictionService/GetModelMetadata",
+                request,
+                messages.GetModelMetadataResponse,
+                min(seconds, _RPC_SECONDS),
             )
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise ControlError(self._failure(error)) from error
             return None
-        return response.model_spec.version.value
+        return int(response.model_spec.version.value)
+
+    def _call(self, method: str, request: Any, response: Any, seconds: float) -> Any:
+        return rpc(self._channel, method, response)(request, timeout=seconds)
 
     def _failure(self, error: grpc.RpcError) -> str:
         details = error.details() or ""
@@ -222,6 +228,6 @@ class ModelControl:
         self.close()
 
 
-def _has_failed(state: int, message: str) -> bool:
+def _has_failed(status: VersionStatus) -> bool:
     """Whether a version failed to load; one that was unloaded has the same state, but no error."""
-    return state == _State.END and bool(message)
+    return status.state == "END" and bool(status.error)

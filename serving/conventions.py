@@ -1,5 +1,7 @@
 """Names and numbers that clients and servers of a model share; importing it takes no time."""
 
+from keras_mas.errors import without_operations
+
 DEFAULT_SIGNATURE = "serving_default"
 """The signature of a request that names none."""
 
@@ -46,4 +48,4 @@ HTTP_STATUS: dict[str, int] = {
 def in_one_line(message: object) -> str:
     """Return what TensorFlow says went wrong, without the nodes of the graph that it lists."""
     text = str(message).removeprefix("Graph execution error:").partition("\n\t [[")[0]
-    return " ".join(text.split())
+    return " ".join(without_operations(text).split())

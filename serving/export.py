@@ -23,7 +23,7 @@ from .answers import different_answer, tolerance_of
 from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES, in_one_line
 from .images import RESIZE_MODES
 from .manifest import weights_checksum, write_manifest
-from .paths import check_model_folder, new_version, refuse_existing
+from .paths import check_model_folder, new_version, parse_version, refuse_existing
 from .runtime import LoadedVersion, LoadError, damaged
 from .signatures import Shape, Signature, build_signatures
 
@@ -157,7 +157,7 @@ def export_version(
     signatures = build_signatures(heads, labels, input_shape, input_name, resize)
     try:
         with new_version(directory) as unfinished:
-            _write(signatures, unfinished)
+            _write(signatures, unfinished, directory)
             warmup.write_warmup(unfinished, directory.parent.name, signatures, warmup_batch_sizes)
             with contextlib.closing(_load(unfinished)) as version:
                 if examples is not None:
@@ -175,7 +175,8 @@ def export_version(
     except OSError as error:
         refuse_existing(directory)  # or just now
         raise ExportError(
-            f"Expected to write '{directory}'. Received: {error}. Nothing was published."
+            f"Expected to write '{directory}'. Received: {error.strerror or error}. "
+            f"{_not_published(directory)}."
         ) from error
     return directory
 
@@ -395,7 +396,11 @@ def _check_examples(examples: np.ndarray, input_shape: Shape, resize: str | None
         )
 
 
-def _write(signatures: Iterable[Signature], directory: Path) -> None:
+def _not_published(directory: Path) -> str:
+    return f"Version {parse_version(directory)} was not published"
+
+
+def _write(signatures: Iterable[Signature], unfinished: Path, directory: Path) -> None:
     # Endpoints find the variables they read. `track` would store every weight a second time, and
     # with them whatever else a model holds: Ω, θ* and the optimizer.
     archive = keras.export.ExportArchive()
@@ -403,17 +408,19 @@ def _write(signatures: Iterable[Signature], directory: Path) -> None:
         archive.add_endpoint(signature.name, signature.run, [signature.input])
     try:
         with quiet():
-            archive.write_out(str(directory), verbose=False)
+            archive.write_out(str(unfinished), verbose=False)
     except tf.errors.OpError as error:
+        # Which file it was, in a folder that is gone, helps nobody.
+        said = re.sub(rf"{re.escape(str(unfinished))}\S*; ", "", in_one_line(error.message))
         raise ExportError(
-            f"Expected to write '{directory.parent}'. Received: "
-            f"{in_one_line(error.message).rstrip('.')}. Nothing was published."
+            f"Expected to write '{directory}'. Received: {said.rstrip('.')}. "
+            f"{_not_published(directory)}."
         ) from error
     except AssertionError as error:  # how TensorFlow refuses a resource that is not tracked
         raise ExportError(
             "Expected the heads to read nothing but variables. Received: a layer with a resource "
-            f"of another kind, such as a lookup table, for '{directory.parent}'. Nothing was "
-            "published; look words and categories up before the model."
+            f"of another kind, such as a lookup table, for '{directory}'. "
+            f"{_not_published(directory)}; look words and categories up before the model."
         ) from error
 
 
@@ -429,7 +436,7 @@ def _load(directory: Path) -> LoadedVersion:
     except (LoadError, warmup.WarmupError) as error:
         raise ExportError(
             "Expected the exported model to answer its warm-up requests in the C++ runtime. "
-            f"Received: {error}. Nothing was published; a layer of the model may use an operation "
+            f"Received: {error}. It was not published; a layer of the model may use an operation "
             "or a resource that cannot be served."
         ) from error
     return version
@@ -446,6 +453,6 @@ def _check_answers(
     if difference := different_answer(signatures, version, examples, tolerance):
         raise ExportError(
             f"Expected the exported model to answer {len(examples)} examples as the Keras model "
-            f"does. Received: {difference}. Nothing was published; a layer may compute otherwise "
+            f"does. Received: {difference}. It was not published; a layer may compute otherwise "
             "in a graph, or draw random numbers."
         )

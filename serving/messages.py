@@ -1,4 +1,4 @@
-"""The messages of TensorFlow Serving's gRPC interface that a client needs, without TensorFlow.
+"""The messages of TensorFlow Serving's gRPC interface that clients need, without TensorFlow.
 
 The generated modules of tensorflow-serving-api import `tensorflow`, which takes seconds. A message
 on the wire is fields by number, so here the same fields are declared again, with the names and
@@ -43,6 +43,7 @@ _ENUMS: dict[str, dict[str, int]] = {
         "UNLOADING": 40,
         "END": 50,
     },
+    "Code": {"OK": 0},  # of which there are more; what is no OK is an error
 }
 
 # A field is "number name type", with "repeated" or, for a map from strings, "map" before the type.
@@ -84,9 +85,12 @@ _MESSAGES: dict[str, Sequence[str]] = {
         "2 metadata map google.protobuf.Any",
     ],
     "GetModelStatusRequest": ["1 model_spec ModelSpec"],
-    "StatusProto": ["2 error_message string"],
+    "StatusProto": ["1 error_code Code", "2 error_message string"],
     "ModelVersionStatus": ["1 version int64", "2 state State", "3 status StatusProto"],
     "GetModelStatusResponse": ["1 model_version_status repeated ModelVersionStatus"],
+    # A message within another one is its bytes; those of a `ModelServerConfig` are given as such.
+    "ReloadConfigRequest": ["1 config bytes"],
+    "ReloadConfigResponse": ["1 status StatusProto"],
 }
 
 
@@ -149,6 +153,8 @@ GetModelMetadataRequest = CLASSES["GetModelMetadataRequest"]
 GetModelMetadataResponse = CLASSES["GetModelMetadataResponse"]
 GetModelStatusRequest = CLASSES["GetModelStatusRequest"]
 GetModelStatusResponse = CLASSES["GetModelStatusResponse"]
+ReloadConfigRequest = CLASSES["ReloadConfigRequest"]
+ReloadConfigResponse = CLASSES["ReloadConfigResponse"]
 
 STATES: Mapping[int, str] = {number: name for name, number in _ENUMS["State"].items()}
 """The state of a version by its number."""

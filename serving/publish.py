@@ -6,7 +6,7 @@ A process that is killed leaves no version, or a whole one; see `paths.new_versi
 import contextlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,8 @@ def publish(
     Raises:
         UsageError: As `export_version`; or if there are no held-out examples, and no `examples`
             either, or `force` is empty.
-        ExportError: As `export_version`; or if one of the versions `after` is missing.
+        ExportError: As `export_version`; or if one of the versions `after` is missing. The message
+            says which of them are there.
         RefusedError: If it does not meet the bounds, or there is no telling what was lost since
             the version to compare it with cannot be loaded.
         ConfigError: If the labels cannot be read.
@@ -123,9 +124,10 @@ def publish(
         number = max(list_versions(base_path), default=0) + 1 if version is None else version
         folder = version_path(base_path, number)
         try:
-            return export_version(
-                heads, folder, examples=examples, approve=gate.approve(number), **options
-            )
+            with _saying_which_stand(base_path, after):
+                return export_version(
+                    heads, folder, examples=examples, approve=gate.approve(number), **options
+                )
         except UsageError:
             # While this process waited for its turn, another one took the number.
             if version is not None or number not in list_versions(base_path):
@@ -358,6 +360,21 @@ def _check_still_there(base_path: Path, versions: Collection[int]) -> None:
             f"{', '.join(missing)}. Received: none, for {vanished} meanwhile. Nothing more was "
             "published; restore the folder, or export all versions again."
         )
+
+
+@contextlib.contextmanager
+def _saying_which_stand(base_path: Path, versions: Collection[int]) -> Iterator[None]:
+    """Add to an error which of the versions that were published before are there."""
+    try:
+        yield
+    except ExportError as error:
+        standing = [str(number) for number in list_versions(base_path) if number in versions]
+        if not standing:
+            raise
+        what = "version" if len(standing) == 1 else "versions"
+        raise ExportError(
+            f"{error} What was published before stays: {what} {', '.join(standing)}."
+        ) from error
 
 
 def _unmeasured(held_out: Sequence[HeldOut]) -> str:

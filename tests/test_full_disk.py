@@ -79,8 +79,12 @@ def test_no_version_appears(tmp_path):
     heads = {"flowers": model()}
     export_version(heads, tmp_path / "shop" / "1")
     for size in (0, 3000, 20_000):
-        with no_room_for_files_above(size), pytest.raises((ExportError, OSError)):
+        with no_room_for_files_above(size), pytest.raises(ExportError) as caught:
             export_version(heads, tmp_path / "shop" / "2")
+        folder = tmp_path / "shop" / "2"
+        assert str(caught.value) == (
+            f"Expected to write '{folder}'. Received: File too large. Version 2 was not published."
+        )
         assert list(list_versions(tmp_path / "shop")) == [1]
         assert unfinished(tmp_path) == []
     export_version(heads, tmp_path / "shop" / "2")

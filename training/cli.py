@@ -10,7 +10,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, NoReturn, TextIO, cast
 
 from keras_mas.errors import UsageError
@@ -114,6 +114,8 @@ class _Version(argparse.Action):
     """Prints the version, which is looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib import metadata  # which takes as long to import as the rest
+
         sys.stdout.write(f"{parser.prog} {metadata.version('keras-mas')}\n")
         parser.exit()
 

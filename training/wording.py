@@ -1,6 +1,5 @@
 """Parts of error messages."""
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -20,6 +19,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
     Capitals are as similar as small letters.
     """
+    import difflib  # which what is right does not wait for
+
     by_small_letters = {choice.lower(): choice for choice in choices}
     nearest = difflib.get_close_matches(word.lower(), by_small_letters, n=1)
     return f" Did you mean '{by_small_letters[nearest[0]]}'?" if nearest else ""

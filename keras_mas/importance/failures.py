@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ..errors import NotFiniteError
+from ..errors import NotFiniteError, without_operations
 
 # What TensorFlow raises on data that a model was not made for, or on Python's `if` of a tensor.
 _FAILURES = (tf.errors.OpError, tf.errors.OperatorNotAllowedInGraphError)
@@ -124,5 +124,5 @@ def _first_line(error: Exception) -> str:
     text = str(error).partition("\nTraceback (most recent call last)")[0]
     paragraphs = re.sub("\x1b\\[\\dm", "", text).strip().split("\n\n")
     said = [part for part in paragraphs if not part.startswith(_AROUND)][-1].splitlines()
-    line = re.sub(r"{{.*?}} *| *\[Op:\w+\].*", "", said[0]) if said else type(error).__name__
-    return line.strip().rstrip(".")
+    line = without_operations(said[0]) if said else type(error).__name__
+    return line.rstrip(".")

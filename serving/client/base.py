@@ -59,6 +59,14 @@ def _which(name: str, version: int | None, label: str | None) -> Which:
     return Which(name, version, label)
 
 
+def _check_timeout(timeout: object) -> None:
+    if not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST_SECONDS:
+        raise UsageError(
+            "Expected `timeout` to be a positive number of seconds, "
+            f"{LONGEST_SECONDS:,} at most. Received: {timeout!r}."
+        )
+
+
 def _check_port(host_port: str) -> None:
     port = _PORT.search(host_port)
     if port and not 1 <= int(port[1]) <= _LAST_PORT and not host_port.startswith("unix"):
@@ -83,14 +91,15 @@ class Prediction(dict[str, np.ndarray]):
 class Client(abc.ABC):
     """The methods of both clients.
 
-    A request that the server could not take, because it cannot be reached, is just starting or
-    closes the connection (UNAVAILABLE), is sent again after 0.1 s, 0.2 s and so on, each shortened
-    by up to a half at random, as long as `timeout` allows. That is safe because every request of
-    this client only asks. What was answered, or ran out of time, is not sent again.
+    A request that the server could not take, because it cannot be reached, is just starting, closes
+    the connection (UNAVAILABLE) or stops (CANCELLED), is sent again after 0.1 s, 0.2 s and so on,
+    each shortened by up to a half at random, as long as `timeout` allows. That is safe because
+    every request of this client only asks. What was answered, or ran out of time, is not sent
+    again.
 
     Args:
         host_port: Where the server listens, as `localhost:8500`.
-        timeout: Seconds that a request may take, with its retries.
+        timeout: Seconds that a request may take, with its retries, unless it says otherwise.
         retries: How often a request is sent again at most, ≥ 0.
         tls: How the connection is encrypted; None for a connection that is not.
 
@@ -107,11 +116,7 @@ class Client(abc.ABC):
         retries: int = 2,
         tls: Tls | None = None,
     ):
-        if not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST_SECONDS:
-            raise UsageError(
-                "Expected `timeout` to be a positive number of seconds, "
-                f"{LONGEST_SECONDS:,} at most. Received: {timeout!r}."
-            )
+        _check_timeout(timeout)
         if type(retries) is not int or retries < 0:
             raise UsageError(f"Expected `retries` to be an integer ≥ 0. Received: {retries!r}.")
         _check_port(host_port)
@@ -130,6 +135,7 @@ class Client(abc.ABC):
         version: int | None = None,
         label: str | None = None,
         batch_size: int | None = None,
+        timeout: float | None = None,
     ) -> Prediction:
         """Run a signature of a model on one batch of inputs.
 
@@ -143,6 +149,8 @@ class Client(abc.ABC):
             batch_size: Inputs per request, ≥ 1. More are sent in several requests, one after the
                 other, which the same version answers. Every output then has to have a row per
                 input. Default: all in one, whatever the shapes of the outputs are.
+            timeout: Seconds that a request may take, each of several, with its retries. Default:
+                the client's own.
 
         Returns:
             A `Prediction`: a dict from output name to array of the signature's dtype, where strings
@@ -150,16 +158,20 @@ class Client(abc.ABC):
 
         Raises:
             UsageError: If an input cannot be written as a tensor, the version is no version, the
-                label is empty, both are given, inputs cannot be divided, or the client is closed.
+                label is empty, both are given, inputs cannot be divided, `timeout` is none that a
+                client takes, or the client is closed.
             ServingError: If the server refuses the request, fails, does not answer, or answers
                 with something other than the outputs of the signature, or with more or fewer rows
                 than `batch_size` asks for.
         """
+        if timeout is not None:
+            _check_timeout(timeout)
         which = _which(name, version, label)
         arrays = {key: as_array(key, value) for key, value in inputs.items()}
         answers = []
         for batch in batches(arrays, batch_size):
-            answer, answered = self._retried(partial(self._predict, which, batch, signature))
+            ask = partial(self._predict, which, batch, signature)
+            answer, answered = self._retried(ask, timeout)
             if batch_size is not None and (wrong := without_rows(answer, batch)):
                 raise error_of(name, self.host_port, "UNKNOWN", wrong)
             answers.append(answer)
@@ -252,10 +264,14 @@ class Client(abc.ABC):
     @abc.abstractmethod
     def _status(self, name: str, seconds: float) -> list[VersionStatus]: ...
 
-    def _retried(self, call: Callable[[float], _Result]) -> _Result:
+    def _retried(self, call: Callable[[float], _Result], timeout: float | None = None) -> _Result:
         """Call a function with the seconds that it may take, again while there is no server."""
-        self._check_open()
-        return retried(call, self.timeout, self.retries)
+
+        def attempt(seconds: float) -> _Result:
+            self._check_open()  # another thread may have closed it
+            return call(seconds)
+
+        return retried(attempt, self.timeout if timeout is None else timeout, self.retries)
 
     def _check_open(self) -> None:
         if self._is_closed:

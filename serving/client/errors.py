@@ -6,7 +6,8 @@ _ADVICE = {
     "INVALID_ARGUMENT": "Compare the request with the signatures in the model's metadata.",
     "FAILED_PRECONDITION": "Compare the request with the signatures in the model's metadata.",
     "NOT_FOUND": "Check the name and the version against the status of the model.",
-    "RESOURCE_EXHAUSTED": "Send fewer inputs at once, or try again later.",
+    "RESOURCE_EXHAUSTED": "Send fewer inputs at once, as with `batch_size`, or try again later.",
+    "CANCELLED": "The server was stopping, perhaps: send the request again.",
     "UNAVAILABLE": "Start the server, or correct its host and port, and whether it speaks TLS.",
     "DEADLINE_EXCEEDED": "Allow more time, or send fewer inputs at once.",
 }

@@ -1,7 +1,7 @@
 """The client of a server's gRPC port."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import numpy as np
 
@@ -75,16 +75,29 @@ class GrpcClient(Client):
         return statuses_of(response)
 
     def _call(self, method: str, request: Any, response: Any, seconds: float) -> Any:
-        call = self._channel.unary_unary(
-            f"/tensorflow.serving.{method}",
-            request_serializer=_serialized,
-            response_deserializer=response.FromString,
-        )
         try:
-            return call(request, timeout=seconds)
+            return rpc(self._channel, method, response)(request, timeout=seconds)
         except self._rpc_error as error:
             name = request.model_spec.name
             raise error_of(name, self.host_port, error.code().name, error.details()) from error
+
+
+def rpc(channel: Any, method: str, response: Any) -> Callable[..., Any]:
+    """Return the function that calls a method of a model server.
+
+    Args:
+        channel: Channel of gRPC to the server.
+        method: Service and method, as "PredictionService/Predict".
+        response: Class of the response, one of `messages`.
+    """
+    return cast(
+        Callable[..., Any],
+        channel.unary_unary(
+            f"/tensorflow.serving.{method}",
+            request_serializer=_serialized,
+            response_deserializer=response.FromString,
+        ),
+    )
 
 
 def _spec(which: Which, **more: str) -> Any:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from google.protobuf import json_format
 
+from keras_mas.errors import UsageError
+
 from .. import messages
 from ..conventions import HTTP_STATUS
 from .base import Client, Which
@@ -18,6 +20,9 @@ from .errors import NO_HANDSHAKE, ServingError, error_of
 from .versions import VersionStatus, statuses_of
 
 _Result = TypeVar("_Result")
+
+# An HTTP server refuses a request above its limit before it is parsed; over gRPC it is this code.
+_TOO_LARGE = {413: "RESOURCE_EXHAUSTED"}
 
 _EXCERPT_CHARACTERS = 200
 _READ_BYTES = 2**20
@@ -48,6 +53,7 @@ class RestClient(Client):
     def _predict(
         self, which: Which, arrays: Arrays, signature: str, seconds: float
     ) -> tuple[Arrays, int | None]:
+        _check_shapes(arrays)
         deadline = time.monotonic() + seconds
         try:
             return self._predict_once(which, arrays, signature, seconds)
@@ -166,6 +172,17 @@ class RestClient(Client):
         return response.status, b"".join(parts)
 
 
+def _check_shapes(arrays: Arrays) -> None:
+    """Refuse inputs without values whose shape nested lists do not have: [] may be [0, 2]."""
+    lost = [name for name, array in arrays.items() if 0 in array.shape[:-1]]
+    if lost:
+        raise UsageError(
+            f"Expected at least one row in input '{lost[0]}', since REST writes shapes as nested "
+            f"lists. Received: shape {list(arrays[lost[0]].shape)}. Leave the request out, or ask "
+            "with `GrpcClient`."
+        )
+
+
 def _outputs(value: Any, infos: Mapping[str, Any]) -> Arrays:
     """Read the tensors of a response, or the bare value of the only one."""
     if len(infos) == 1 and not isinstance(value, dict):
@@ -262,4 +279,5 @@ def _base64(value: bytes) -> dict[str, str]:
 
 def _code_of(http_status: int) -> str:
     """Return the likeliest code: the first of those that share an HTTP status."""
-    return next((code for code, status in HTTP_STATUS.items() if status == http_status), "UNKNOWN")
+    codes = (code for code, status in HTTP_STATUS.items() if status == http_status)
+    return next(codes, _TOO_LARGE.get(http_status, "UNKNOWN"))

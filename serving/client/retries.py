@@ -12,6 +12,10 @@ _Result = TypeVar("_Result")
 # Before the first retry the client waits so long, and twice as long before each further one.
 _FIRST_WAIT_SECONDS = 0.1
 
+# A server that stops over gRPC drops what it has received and not begun as CANCELLED; no request of
+# these clients is cancelled by anything else.
+_NOT_TAKEN = ("UNAVAILABLE", "CANCELLED")
+
 
 def retried(call: Callable[[float], _Result], timeout: float, retries: int) -> _Result:
     """Call a function, and again while what it raises says that no server took the request.
@@ -35,7 +39,7 @@ def retried(call: Callable[[float], _Result], timeout: float, retries: int) -> _
         except ServingError as error:
             pause = wait * random.uniform(0.5, 1.0)
             seconds = deadline - time.monotonic() - pause
-            if error.code != "UNAVAILABLE" or not left or seconds <= 0:
+            if error.code not in _NOT_TAKEN or not left or seconds <= 0:
                 raise
         time.sleep(pause)
         wait *= 2

@@ -5,6 +5,7 @@
 
 import os
 import re
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from keras_mas.files import atomic_file, check_writable
 SSL = "ssl.config"
 
 _EXAMPLE = "shop"  # the name of the model in the files
-_MODEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+
+# Alone in its line, and not quoted, it is the name of a resource of docker compose, Kubernetes or
+# KServe: a DNS label, which the name of a model need not be.
+_NAMED = re.compile(rf"^(?P<resource> *name: ){_EXAMPLE}$|\b{_EXAMPLE}\b", re.MULTILINE)
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LONGEST = 63
 
 
 def file_names() -> list[str]:
@@ -38,14 +44,10 @@ def write_files(
         The paths of the files.
 
     Raises:
-        UsageError: If a file is there already, the folder cannot be written, or the name is none
-            that Kubernetes accepts. Nothing has been written then.
+        UsageError: If a file is there already, the folder cannot be written, or no name for
+            Kubernetes can be made of that of the model. Nothing has been written then.
     """
-    if not _MODEL.fullmatch(model) or len(model) > 63:
-        raise UsageError(
-            "Expected a name of lower-case letters, digits and '-' for a model, as Kubernetes "
-            f"demands it, at most 63 of them. Received: '{model}'."
-        )
+    resource = resource_name(model)
     folder = Path(folder)
     check_writable(folder)
     paths = [folder / name for name in file_names()]
@@ -58,12 +60,39 @@ def write_files(
     folder.mkdir(parents=True, exist_ok=True)
     for path in paths:
         text = (resources.files(__name__) / path.name).read_text(encoding="utf-8")
-        text = re.sub(rf"\b{_EXAMPLE}\b", model, text)
+        text = _NAMED.sub(partial(_renamed, model=model, resource=resource), text)
         with atomic_file(path, "w") as file:
             file.write(ssl if path.name == SSL and ssl is not None else text)
         if path.name == SSL:
             path.chmod(0o600)  # it holds a private key
     return paths
+
+
+def _renamed(found: re.Match[str], model: str, resource: str) -> str:
+    before = found["resource"]
+    return model if before is None else f"{before}{resource}"
+
+
+def resource_name(model: str) -> str:
+    """Return what a resource is called that serves a model: a DNS label, `my-shop` of `My_shop`.
+
+    Args:
+        model: Name of the model.
+
+    Raises:
+        UsageError: If it has other characters than ASCII letters, digits, `_`, `.` and `-`, does
+            not begin with one of the first two, or is too long.
+    """
+    name = re.sub("[^a-z0-9]+", "-", model.lower()).strip("-")
+    if name[:1].isdigit():  # which KServe refuses
+        name = f"model-{name}"
+    if not _MODEL.fullmatch(model) or len(name) > _LONGEST:
+        raise UsageError(
+            "Expected a name of ASCII letters, digits, '_', '.' and '-' for a model, a letter or "
+            f"digit first and at most {_LONGEST} in all, to make one of it as Kubernetes demands. "
+            f"Received: '{model}'."
+        )
+    return name
 
 
 def ssl_config(

@@ -33,6 +33,9 @@ def serve_grpc(
 ) -> Iterator[int]:
     """Answer gRPC requests while the context lasts, and let running ones finish when it ends.
 
+    What has been received by then and not begun, since other requests came before it, gRPC drops
+    as CANCELLED, which no option prevents: clients may send it again.
+
     Args:
         models: Models to serve.
         host: Address to listen on.

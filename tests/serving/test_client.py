@@ -193,6 +193,10 @@ def http_response(body, status="200 OK", length=None):
     ("response", "words"),
     [
         (http_response("{}", "503 x"), "UNAVAILABLE: HTTP status 503 with the body '{}'."),
+        (
+            http_response('{"error": "Request Entity Too Large"}', "413 x"),
+            "RESOURCE_EXHAUSTED: Request Entity Too Large. Send fewer inputs at once, as with `b",
+        ),
         (http_response("[1]", "500 x"), "INTERNAL: HTTP status 500 with the body '[1]'."),
         (http_response("3", "404 x"), "NOT_FOUND: HTTP status 404 with the body '3'."),
         (http_response('"no"', "400 x"), "HTTP status 400 with the body '\"no\"'."),
@@ -291,11 +295,30 @@ def test_an_input_that_is_no_tensor_is_a_usage_error(client, value):
         client.predict("half_plus_two", {"x": value})
 
 
+@pytest.mark.parametrize("shape", [(0, 2), (3, 0, 2)])
+def test_inputs_whose_shape_nested_lists_do_not_have_are_not_sent_over_rest(shape):
+    said = rf"one row in input 'x', .* Received: shape \[{shape[0]}, .*`GrpcClient`"
+    with RestClient("127.0.0.1:1") as client, pytest.raises(UsageError, match=said):
+        client.predict("shop", {"x": np.zeros(shape)})
+
+
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), 1e300, "10"])
 def test_a_timeout_is_a_positive_number_of_seconds(make, timeout):
     with pytest.raises(UsageError, match="`timeout` to be a positive number of seconds"):
         make("127.0.0.1:1", timeout=timeout)
+    client = make("127.0.0.1:1")
+    with client, pytest.raises(UsageError, match="`timeout` to be a positive number of seconds"):
+        client.predict("shop", {"x": [1.0]}, timeout=timeout)
+
+
+@pytest.mark.parametrize("make", [RestClient, GrpcClient])
+def test_a_request_may_have_a_timeout_of_its_own(make, silent_port):
+    with make(f"127.0.0.1:{silent_port}", timeout=60.0, retries=0) as client:
+        beginning = time.monotonic()
+        with pytest.raises(ServingError, match="DEADLINE_EXCEEDED"):
+            client.predict("shop", {"x": [1.0]}, timeout=0.2)
+    assert time.monotonic() - beginning < 30.0
 
 
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])

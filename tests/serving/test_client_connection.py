@@ -173,7 +173,7 @@ X = np.arange(5, dtype=np.float32)
 
 
 def test_a_server_that_is_unavailable_is_asked_again(connect, half):
-    half.failures = ["UNAVAILABLE", "UNAVAILABLE"]
+    half.failures = ["UNAVAILABLE", "CANCELLED"]
     np.testing.assert_array_equal(connect().predict("m", {"x": X})["y"], X / 2)
     assert len(half.asked) == 3
 

@@ -374,9 +374,24 @@ def test_files_are_not_replaced_unasked(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(deploy.file_names())
 
 
-@pytest.mark.parametrize("model", ["", "Shop", "a_b", "-a", "a" * 64, "a/b"])
+def test_a_model_keeps_its_name_and_resources_get_one_that_kubernetes_takes(tmp_path):
+    deploy.write_files(tmp_path, "My_shop.v2")
+    entry = read_config(tmp_path / "models.config").model_config_list.config[0]
+    assert (entry.name, entry.base_path) == ("My_shop.v2", "/models/My_shop.v2")
+    kserve = yaml.safe_load((tmp_path / "kserve.yaml").read_text())
+    assert kserve["metadata"]["name"] == "my-shop-v2"
+    assert kserve["spec"]["predictor"]["model"]["storageUri"] == "pvc://models/My_shop.v2"
+    assert yaml.safe_load((tmp_path / "docker-compose.yml").read_text())["name"] == "my-shop-v2"
+    assert deploy.resource_name("2_shops") == "model-2-shops"
+    text = (tmp_path / "kubernetes.yaml").read_text()
+    assert "/v1/models/My_shop.v2/metadata" in text and 'name: "My_shop.v2"' in text
+    for document in yaml.safe_load_all(text):
+        kubernetes_validate.validate(document, KUBERNETES[-1], strict=True)
+
+
+@pytest.mark.parametrize("model", ["", "-a", "_", "a" * 64, "a/b", "größe"])
 def test_a_name_that_kubernetes_refuses_is_refused(tmp_path, model):
-    with pytest.raises(UsageError, match="as Kubernetes demands"):
+    with pytest.raises(UsageError, match="one of it as Kubernetes demands"):
         deploy.write_files(tmp_path / "kit", model)
     assert not (tmp_path / "kit").exists()
 

@@ -415,7 +415,7 @@ def test_a_model_that_cannot_run_is_not_published(tmp_path):
 
     inputs = keras.Input((2,))
     model = keras.Model(inputs, Impossible()(inputs))
-    with pytest.raises(ExportError, match=r"(?s)'inputs' \[1, 2\]\)\. Nothing was published"):
+    with pytest.raises(ExportError, match=r"(?s)'inputs' \[1, 2\]\)\. It was not published"):
         export_version({"a": model}, tmp_path / "1")
     assert names_in(tmp_path) == []
 
@@ -589,7 +589,7 @@ def test_a_full_disk_is_an_export_error_and_leaves_nothing(tmp_path, monkeypatch
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
     monkeypatch.setattr(tf.saved_model, "save", fill)
-    with pytest.raises(ExportError, match="No space left on device. Nothing was published"):
+    with pytest.raises(ExportError, match="No space left on device. Version 1 was not published"):
         export_version({"a": small()}, tmp_path / "1")
     assert names_in(tmp_path) == []
 
@@ -621,5 +621,5 @@ def test_a_folder_that_vanishes_while_a_version_is_written_is_said_to(tmp_path, 
 
     with pytest.raises(ExportError) as caught:
         export_version({"a": small()}, tmp_path / "m" / "1", approve=vanish)
-    assert "m' has vanished while the version was written. Nothing was" in str(caught.value)
+    assert "m' has vanished while the version was written. Version 1 was" in str(caught.value)
     assert "\n" not in str(caught.value) and not (tmp_path / "m" / "1").exists()

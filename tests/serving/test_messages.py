@@ -7,10 +7,12 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_management_pb2,
     model_pb2,
     predict_pb2,
     status_pb2,
 )
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from keras_mas.serving import messages
 
@@ -19,6 +21,7 @@ MODULES = (
     meta_graph_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_management_pb2,
     model_pb2,
     predict_pb2,
     tensor_shape_pb2,
@@ -33,9 +36,14 @@ def generated(name):
     return next(getattr(m, name) for m in MODULES if hasattr(m, name)).DESCRIPTOR
 
 
-def kind(field):
-    """Return all that the wire knows of a field, and the name of its message."""
+def kind(field, as_bytes=False):
+    """Return all that the wire knows of a field, and the name of its message.
+
+    On the wire a message within another one is its bytes, and may be declared so.
+    """
     message = field.message_type
+    if message is not None and as_bytes:
+        return field.name, field.TYPE_BYTES, field.is_repeated, None
     if message is not None and message.GetOptions().map_entry:
         return field.name, field.type, {name: kind(f) for name, f in message.fields_by_name.items()}
     return field.name, field.type, field.is_repeated, message and message.name
@@ -45,7 +53,14 @@ def kind(field):
 def test_every_field_is_that_of_the_official_message(name):
     official = generated(name).fields_by_number
     for number, field in messages.CLASSES[name].DESCRIPTOR.fields_by_number.items():
-        assert kind(field) == kind(official[number])
+        assert kind(field) == kind(official[number], as_bytes=field.type == field.TYPE_BYTES)
+
+
+def test_a_configuration_is_sent_as_its_bytes():
+    config = ModelServerConfig()
+    config.model_config_list.config.add(name="shop", base_path="/models/shop")
+    sent = messages.ReloadConfigRequest(config=config.SerializeToString()).SerializeToString()
+    assert model_management_pb2.ReloadConfigRequest.FromString(sent).config == config
 
 
 def test_numbers_of_types_and_states_are_the_official_ones():

@@ -32,7 +32,7 @@ from keras_mas.training.cli import (
     build_parser,
     main,
 )
-from keras_mas.training.commands import COMMANDS, promote
+from keras_mas.training.commands import COMMANDS, predict, promote
 from keras_mas.training.commands.shared import command_of, print_json, train_command
 from keras_mas.training.run_directory import read_json, read_result, write_json
 from keras_mas.training.tasks import builtin_names
@@ -86,6 +86,7 @@ try:
     main({argv})
 except SystemExit as end:
     heavy = {{"tensorflow", "keras", "matplotlib", "rich", "sklearn", "requests", "shtab"}}
+    heavy |= set({[] if argv == ["--version"] else ["difflib", "importlib.metadata"]})
     sys.exit(end.code or sorted(heavy & set(sys.modules)) or None)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -411,7 +412,10 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     # Without a server there is still what is on the disk.
     assert main(["status", "insects", "--server", "127.0.0.1:1"]) == 1
     out, err = capsys.readouterr()
-    assert "insects version 2  UNKNOWN  (canary)" in out and "127.0.0.1:1" in err
+    assert "insects version 2  UNKNOWN  (canary)" in out
+    said, failure = err.splitlines()
+    assert said.startswith("the server at 127.0.0.1:1 said nothing of this model: what follows is")
+    assert "127.0.0.1:1. Received: UNAVAILABLE" in failure
 
     moved = json.loads(answer(capsys, "promote", "insects", "--offline", "--json"))
     assert moved == {"stable": 2, "previous": 1}
@@ -456,7 +460,7 @@ def test_a_promotion_says_what_the_gate_said_and_the_labels_before_it_prunes(
         (here / f"models/insects/{version}").mkdir(parents=True)
         content = {"blessing": {"blessed": blessed, "forced": forced}}
         write_manifest(here / f"models/insects/{version}", content)
-    monkeypatch.setattr(promote, "_check", lambda folder: None)
+    monkeypatch.setattr(promote, "_check", lambda folder, debug: None)
     expected = {
         1: "",
         2: "warning: the gate has not judged version 2, which is stable now\n",
@@ -477,6 +481,13 @@ def test_a_promotion_says_what_the_gate_said_and_the_labels_before_it_prunes(
     assert "stable is version 2" in out and "models/insects/1" in err
 
 
+@pytest.mark.parametrize(("scenario", "head"), [("class", "all"), ("domain", "shared")])
+def test_a_stream_of_another_scenario_than_the_models_is_refused_with_its_name(scenario, head):
+    assert predict._advice(["ants", "bees"], [head]).startswith(
+        f"It has learned its tasks as --scenario {scenario}: give that with --examples-of"
+    )
+
+
 def test_ask_a_server(here, capsys):
     answer(capsys, "train", "insects.toml", *QUICK, "--export", "models/insects")
     with StandIn({"insects": here / "models/insects"}, grpc_port=0, rest_port=0) as server:
@@ -489,6 +500,16 @@ def test_ask_a_server(here, capsys):
         assert json.loads(over_grpc) == rows
         right = sum(row["truth"] == row["answer"] for row in rows)
         assert f"{right} of 9 right" in answer(capsys, *ask, "--server", rest)
+
+        # As `stable` may lag behind.
+        assert main([*map(str, ask), "--server", rest, "--version", "2", "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert [row["task"] for row in json.loads(out)] == ["ants"] * 3 + ["bees"] * 3
+        assert err.endswith("'insects' has no head for cats, which it has not learned: skipped.\n")
+        sentence = refusal(capsys, 2, *ask, "--server", rest, "--version", 2, "--task", "cats")
+        assert "answers for 'cats'. Received: one with the heads 'ants', 'bees'. Ask " in sentence
+        sentence = refusal(capsys, 2, *ask, "--server", rest, "--scenario", "class")
+        assert "It has learned its tasks as --scenario task: give that" in sentence
 
         np.save(here / "x.npy", np.load("bees.npz")["x_test"][:4])
         from_file = ["predict", "insects", "--input", "x.npy", "--server", rest]

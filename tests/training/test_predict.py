@@ -1,4 +1,4 @@
-"""`keras-mas predict` about files of images, in processes of their own as users start it."""
+"""`keras-mas predict`, and other commands that need no TensorFlow, as users start them."""
 
 import argparse
 import json
@@ -13,14 +13,15 @@ from PIL import Image
 
 from keras_mas.serving.client import RestClient
 from keras_mas.serving.export import export_version
+from keras_mas.serving.rollout import Rollout
 from keras_mas.serving.standin import ServerOptions, StandIn, config_of
 from keras_mas.training.cli import main
 from keras_mas.training.commands import predict
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A model that tells bright images from dark ones and red ones from others, in two tasks.
+def folder(tmp_path_factory):
+    """The folder of a model of two tasks, bright or dark, and red or another colour.
 
     An image is 2×2; the logits are means of its channels from 0 to 1: of a white image they are
     [0, 1] and [1, 1/2].
@@ -43,6 +44,11 @@ def server(tmp_path_factory):
     classes = {"light": ["dark", "bright"], "hue": ["red", "other"]}
     export_version(heads, folder / "1", classes=classes, resize="crop", warmup_batch_sizes=[1])
     shutil.copytree(folder / "1", folder / "2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
     config = config_of({"colours": folder})
     config.model_config_list.config[0].version_labels.update({"stable": 1, "canary": 2})
     options = ServerOptions(allow_version_labels_for_unavailable_models=True)
@@ -62,17 +68,24 @@ def ask(server, via, *words):
     return ["predict", "colours", "--via", via, "--server", f"127.0.0.1:{port}", *words]
 
 
-@pytest.mark.parametrize("via", ["rest", "grpc"])
-def test_images_are_sent_as_they_lie_and_nothing_waits_for_tensorflow(server, files, via):
-    words = ask(server, via, "--json", "--batch-size", "1", "--images", *files)
+def without_tensorflow(words):
+    """Run a command in a process of its own; return what it printed and said."""
     code = (
         f"import sys; from keras_mas.training.cli import main; code = main({words!r});"
         "loaded = {'tensorflow', 'keras'} & set(sys.modules);"
         "sys.exit(code or ', '.join(loaded) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("via", ["rest", "grpc"])
+def test_images_are_sent_as_they_lie_and_nothing_waits_for_tensorflow(server, files, via):
+    words = ask(server, via, "--json", "--batch-size", "1", "--images", *files)
+    out, err = without_tensorflow(words)
+    assert err == ""
+    rows = json.loads(out)
     answers = [(row["file"], row["task"], row["answer"]) for row in rows]
     white, blue = files
     assert answers == [
@@ -84,6 +97,19 @@ def test_images_are_sent_as_they_lie_and_nothing_waits_for_tensorflow(server, fi
     # e^1 / (e^0 + e^1), for a white image; it is brighter than a blue one.
     assert rows[1]["probability"] == 0.7311
     assert 0.5 < rows[3]["probability"] < 0.6
+
+
+def test_labels_move_to_versions_that_are_loaded_without_tensorflow(folder, tmp_path):
+    models = str(shutil.copytree(folder, tmp_path / "models" / "colours"))
+    Rollout(models).promote(1)
+    with StandIn({"colours": models}, grpc_port=0, rest_port=0) as server:
+        to_server = ["--server", f"127.0.0.1:{server.grpc_port}"]
+        for words, said in [
+            (["promote", models], "stable is version 2, previous is version 1"),
+            (["status", models, "--via", "grpc"], "colours version 2  AVAILABLE  (stable)"),
+            (["rollback", models], "stable is version 1"),
+        ]:
+            assert said in without_tensorflow([*words, *to_server])[0]
 
 
 def test_one_task_of_several_can_be_asked_for(server, files, capsys):

@@ -18,5 +18,6 @@ COMMANDS = (
     "rollback",
     "completion",
 )
-# Commands that do not import TensorFlow; `predict` does it for the examples of a stream alone.
-WITHOUT_TENSORFLOW = ("report", "predict", "status", "completion")
+# Commands that start without TensorFlow: `predict` imports it for the examples of a stream alone,
+# and `promote` for a version that no server has loaded yet.
+WITHOUT_TENSORFLOW = ("report", "predict", "status", "promote", "rollback", "completion")

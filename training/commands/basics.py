@@ -94,8 +94,13 @@ def client_of(args: argparse.Namespace) -> "GrpcClient | RestClient":
     """Return a client of the model server that was asked for."""
     from keras_mas.serving.client import GrpcClient, RestClient
 
-    kind, port = (GrpcClient, GRPC) if args.via == "grpc" else (RestClient, REST)
-    return kind(args.server or f"127.0.0.1:{port}", timeout=args.timeout, tls=tls_of(args))
+    kind = GrpcClient if args.via == "grpc" else RestClient
+    return kind(address_of(args), timeout=args.timeout, tls=tls_of(args))
+
+
+def address_of(args: argparse.Namespace) -> str:
+    """Return the address of the model server that was asked for."""
+    return args.server or f"127.0.0.1:{GRPC if args.via == 'grpc' else REST}"
 
 
 def tls_of(args: argparse.Namespace) -> "Tls | None":

@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
         else:
             if inputs is not None:
                 questions = [_about_inputs(inputs, args, client)]
+            else:
+                questions = _known(questions, args, client)
             rows = [row for question in questions for row in _answers(question, args, client)]
     _warn_of_numbers(rows)
     if args.json:
@@ -169,6 +171,43 @@ def _from_stream(args):
     return questions
 
 
+def _known(questions, args, client):
+    """Return the questions that a version has heads for: it may have learned fewer tasks."""
+    signatures = client.signatures(args.model, version=args.version, label=args.label)
+    heads = _heads_among(signatures)
+    _check_any_head(args, heads, signatures)
+    known = [question for question in questions if question.head in heads]
+    if not known:
+        asked = list(dict.fromkeys(question.head for question in questions))
+        raise UsageError(
+            f"Expected a version of '{args.model}' that answers for {one_of(asked)}. Received: one "
+            f"with the heads {one_of(sorted(heads))}. {_advice(asked, heads)}"
+        )
+    if skipped := [question.task for question in questions if question.head not in heads]:
+        warnings.warn(
+            f"This version of '{args.model}' has no head for {', '.join(skipped)}, which it has "
+            "not learned: skipped.",
+            stacklevel=2,
+        )
+    return known
+
+
+def _advice(asked, heads):
+    """Return what to do where no head answers that a stream asks for."""
+    learned, loaded = (_scenario_of(names) for names in (heads, asked))
+    if learned != loaded:
+        return (
+            f"It has learned its tasks as --scenario {learned}: give that with --examples-of, "
+            f"which loads them as {loaded}."
+        )
+    return "Ask another version, or about tasks that it has learned."
+
+
+def _scenario_of(heads):
+    """Return the scenario that heads are of, by the name of the one that tasks share."""
+    return next((name for name, head in SHARED_HEADS.items() if head in heads), "task")
+
+
 def _encoding_of(run):
     """Return what the network of a run takes of tables; None if it has learned none."""
     from ..finished_run import known_encoding
@@ -184,11 +223,16 @@ def _about_inputs(inputs, args, client):
 
 def _head(args, signatures):
     """Return the head that answers about inputs, which is a signature of its own."""
-    heads = [name for name, signature in signatures.items() if "label" in signature.outputs]
+    heads = _heads_among(signatures)
     _check_any_head(args, heads, signatures)
     if args.task is None and len(heads) == 1:
         return heads[0]
     return _named_head(args, heads)
+
+
+def _heads_among(signatures):
+    """Return the names of heads, which are signatures of their own."""
+    return [name for name, signature in signatures.items() if "label" in signature.outputs]
 
 
 def _check_any_head(args, heads, signatures):

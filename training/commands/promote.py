@@ -1,6 +1,7 @@
 """`keras-mas promote`: let a label point to a version, so that clients get it."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from keras_mas.serving.labels import LABELS, STABLE
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
     with rollouts.rollout_of(args) as rollout:
         before = rollout.labels
-        labels = rollout.promote(args.version, args.label, check=_check)
+        labels = rollout.promote(args.version, args.label, check=partial(_check, debug=args.debug))
     rollouts.print_changes(rollout)
     rollouts.print_labels(rollout.name, labels, args.json)
     _say_if_unmoved(rollout, args.label, before, labels)
@@ -91,7 +92,10 @@ def _say_if_not_blessed(rollout, version):
         stderr_console().print(f"warning: {said}", soft_wrap=True)
 
 
-def _check(folder: Path) -> None:
-    from keras_mas.serving.publish import check_version  # and with it TensorFlow, if it comes to it
+def _check(folder: Path, debug: bool = False) -> None:
+    from ..start_tensorflow import import_tensorflow
+
+    import_tensorflow(debug)
+    from keras_mas.serving.publish import check_version
 
     check_version(folder)

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
         for status in statuses:
             row = rows.setdefault(status.version, _row(status.version))
             row |= {"state": status.state, "error": status.error}
+    if failure is not None and rows:
+        _say_that_states_are_unknown(args)
     if failure is None or rows:
         _print([rows[version] for version in sorted(rows)], folder.name, args.json)
     if failure is not None:
@@ -42,6 +44,16 @@ def run(args: argparse.Namespace) -> None:
     missing = {k: v for k, v in missing.items() if rows[v]["state"] != "AVAILABLE"}
     if missing:
         raise RuntimeError(_of_missing(folder, missing))
+
+
+def _say_that_states_are_unknown(args):
+    from ..console import stderr_console
+
+    stderr_console().print(
+        f"the server at {basics.address_of(args)} said nothing of this model: what follows is on "
+        "the disk, and whether it is loaded is UNKNOWN",
+        soft_wrap=True,
+    )
 
 
 def _on_disk(folder, config):
