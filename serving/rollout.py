@@ -107,8 +107,8 @@ class Rollout:
             label: One of `labels.LABELS`. Where `stable` moves, `previous` points to where it was.
                 Whatever moves, `canary` is dropped if `stable` points to the same version.
             check: Called with the folder of the version before anything changes, as
-                `publish.check_version`; what it raises leaves everything as it is. A version that
-                answers at the server has been checked by it.
+                `publish.check_version`; what it raises leaves everything as it is. Also of a
+                version that answers at the server: its files may have been damaged since.
 
         Returns:
             The version under each label.
@@ -125,7 +125,10 @@ class Rollout:
             if version is None:
                 version = self._next(label, labels)
             self._check_exists(version)
-            if check is not None and not self._answers(version):
+            if check is not None:
+                if self.server is not None:  # without which the check would be in vain
+                    with _saying_that_nothing_moved():
+                        self.server.available(self.name)
                 check(list_versions(self.base_path)[version])
             moved = labels | {label: version}
             if label == STABLE and labels.get(STABLE, version) != version:
@@ -202,13 +205,6 @@ class Rollout:
                 f"it: `keras-mas promote {self.base_path} {version}`."
             )
         return version
-
-    def _answers(self, version: int) -> bool:
-        """Whether the server has a version, which it asks its warm-up requests when it loads it."""
-        if self.server is None:
-            return False
-        with _saying_that_nothing_moved():
-            return version in self.server.available(self.name)
 
     def _check_exists(self, version: int) -> None:
         versions = list_versions(self.base_path)

@@ -260,14 +260,12 @@ def test_models_beside_it_that_the_server_has_stay_served(shop, search, rollout_
     assert "search" in rollout.config.read_text()
 
 
-def test_a_version_that_the_server_has_is_not_checked_anew(shop, rollout_on):
+def test_a_version_that_the_server_has_is_checked_too(shop, rollout_on):
     checked = []
     with rollout_on(entry(shop, 1, 2)) as (_, rollout):
         rollout.promote(1, check=checked.append)
         rollout.promote(3, check=checked.append)
-    rollout.server = None
-    rollout.promote(1, check=checked.append)
-    assert [folder.name for folder in checked] == ["3", "1"]
+    assert [folder.name for folder in checked] == ["1", "3"]
 
 
 def test_a_server_of_another_configuration_is_left_alone(search, rollout_on):

@@ -19,5 +19,5 @@ COMMANDS = (
     "completion",
 )
 # Commands that start without TensorFlow: `predict` imports it for the examples of a stream alone,
-# and `promote` for a version that no server has loaded yet.
+# and `promote` to check a version, once all else is as expected.
 WITHOUT_TENSORFLOW = ("report", "predict", "status", "promote", "rollback", "completion")
