@@ -1,5 +1,6 @@
 """What every method of continual learning has: the class that the command line calls."""
 
+import abc
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -201,13 +202,14 @@ class Method:
         """
 
 
-class RememberingMethod(Method):
+class RememberingMethod(Method, abc.ABC):
     """A method that remembers something of the tasks, which it saves with its own name."""
 
+    @abc.abstractmethod
     def state(self) -> dict[str, np.ndarray]:
         """Return what `save` writes, as a flat dict of arrays."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
         """Take over a `state`, or leave everything as it is.
 
@@ -218,7 +220,6 @@ class RememberingMethod(Method):
         Raises:
             Exception: Of any class, if it is of another number of tasks, or no such state.
         """
-        raise NotImplementedError
 
     def save(self, path: Path) -> None:
         """Write what the method remembers, and which method it is."""
