@@ -100,8 +100,7 @@ class Method(l2.Method):
     ) -> None:
         """Add the weights that the task ended with to those of the tasks before it."""
         labels = {} if y is None else {"y": y}
-        options = {"max_examples": max_examples, "on_progress": on_progress}
-        now = self.precision(model, x, **labels, **options)
+        now = self.precision(model, x, max_examples=max_examples, on_progress=on_progress, **labels)
         names = weight_names(model)
         super().after_task(model, x, y, max_examples=max_examples)
         for place, weight in self._shared_weights().items():

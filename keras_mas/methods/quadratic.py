@@ -118,8 +118,9 @@ class QuadraticMethod(base.RememberingMethod):
         self._check_penalty_of(model)
         self.memory.check(model)  # before measuring takes its time
         labels = {} if y is None else {"y": y}
-        options = {"max_examples": max_examples, "on_progress": on_progress}
-        now = self.importance(model, x, **labels, **options)
+        now = self.importance(
+            model, x, max_examples=max_examples, on_progress=on_progress, **labels
+        )
         self.memory.remember(model, now, self.merged)
 
     def hold(self, model: keras.Model, x: Any, **options: Any) -> None:
