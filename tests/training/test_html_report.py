@@ -112,6 +112,13 @@ def test_pictures_have_words_and_tables_have_headings(both, tmp_path):
     assert page.of("html") == [{"lang": "en"}]
 
 
+def test_a_long_word_outside_of_tables_is_broken(both, tmp_path):
+    command = f"keras-mas compare insects --methods {','.join(['imm_mean'] * 30)}"
+    page, text = page_of(tmp_path / "report.html", both, remarks={"mas": [command]})
+    assert command in " ".join(page.words)
+    assert "\np, li, figcaption { overflow-wrap: anywhere; }\n" in text
+
+
 def test_the_numbers_are_there(both, tmp_path):
     page, text = page_of(
         tmp_path / "report.html",
