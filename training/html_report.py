@@ -182,8 +182,8 @@ _STABILITY = (
 _COSTS = (
     "Mean over the runs. Times depend on the machine and on what else it was doing. "
     f"{ABOUT_SECONDS} What a method keeps on disk between tasks is the size of its file beside the "
-    "network. It says nothing of the memory that the method needs while a task is learned: a second "
-    "copy of the weights, as LwF holds, is in no file."
+    "network. It says nothing of the memory that the method needs while a task is learned: a "
+    "second copy of the weights, as LwF holds, is in no file."
 )
 
 
