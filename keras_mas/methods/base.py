@@ -31,6 +31,20 @@ class Method:
         with method.evaluated():
             model.evaluate(...)
 
+    `model.save("model.keras")` keeps the network, and `method.save(path)` what the method
+    remembers. In another process a model is made of the loaded one, with its weights:
+
+        loaded = keras.models.load_model("model.keras")
+        method = load_method("lwf")(strength=1.0)
+        model = method.model(loaded.inputs[0], loaded.heads)
+        method.protect(model)
+        model.compile(...)
+        method.load(path, tasks=1)
+
+    `heads` are those of a model with `trains_all_heads`, to which new ones can be added; for others
+    it is `loaded.outputs[0]`. Where the loaded model is a `MASModel`, which holds its weights by a
+    memory of its own, `loaded.memory.release()` comes first.
+
     Tasks with heads of their own have a model each around one trunk, which is then what is
     protected: `MultiHead(trunk, method.model)` makes them. With `trains_all_heads` a model has the
     heads of all tasks so far, and `MultiHead(trunk)` makes these.
