@@ -11,6 +11,7 @@ import tensorflow as tf
 from .. import replicas
 from ..distillation import distillation_loss
 from ..heads import AllHeadsModel, list_of_heads, refuse_without_method
+from ..training_step import LossPartMetric
 from . import base
 from .base import counted
 
@@ -64,7 +65,8 @@ class AsItWas:
 class DistillingModel(AllHeadsModel):
     """A model of all heads that holds the answers of those learned before.
 
-    Its loss is that of the new task and λ times the `distillation_loss` on the same inputs.
+    Its loss is that of the new task and λ times the `distillation_loss` on the same inputs. `fit`
+    logs this second part alone, as `distillation`, for the last step of the epoch.
 
     A loaded one answers as it did, and learns in a model that its method makes of it.
 
@@ -92,6 +94,7 @@ class DistillingModel(AllHeadsModel):
         self._holds_tasks = 0
         self._before = AsItWas(keras.Model(inputs, self.held_tensors()))
         self._strength = tf.Variable(0.0, trainable=False)
+        self._held_part = LossPartMetric("distillation")
         self._held = tf.Variable(tf.zeros_like(self.labels_met), trainable=False)
 
     def held_tensors(self) -> Any:
@@ -133,6 +136,7 @@ class DistillingModel(AllHeadsModel):
         if not training:
             return loss
         held = self._strength * self.held_loss(x, y_pred) * replicas.share(y_pred)
+        self._held_part.update_state(replicas.total(tf.stop_gradient(held)))
         return loss + tf.cast(held, loss.dtype)
 
     def held_loss(self, x: Any, logits: tf.Tensor) -> tf.Tensor:
