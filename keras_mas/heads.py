@@ -156,15 +156,19 @@ class AllHeads(_Base):
 
         model = AllHeadsModel(trunk.inputs[0], [m.outputs[0] for m in heads.models.values()])
 
-    To save the heads, save `MultiHead.joint`, which shares their weights.
+    To save the heads, save `MultiHead.joint`, which shares their weights; or the model, which knows
+    its heads again when it is loaded.
 
     Args:
         inputs: As for a functional `keras.Model`.
         outputs: Logits `[N, units]` of every head; or a tensor, for a model of one head.
         name: Name of the model.
+        joined: Whether `outputs` are the logits of several heads side by side, as such a model has
+            put them: then it is loaded.
         **options: Passed to the class of model that this one is mixed with.
 
     Attributes:
+        heads: The logits of every head, to make another model of: tensors `[N, units]`.
         head_of_logit: `[C]`, int32: the number of the head that a logit belongs to.
         labels_met: `[C]`, a bool variable: which labels training steps have met.
 
@@ -172,18 +176,32 @@ class AllHeads(_Base):
         ValueError: If a head has one logit.
     """
 
-    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **options: Any):
-        heads = list_of_heads(outputs)
+    def __init__(
+        self,
+        inputs: Any,
+        outputs: Any,
+        name: str | None = None,
+        *,
+        joined: bool = False,
+        **options: Any,
+    ):  # pragma: no mutate block
+        heads = _joined_heads(outputs) if joined else list_of_heads(outputs)
         if any(head.shape[-1] == 1 for head in heads):
             raise ValueError(
                 "Expected heads of two logits or more: labels are numbers of logits. Received: a "
                 "head with one. Give it two, and a sparse cross-entropy as loss."
             )
-        logits = keras.layers.Concatenate()(heads) if len(heads) > 1 else heads[0]
-        super().__init__(inputs=inputs, outputs=logits, name=name, **options)
+        if not joined:
+            outputs = keras.layers.Concatenate()(heads) if len(heads) > 1 else heads[0]
+        super().__init__(inputs=inputs, outputs=outputs, name=name, **options)
+        self.heads = heads
         units = [head.shape[-1] for head in heads]
         self.head_of_logit = np.repeat(np.arange(len(heads), dtype="int32"), units)
         self.labels_met = tf.Variable(np.zeros(sum(units), bool), trainable=False)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the model's config, in which the logits of its heads are side by side."""
+        return {**super().get_config(), "joined": len(self.heads) > 1}
 
     def own_logits(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Return logits `[N, C]` of which only those of the label's head can be chosen."""
@@ -211,13 +229,34 @@ class AllHeads(_Base):
         return super().compute_metrics(x, y, self.own_logits(y_pred, y), sample_weight)
 
 
+@keras.saving.register_keras_serializable("keras_mas")
 class AllHeadsModel(AllHeads, keras.Model):
     """A `keras.Model` of all heads; see `AllHeads`."""
+
+
+def refuse_without_method(model: AllHeads, has_method: bool) -> None:
+    """Refuse to train a loaded model that needs what the method remembers beside it.
+
+    Raises:
+        ValueError: If it has no method.
+    """
+    if not has_method:
+        raise ValueError(
+            "Expected a model that its method has made, to train. Received: "
+            f"'{model.name}', which was loaded or copied, and of which no method knows. Train "
+            "`method.model(loaded.inputs[0], loaded.heads)`, which shares its weights."
+        )
 
 
 def list_of_heads(outputs: Any) -> list[Any]:
     """Return the logits of every head, of outputs as `AllHeads` takes them."""
     return list(outputs) if isinstance(outputs, Sequence) else [outputs]
+
+
+def _joined_heads(logits):
+    """Return the logits of every head, of logits that were put side by side."""
+    layer, node, _ = logits._keras_history
+    return list(layer._inbound_nodes[node].input_tensors)
 
 
 def _occurring(labels, classes):

@@ -89,6 +89,36 @@ class PenaltyMetric(keras.metrics.Metric):
         return {} if self.strength is None else {"strength": tf.convert_to_tensor(self.strength())}
 
 
+class LossPartMetric(keras.metrics.Metric):
+    """A part of the loss of the last training step, which a model tells it of.
+
+    As a `PenaltyMetric`, it stands in the logs of training steps only.
+
+    Args:
+        name: Its name in the logs.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name=name)
+        # Each replica is told of the sum over all of them.
+        self._part = self.add_variable((), "zeros", aggregation="only_first_replica", name="part")
+        self._updated_in: Callable = _nowhere
+
+    def update_state(self, part: tf.Tensor) -> None:
+        """Be told of the part, a scalar, in the step that is being traced or run."""
+        self._part.assign(tf.cast(part, self._part.dtype))
+        self._updated_in = _reference(_outermost_graph())
+
+    def result(self) -> dict[str, Any]:
+        """Return `{name: scalar}` within a training step, and nothing elsewhere."""
+        graph = _outermost_graph()
+        if self._updated_in() is not graph:
+            return {}
+        if graph is _EAGER:
+            self._updated_in = _nowhere  # until the next step
+        return {self.name: tf.convert_to_tensor(self._part)}
+
+
 class UpdateCheck(keras.constraints.Constraint):
     """Refuse a training step that updates a bound weight without its penalty.
 

@@ -159,3 +159,8 @@ def test_a_method_has_its_own_default_strength():
 def test_an_unknown_method_is_named():
     with pytest.raises(UsageError, match=r"a method out of mas, .* Received: 'ewc\+'"):
         load_method("ewc+")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_names_its_source(name):
+    assert "arXiv:" in load_method(name).__doc__

@@ -109,6 +109,19 @@ def test_a_shared_head_is_held_in_the_classes_that_have_occurred():
     assert float(model.held_loss(column(1.0), model(column(1.0)))) > 0.1
 
 
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_what_is_held_is_in_the_logs_of_training_alone(eagerly):
+    # KL of odds 3 : 1 to 1 : 1 is ½ ln(½ / ¾) + ½ ln(½ / ¼) = ½ ln(4/3), λ = 4.
+    method, model = learned_first_task(strength=4.0)
+    method.before_task(model, column(1.0))
+    model.weights[1].assign([[math.log(3), -math.log(3)]])
+    model.compile(keras.optimizers.SGD(0.0), model.loss, run_eagerly=eagerly)
+    logs = model.fit(column(1.0), np.array([2]), verbose=0).history
+    assert logs["distillation"] == [pytest.approx(2 * math.log(4 / 3))]
+    assert logs["loss"] == [pytest.approx(math.log(2) + 2 * math.log(4 / 3))]
+    assert model.evaluate(column(1.0), np.array([2]), verbose=0) == pytest.approx(math.log(2))
+
+
 def test_all_earlier_heads_are_held():
     method, model = learned_first_task(strength=1.0, units=(2, 2, 2))
     method.before_task(model, column(1.0))

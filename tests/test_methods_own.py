@@ -9,7 +9,9 @@ from keras_mas.methods import is_own, load_method
 
 MODULE = """
 import importlib
-from keras_mas.methods.base import Method
+from keras_mas.methods import imm_mean, mas
+from keras_mas.methods.base import Method, RememberingMethod
+from keras_mas.methods.quadratic import QuadraticMethod
 
 class Mine(Method):
     pass
@@ -39,6 +41,12 @@ class Bare:
     def save(self): ...
 
 def function(): ...
+
+class Half(QuadraticMethod):
+    pass
+
+class Forgetful(RememberingMethod):
+    def state(self): ...
 """
 
 
@@ -109,6 +117,12 @@ def test_names_of_the_form():
         ("my_method:importlib", "Received: module. Name the class"),
         ("my_method:Bare", "has_strength, .*Received: a class without after_task, load. Derive"),
         (
+            "my_method:Half",
+            r"to have .*importance, merged, .*Received: a class without importance\. Write what .*"
+            r"`keras_mas\.methods\.quadratic\.QuadraticMethod`",
+        ),
+        ("my_method:Forgetful", r"without restore\. Write what is missing, .*RememberingMethod`"),
+        (
             "my_method:",
             "a method out of mas, .* or MODULE:CLASS. Received: 'my_method:'. Choose one of them.$",
         ),
@@ -132,6 +146,8 @@ def test_what_the_module_itself_lacks_is_named(folder):
         ("def after_task(self, model, *, max_examples=None): ...", "`after_task` .*too many"),
         ("def load(self, path): ...", "too many positional arguments"),
         ("def before_task(self, model, x, y): ...", "missing a required argument: 'y'"),
+        ("def before_task(self, model, x): ...", "unexpected keyword argument 'y'"),
+        ("def model(self, inputs, outputs): ...", "unexpected keyword argument 'name'"),
         ("callbacks = 3", r"`callbacks` .*'int' object is not"),
     ],
 )
@@ -139,6 +155,49 @@ def test_a_function_that_cannot_be_called_as_ours_is_named(folder, function, wor
     (folder / "my_method.py").write_text(f"{MODULE}\nclass Odd(Method):\n    {function}\n")
     with pytest.raises(UsageError, match=words):
         load_method("my_method:Odd")
+
+
+@pytest.mark.parametrize(
+    ("base", "function", "words"),
+    [
+        (
+            "mas.Method",
+            "def importance(self, model, x): ...",
+            r"`importance` of .*`keras_mas\.methods\.quadratic\.QuadraticMethod` .*'max_examples'",
+        ),
+        ("mas.Method", "def importance(self, model, **options): ...", "too many positional"),
+        ("mas.Method", "def merged(self, importance, now): ...", "QuadraticMethod` .*too many"),
+        ("mas.Method", "def load(self, path): ...", r"base\.Method` takes: \(self, path"),
+        ("imm_mean.Method", "def precision(self, model): ...", r"imm_mean\.Method` takes: "),
+    ],
+)
+def test_a_function_of_another_base_that_cannot_be_called_so_is_named(
+    folder, base, function, words
+):
+    (folder / "my_method.py").write_text(f"{MODULE}\nclass Odd({base}):\n    {function}\n")
+    with pytest.raises(UsageError, match=words):
+        load_method("my_method:Odd")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "def importance(self, model, x, **options): return {'kernel': options}",
+        "def importance(self, model, x, y=None, max_examples=None, on_progress=None): ...",
+        "def merged(self, *arrays): ...",
+        "def helper(self, x): ...",
+    ],
+)
+def test_a_function_of_another_base_that_takes_more_is_fine(folder, function):
+    (folder / "my_method.py").write_text(f"{MODULE}\nclass Wide(mas.Method):\n    {function}\n")
+    assert load_method("my_method:Wide").__name__ == "Wide"
+
+
+def test_what_classes_of_your_own_agree_on_is_theirs(folder):
+    own = "class Base(Method):\n    def helper(self, x): ...\n"
+    own += "class Derived(Base):\n    def helper(self, x, y): ...\n"
+    (folder / "my_method.py").write_text(f"{MODULE}\n{own}")
+    assert load_method("my_method:Derived").__name__ == "Derived"
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,9 @@ _STABILITY = (
 )
 _COSTS = (
     "Mean over the runs. Times depend on the machine and on what else it was doing. "
-    f"{ABOUT_SECONDS} What a method keeps between tasks is the size of its file beside the network."
+    f"{ABOUT_SECONDS} What a method keeps on disk between tasks is the size of its file beside the "
+    "network. It says nothing of the memory that the method needs while a task is learned: a "
+    "second copy of the weights, as LwF holds, is in no file."
 )
 
 
@@ -296,9 +298,9 @@ def _costs(found):
         sizes = [_mean_of(g, lambda r: r["memory"]["kept_by_method"]) / _MEGABYTE for g in found]
         words = ", ".join(f"{g.label} {size:.1f}" for g, size in zip(found, sizes, strict=True))
         yield figure(
-            "Megabytes kept by the method",
-            f"Bar chart of the megabytes kept by the method: {words}.",
-            pictures.bars(labels, {"kept": sizes}, "megabytes"),
+            "Megabytes on disk between tasks",
+            f"Bar chart of the megabytes that the method keeps on disk between tasks: {words}.",
+            pictures.bars(labels, {"kept": sizes}, "megabytes on disk"),
             wide=True,
         )
 

@@ -312,7 +312,8 @@ class Learner:
             self.stream, recipe, self.method.model, all_heads=self.method.trains_all_heads
         )
         self._check_shared_weights(settings)
-        self._warn_of_batch_norm(recipe)
+        if recipe.batch_norm != Recipe.batch_norm:
+            warn_of_batch_norm(recipe, self.network.trunk)
         self.loops = {}
         self.optimizer = optimizer_of(recipe.optimizer)
         for logits, model in self.network.models.items():
@@ -344,15 +345,6 @@ class Learner:
                 "of your own with `trainable = True`."
             )
 
-    def _warn_of_batch_norm(self, recipe):
-        """Warn if something is to become of moving statistics, and there are none."""
-        if recipe.batch_norm != Recipe.batch_norm and not moving_batch_norms(self.network.trunk):
-            warnings.warn(
-                f"--batch-norm {recipe.batch_norm} makes no difference: nothing in the backbone "
-                f"'{recipe.backbone}' has moving statistics",
-                stacklevel=2,
-            )
-
     def _head(self, number):
         return self.head_of[self.stream.tasks[number].name]
 
@@ -366,6 +358,21 @@ class Learner:
     def _with_labels_of(self, head, split):
         first = self.network.first_logit(head) + head.offset
         return Split(split.source, split.labels + first, split.rows)
+
+
+def warn_of_batch_norm(recipe: Recipe, trunk: keras.Model) -> None:
+    """Warn if something is to become of moving statistics, and there are none.
+
+    Args:
+        recipe: What was asked for; its default is for whoever knows that it was given.
+        trunk: The backbone.
+    """
+    if not moving_batch_norms(trunk):
+        warnings.warn(
+            f"--batch-norm {recipe.batch_norm} makes no difference: nothing in the backbone "
+            f"'{recipe.backbone}' has moving statistics",
+            stacklevel=2,
+        )
 
 
 def structure_of(settings: Settings) -> tuple[str | None, ...]:

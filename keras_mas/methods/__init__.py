@@ -26,6 +26,9 @@ METHODS = (
     "joint",
 )
 
+# What the names of our modules begin with.
+_PACKAGE = "keras_mas."
+
 
 def load_method(name: str) -> type[Any]:
     """Return the class of a method: one of ours, or one of your own.
@@ -34,7 +37,8 @@ def load_method(name: str) -> type[Any]:
         name: Name out of `METHODS`, also of its file here; or `MODULE:CLASS`, such as
             `my_module:MyMethod`, in a module that can be imported from the current folder. The
             class has all that `keras_mas.methods.base.Method` has, most simply by being derived
-            from it.
+            from it, and what another base of ours asks of it, as `QuadraticMethod` does for
+            `importance`.
 
     Raises:
         UsageError: If there is no such method, or it lacks a part of a method.
@@ -68,17 +72,44 @@ def _checked(found, name):
             f"Expected '{name}' to be a class. Received: {type(found).__name__}. Name the class "
             "itself, which is called with λ and the kind of penalty."
         )
-    parts = [part for part in vars(Method) if not part.startswith("_")]
-    missing = [part for part in parts if not hasattr(found, part)]
+    for base, parts in _declared(found, Method).items():
+        _check_parts(found, base, parts, name)
+    _check_constructor(found, name)
+    for base, parts in _declared(found, Method).items():
+        for part in parts:
+            _check_signature(found, part, base, name)
+    return found
+
+
+def _declared(found, method):
+    """Return the parts of a method by the classes of ours that first declare them.
+
+    These are `method`, of which a class need not be derived, and the bases of ours that it has: a
+    quadratic method, for example, is also asked for its importance.
+    """
+    ours = [base for base in reversed(found.__mro__) if base.__module__.startswith(_PACKAGE)]
+    declared: dict[type, list[str]] = {}
+    seen: set[str] = set()
+    for base in dict.fromkeys([method, *(base for base in ours if issubclass(base, method))]):
+        public = [part for part in vars(base) if not part.startswith("_")]
+        declared[base] = [part for part in public if part not in seen]
+        seen.update(public)
+    return declared
+
+
+def _check_parts(found, base, parts, name):
+    """Refuse a class without parts that a class of ours declares, or that this leaves to others."""
+    left = getattr(found, "__abstractmethods__", ())
+    missing = [part for part in parts if not hasattr(found, part) or part in left]
     if missing:
+        path = f"{base.__module__}.{base.__qualname__}"
+        advice = f"Derive it from `{path}`, which has them."
+        if issubclass(found, base):
+            advice = f"Write what is missing, as the docstrings of `{path}` say."
         raise UsageError(
             f"Expected the method '{name}' to have {', '.join(parts)}. Received: a class without "
-            f"{', '.join(missing)}. Derive it from `keras_mas.methods.base.Method`, which has them."
+            f"{', '.join(missing)}. {advice}"
         )
-    _check_constructor(found, name)
-    for part in parts:
-        _check_signature(found, part, getattr(Method, part), name)
-    return found
 
 
 def _check_constructor(found, name):
@@ -93,22 +124,35 @@ def _check_constructor(found, name):
         ) from None
 
 
-def _check_signature(found, part, ours, name):
-    """Refuse a function that cannot be called as ours is: with what is required, and by name."""
+def _check_signature(found, part, base, name):
+    """Refuse a function that cannot be called as that of a class of ours is."""
+    ours = getattr(base, part)
     if not inspect.isfunction(ours):
         return
     expected = inspect.signature(ours)
     _, *parameters = expected.parameters.values()  # without self
-    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    required = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY and p.default is p.empty]
+    named = dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    required = [p.name for p in positional if p.default is p.empty]
+    optional = [p.name for p in positional if p.default is not p.empty]
     own = getattr(object.__new__(found), part)
     try:
         if not callable(own):
             raise TypeError(f"'{type(own).__name__}' object is not callable")
-        inspect.signature(own).bind(*required, **dict.fromkeys(named))
+        signature = inspect.signature(own)
+        signature.bind(*required, **named)
+        _bind_all(signature, required, optional, named)
     except TypeError as error:
         raise UsageError(
             f"Expected `{part}` of the method '{name}' to take what that of "
-            f"`keras_mas.methods.base.Method` takes: {expected}. Received: one that cannot be "
-            f"called so ({error})."
+            f"`{base.__module__}.{base.__qualname__}` takes: {expected}. Received: one that cannot "
+            f"be called so ({error})."
         ) from None
+
+
+def _bind_all(signature, required, optional, named):
+    """Bind what need not be given too: by its place, or by its name, as to `**options`."""
+    try:
+        signature.bind(*required, *optional, **named)
+    except TypeError:
+        signature.bind(*required, **dict.fromkeys(optional), **named)

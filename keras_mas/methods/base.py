@@ -1,5 +1,6 @@
 """What every method of continual learning has: the class that the command line calls."""
 
+import abc
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,20 @@ class Method:
             method.after_task(model, x, y)
         with method.evaluated():
             model.evaluate(...)
+
+    `model.save("model.keras")` keeps the network, and `method.save(path)` what the method
+    remembers. In another process a model is made of the loaded one, with its weights:
+
+        loaded = keras.models.load_model("model.keras")
+        method = load_method("lwf")(strength=1.0)
+        model = method.model(loaded.inputs[0], loaded.heads)
+        method.protect(model)
+        model.compile(...)
+        method.load(path, tasks=1)
+
+    `heads` are those of a model with `trains_all_heads`, to which new ones can be added; for others
+    it is `loaded.outputs[0]`. Where the loaded model is a `MASModel`, which holds its weights by a
+    memory of its own, `loaded.memory.release()` comes first.
 
     Tasks with heads of their own have a model each around one trunk, which is then what is
     protected: `MultiHead(trunk, method.model)` makes them. With `trains_all_heads` a model has the
@@ -201,13 +216,14 @@ class Method:
         """
 
 
-class RememberingMethod(Method):
+class RememberingMethod(Method, abc.ABC):
     """A method that remembers something of the tasks, which it saves with its own name."""
 
+    @abc.abstractmethod
     def state(self) -> dict[str, np.ndarray]:
         """Return what `save` writes, as a flat dict of arrays."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def restore(self, arrays: dict[str, np.ndarray], tasks: int) -> None:
         """Take over a `state`, or leave everything as it is.
 
@@ -218,7 +234,6 @@ class RememberingMethod(Method):
         Raises:
             Exception: Of any class, if it is of another number of tasks, or no such state.
         """
-        raise NotImplementedError
 
     def save(self, path: Path) -> None:
         """Write what the method remembers, and which method it is."""

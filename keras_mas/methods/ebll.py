@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from ..distillation import code_loss
-from ..heads import list_of_heads
 from ..importance.batches import batches
 from . import lwf
 from .lwf import DistillingModel, Learned
@@ -49,6 +48,12 @@ class Encoders:
         self.kernels, self.biases = self.kernels[:, :0], self.biases[:0]
 
 
+def no_encoders() -> Encoders:
+    """Return those of no task, of features whose number is not known yet."""
+    return Encoders(np.zeros([0, 0], "float32"), np.zeros([0], "float32"))
+
+
+@keras.saving.register_keras_serializable("keras_mas")
 class EncoderModel(DistillingModel):
     """A `DistillingModel` that holds the codes of its features, too.
 
@@ -58,6 +63,8 @@ class EncoderModel(DistillingModel):
         name: As for `AllHeadsModel`.
         learned: As for `DistillingModel`.
         encoders: Encoders of the tasks that had been learned; the method keeps them up to date.
+            None for a model of no method.
+        **options: As for `AllHeadsModel`.
     """
 
     def __init__(
@@ -66,11 +73,14 @@ class EncoderModel(DistillingModel):
         outputs: Any,
         name: str | None = None,
         *,
-        learned: Learned,
-        encoders: Encoders,
-    ):
-        super().__init__(inputs, outputs, name, learned=learned)
-        features = _features_of(inputs, outputs)
+        learned: Learned | None = None,
+        encoders: Encoders | None = None,
+        **options: Any,
+    ):  # pragma: no mutate block
+        super().__init__(inputs, outputs, name, learned=learned, **options)
+        features = _features_of(self.inputs, self.heads)
+        if encoders is None:
+            encoders = no_encoders()
         self._features: Any = None
         self._encoders = encoders
         # Their number grows, and nothing is traced again.
@@ -81,9 +91,9 @@ class EncoderModel(DistillingModel):
         self._biases = tf.Variable(tf.zeros([0]), shape=[None], trainable=False)
         self.autoencoder = Autoencoder(features, self)
 
-    def held_tensors(self, outputs: Any) -> Any:
+    def held_tensors(self) -> Any:
         """Return the logits, and the features that they are made from."""
-        return [self.outputs[0], _features_of(self.inputs, outputs)]
+        return [self.outputs[0], _features_of(self.inputs, self.heads)]
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return the logits, and keep the features that they were made from for the loss."""
@@ -196,11 +206,9 @@ class _Reconstruction(keras.Model):
         return tf.reduce_mean(task + RECONSTRUCTION_WEIGHT * gap)
 
 
-def _features_of(inputs, outputs):
+def _features_of(inputs, heads):
     """Return the tensor from which every head makes its logits, by one layer."""
-    features, *others = [
-        keras.Model(inputs, head).layers[-1].input for head in list_of_heads(outputs)
-    ]
+    features, *others = [keras.Model(inputs, head).layers[-1].input for head in heads]
     if any(other is not features for other in others):
         raise ValueError(
             "Expected heads of one layer each, on features that they share, of which EBLL holds "
@@ -252,7 +260,7 @@ class Method(lwf.Method):
 
     def __init__(self, strength: float | str | None = None, penalty: str = "in_loss"):
         super().__init__(strength, penalty)
-        self.encoders = Encoders(np.zeros([0, 0], "float32"), np.zeros([0], "float32"))
+        self.encoders = no_encoders()
 
     def _made_model(self, inputs, outputs, name):
         return EncoderModel(inputs, outputs, name, learned=self.learned, encoders=self.encoders)

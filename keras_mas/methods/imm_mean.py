@@ -60,15 +60,22 @@ class Method(l2.Method):
         self._scaled_sums: dict[str, np.ndarray] = {}
 
     def precision(
-        self, model: keras.Model, x: Any, y: Any = None, **options: Any
+        self,
+        model: keras.Model,
+        x: Any,
+        y: Any = None,
+        *,
+        max_examples: int | None = None,
+        on_progress: Callable | None = None,
     ) -> dict[str, np.ndarray]:
         """Return what the weights of a task are weighted by, by the names of the model's weights.
 
         Args:
             model: The model, after the task.
             x: As for `after_task`.
-            y: As for `after_task`.
-            **options: `max_examples` and `on_progress`, as for `compute_fisher`.
+            y: As for `after_task`; left out where that is None.
+            max_examples: As for `compute_fisher`.
+            on_progress: As for `compute_fisher`.
         """
         return {name: np.ones(w.shape, w.dtype) for name, w in trainable_weights(model).items()}
 
@@ -92,7 +99,8 @@ class Method(l2.Method):
         on_progress: Callable | None = None,
     ) -> None:
         """Add the weights that the task ended with to those of the tasks before it."""
-        now = self.precision(model, x, y, max_examples=max_examples, on_progress=on_progress)
+        labels = {} if y is None else {"y": y}
+        now = self.precision(model, x, max_examples=max_examples, on_progress=on_progress, **labels)
         names = weight_names(model)
         super().after_task(model, x, y, max_examples=max_examples)
         for place, weight in self._shared_weights().items():

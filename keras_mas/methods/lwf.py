@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from .. import replicas
 from ..distillation import distillation_loss
-from ..heads import AllHeadsModel, list_of_heads
+from ..heads import AllHeadsModel, list_of_heads, refuse_without_method
+from ..training_step import LossPartMetric
 from . import base
 from .base import counted
 
@@ -60,28 +61,44 @@ class AsItWas:
         return outputs
 
 
+@keras.saving.register_keras_serializable("keras_mas")
 class DistillingModel(AllHeadsModel):
     """A model of all heads that holds the answers of those learned before.
 
-    Its loss is that of the new task and λ times the `distillation_loss` on the same inputs.
+    Its loss is that of the new task and λ times the `distillation_loss` on the same inputs. `fit`
+    logs this second part alone, as `distillation`, for the last step of the epoch.
+
+    A loaded one answers as it did, and learns in a model that its method makes of it.
 
     Args:
         inputs: As for `AllHeadsModel`.
         outputs: As for `AllHeadsModel`.
         name: As for `AllHeadsModel`.
-        learned: What had been learned when the model was made; the method keeps it up to date.
+        learned: What had been learned when the model was made; the method keeps it up to date. None
+            for a model of no method, which is loaded.
+        **options: As for `AllHeadsModel`.
     """
 
-    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, *, learned: Learned):
-        super().__init__(inputs, outputs, name)
-        self._learned = learned
+    def __init__(
+        self,
+        inputs: Any,
+        outputs: Any,
+        name: str | None = None,
+        *,
+        learned: Learned | None = None,
+        **options: Any,
+    ):  # pragma: no mutate block
+        super().__init__(inputs, outputs, name, **options)
+        self._has_method = learned is not None
+        self._learned = Learned() if learned is None else learned
         self._holds_tasks = 0
-        self._before = AsItWas(keras.Model(inputs, self.held_tensors(outputs)))
+        self._before = AsItWas(keras.Model(inputs, self.held_tensors()))
         self._strength = tf.Variable(0.0, trainable=False)
+        self._held_part = LossPartMetric("distillation")
         self._held = tf.Variable(tf.zeros_like(self.labels_met), trainable=False)
 
-    def held_tensors(self, outputs: Any) -> Any:
-        """Return the tensors of the model that are held, of its outputs as it was made with."""
+    def held_tensors(self) -> Any:
+        """Return the tensors of the model that are held."""
         return self.outputs[0]
 
     def hold(self, strength: float) -> None:
@@ -97,6 +114,7 @@ class DistillingModel(AllHeadsModel):
 
     def make_train_function(self, force: bool = False) -> Callable:
         """Refuse, when a `fit` begins, to learn a task without holding the ones before it."""
+        refuse_without_method(self, self._has_method)
         if self._holds_tasks != self._learned.tasks:
             raise ValueError(
                 f"Expected `method.before_task(model, x)` before the `fit` of '{self.name}', since "
@@ -118,6 +136,7 @@ class DistillingModel(AllHeadsModel):
         if not training:
             return loss
         held = self._strength * self.held_loss(x, y_pred) * replicas.share(y_pred)
+        self._held_part.update_state(replicas.total(tf.stop_gradient(held)))
         return loss + tf.cast(held, loss.dtype)
 
     def held_loss(self, x: Any, logits: tf.Tensor) -> tf.Tensor:

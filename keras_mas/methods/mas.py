@@ -10,7 +10,16 @@ from . import quadratic
 
 
 class Method(quadratic.QuadraticMethod):
-    """Memory Aware Synapses; Ω needs no labels, and is summed over the tasks."""
+    """Memory Aware Synapses (Aljundi et al., ECCV 2018, arXiv:1711.09601).
+
+    With Ω = 1/N Σ_k |∂‖F(x_k)‖² / ∂θ| over the inputs x_k of a task, the next ones are learned with
+
+        L_new + λ Σ Ω (θ − θ*)²
+
+    Ω is Eq. 2, for the squared norm of the output, of which the paper takes the gradient where F
+    has several; the loss is Eq. 3, without a ½. Ω needs no labels, and is summed over the tasks; θ*
+    are the weights when the last one ended.
+    """
 
     needs_inputs_alone: ClassVar[bool] = True
     # On average the nearest to the best λ of eight cases (results/auto-strength.md). With λ = 1 in

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..arrays import joined, split
-from ..heads import AllHeads
+from ..heads import AllHeads, refuse_without_method
 from ..importance import compute_importance
 from ..model import MASModel
 from ..plateau import PlateauDetector
@@ -76,6 +76,7 @@ class HardExamples:
         return {"inputs": self._inputs, "labels": self._labels, "count": self.count}
 
 
+@keras.saving.register_keras_serializable("keras_mas")
 class OnlineMASModel(AllHeads, MASModel):
     """A `MASModel` that trains on hard examples beside the new ones, and watches their loss.
 
@@ -83,8 +84,9 @@ class OnlineMASModel(AllHeads, MASModel):
         inputs: As for `AllHeads`, of one input.
         outputs: As for `AllHeads`.
         name: As for `AllHeads`.
-        plateaus: Is told of the loss of the new examples of every step.
-        **options: As for `MASModel`.
+        plateaus: Is told of the loss of the new examples of every step. None for a model of no
+            method, which is loaded.
+        **options: As for `AllHeads` and `MASModel`.
 
     Attributes:
         hard: The hard examples.
@@ -96,15 +98,17 @@ class OnlineMASModel(AllHeads, MASModel):
         outputs: Any,
         name: str | None = None,
         *,
-        plateaus: PlateauDetector,
+        plateaus: PlateauDetector | None = None,
         **options: Any,
-    ):
+    ):  # pragma: no mutate block
         super().__init__(inputs, outputs, name, **options)
-        self._plateaus = plateaus
+        self._has_method = plateaus is not None
+        self._plateaus = PlateauDetector() if plateaus is None else plateaus
         self.hard = HardExamples(self.input_shape[1:])
 
     def make_train_function(self, force: bool = False) -> Callable:
         """Refuse, when a `fit` begins, to go on after a plateau at which nothing was protected."""
+        refuse_without_method(self, self._has_method)
         if bool(self._plateaus.has_met_plateau):
             raise ValueError(
                 f"Expected `callbacks=method.callbacks()` in every `fit` of '{self.name}'. "

@@ -1,5 +1,6 @@
 """What all methods with a quadratic penalty λ Σ Ω (θ − θ*)² share; they differ in Ω and θ*."""
 
+import abc
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -47,18 +48,25 @@ class QuadraticMethod(base.RememberingMethod):
         """The share of weights that are free to learn the next task, if λ is "auto"."""
         return self.memory.free_share()
 
+    @abc.abstractmethod
     def importance(
-        self, model: keras.Model, x: Any, y: Any = None, **options: Any
+        self,
+        model: keras.Model,
+        x: Any,
+        y: Any = None,
+        *,
+        max_examples: int | None = None,
+        on_progress: Callable | None = None,
     ) -> dict[str, np.ndarray]:
         """Return Ω of the task that was just learned, by the names of the model's weights.
 
         Args:
             model: The model.
             x: As for `after_task`.
-            y: As for `after_task`.
-            **options: `max_examples` and `on_progress`, as for `compute_importance`.
+            y: As for `after_task`; left out where that is None.
+            max_examples: As for `compute_importance`.
+            on_progress: As for `compute_importance`.
         """
-        raise NotImplementedError
 
     def merged(
         self, importance: np.ndarray, anchor: np.ndarray, now: np.ndarray, weight: np.ndarray
@@ -109,7 +117,10 @@ class QuadraticMethod(base.RememberingMethod):
         """Merge the importance of the held weights for this task with that of earlier ones."""
         self._check_penalty_of(model)
         self.memory.check(model)  # before measuring takes its time
-        now = self.importance(model, x, y, max_examples=max_examples, on_progress=on_progress)
+        labels = {} if y is None else {"y": y}
+        now = self.importance(
+            model, x, max_examples=max_examples, on_progress=on_progress, **labels
+        )
         self.memory.remember(model, now, self.merged)
 
     def hold(self, model: keras.Model, x: Any, **options: Any) -> None:

@@ -1195,3 +1195,19 @@ def test_an_interruption_that_is_ignored_stays_so(monkeypatch):
         assert main(["completion", "bash"]) == 0
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "insects.toml", *QUICK],
+        ["compare", "insects.toml", *QUICK, "--methods", "mas"],
+        ["search", "insects.toml", *LEARNS, *QUICK[2:], "--trials", "1"],
+    ],
+)
+def test_the_default_of_batch_norm_is_told_of_where_it_is_given(words, here, capsys):
+    said = "--batch-norm frozen makes no difference: nothing in the backbone 'mlp-8'"
+    assert main(words) == 0
+    assert said not in capsys.readouterr().err
+    assert main([*words, "--batch-norm", "frozen"]) == 0
+    assert capsys.readouterr().err.count(said) == 1

@@ -112,6 +112,21 @@ def test_pictures_have_words_and_tables_have_headings(both, tmp_path):
     assert page.of("html") == [{"lang": "en"}]
 
 
+def test_what_is_kept_on_disk_is_not_called_memory(both, tmp_path):
+    page, text = page_of(tmp_path / "report.html", both)
+    assert "<figcaption>Megabytes on disk between tasks</figcaption>" in text
+    pictures = [values["aria-label"] for values in page.of("div") if values.get("role") == "img"]
+    assert any("keeps on disk between tasks: mas λ=1 2.0" in words for words in pictures)
+    assert "nothing of the memory that the method needs while a task is learned" in text
+
+
+def test_a_long_word_outside_of_tables_is_broken(both, tmp_path):
+    command = f"keras-mas compare insects --methods {','.join(['imm_mean'] * 30)}"
+    page, text = page_of(tmp_path / "report.html", both, remarks={"mas": [command]})
+    assert command in " ".join(page.words)
+    assert "\np, li, figcaption { overflow-wrap: anywhere; }\n" in text
+
+
 def test_the_numbers_are_there(both, tmp_path):
     page, text = page_of(
         tmp_path / "report.html",

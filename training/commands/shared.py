@@ -11,6 +11,7 @@ from typing import Any
 from ..augmentation import check_augmentations
 from ..following import Following
 from ..options import add_options, flag, given_options, option_fields
+from ..search.reading import read_space
 from ..search.space import SearchSpace
 from ..search.workers import Workers
 from ..settings import Recipe, Settings, batch_size_for, recipe_for
@@ -91,7 +92,24 @@ def recipe_of(args: argparse.Namespace, stream: TaskStream) -> Recipe:
     """Return the stream's own recipe with what was asked for instead."""
     recipe = dataclasses.replace(recipe_for(stream), **given_options(Recipe, args))
     check_augmentations(recipe.augmentations, stream.input_shape)
+    warn_of_given_batch_norm(args, stream, recipe)
     return recipe
+
+
+def warn_of_given_batch_norm(args: argparse.Namespace, stream: TaskStream, recipe: Recipe) -> None:
+    """Warn of `--batch-norm` with its default value, if the backbone has no moving statistics.
+
+    A recipe does not tell what was given from the default, which is silent; a run warns of other
+    values itself.
+    """
+    from ..backbones import build_trunk, check_pixels
+    from ..learner import warn_of_batch_norm
+
+    varied = read_space(args.vary) if getattr(args, "vary", None) else {}
+    if args.batch_norm == Recipe.batch_norm and "backbone" not in varied:
+        check_pixels(recipe.backbone, stream.tasks[0].train.dtype)
+        trunk = build_trunk(recipe.backbone, stream.input_shape, stream.rescale, None)
+        warn_of_batch_norm(recipe, trunk)
 
 
 def check_network(args: argparse.Namespace) -> None:
