@@ -73,7 +73,7 @@ class Method(l2.Method):
         Args:
             model: The model, after the task.
             x: As for `after_task`.
-            y: As for `after_task`; left out where that is None.
+            y: As for `after_task`.
             max_examples: As for `compute_fisher`.
             on_progress: As for `compute_fisher`.
         """
@@ -99,8 +99,7 @@ class Method(l2.Method):
         on_progress: Callable | None = None,
     ) -> None:
         """Add the weights that the task ended with to those of the tasks before it."""
-        labels = {} if y is None else {"y": y}
-        now = self.precision(model, x, max_examples=max_examples, on_progress=on_progress, **labels)
+        now = self.precision(model, x, y, max_examples=max_examples, on_progress=on_progress)
         names = weight_names(model)
         super().after_task(model, x, y, max_examples=max_examples)
         for place, weight in self._shared_weights().items():

@@ -63,7 +63,7 @@ class QuadraticMethod(base.RememberingMethod):
         Args:
             model: The model.
             x: As for `after_task`.
-            y: As for `after_task`; left out where that is None.
+            y: As for `after_task`.
             max_examples: As for `compute_importance`.
             on_progress: As for `compute_importance`.
         """
@@ -117,10 +117,7 @@ class QuadraticMethod(base.RememberingMethod):
         """Merge the importance of the held weights for this task with that of earlier ones."""
         self._check_penalty_of(model)
         self.memory.check(model)  # before measuring takes its time
-        labels = {} if y is None else {"y": y}
-        now = self.importance(
-            model, x, max_examples=max_examples, on_progress=on_progress, **labels
-        )
+        now = self.importance(model, x, y, max_examples=max_examples, on_progress=on_progress)
         self.memory.remember(model, now, self.merged)
 
     def hold(self, model: keras.Model, x: Any, **options: Any) -> None:

@@ -19,7 +19,7 @@ from keras_mas.training.run import train
 HERE = Path(__file__).parent
 
 
-def two_devices(*names):
+def assert_on_two_devices(*names):
     # The devices of a process are fixed when TensorFlow starts.
     paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -34,22 +34,22 @@ def two_devices(*names):
 
 @pytest.mark.slow
 def test_two_devices_learn_what_one_does():
-    two_devices("divided", "mas", "decoupled", "si", "ewc", "convolution")
+    assert_on_two_devices("divided", "mas", "decoupled", "si", "ewc", "convolution")
 
 
 @pytest.mark.slow
 def test_two_devices_learn_what_one_does_by_other_methods():
-    two_devices("auto", "si-decoupled", "lwf", "joint", "imm_mode")
+    assert_on_two_devices("auto", "si-decoupled", "lwf", "joint", "imm_mode")
 
 
 @pytest.mark.slow
 def test_a_run_on_two_devices_goes_on_there_or_on_one():
-    two_devices("resumed")
+    assert_on_two_devices("resumed")
 
 
 @pytest.mark.slow
 def test_the_command_takes_devices():
-    two_devices("exported")
+    assert_on_two_devices("exported")
 
 
 no_gpu = pytest.mark.skipif(
