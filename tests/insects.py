@@ -1,13 +1,17 @@
 """Small tasks that a small network learns in a moment."""
 
+import dataclasses
+
 import numpy as np
 
 from keras_mas.training.run_directory import MODEL, PROGRESS, read_json, write_json
 from keras_mas.training.saved_tasks import digests_of
-from keras_mas.training.settings import Recipe
-from keras_mas.training.tasks import Split, Task
+from keras_mas.training.settings import Recipe, Settings
+from keras_mas.training.tasks import Split, Task, TaskStream
 
 RECIPE = Recipe(backbone="mlp-16", learning_rate=0.02, epochs=6, batch_size=16)
+SETTINGS = Settings(method="mas", strength=1.0, penalty="in_loss", seed=0, recipe=RECIPE)
+ONE_EPOCH = dataclasses.replace(SETTINGS, recipe=dataclasses.replace(RECIPE, epochs=1))
 
 
 def blobs(seed, count, first):
@@ -22,6 +26,12 @@ def blobs(seed, count, first):
 def task(name, first):
     splits = [blobs(seed, count, first) for seed, count in [(1, 64), (2, 16), (3, 40)]]
     return Task(name, (f"{name}-no", f"{name}-yes"), *splits)
+
+
+def insects(tasks=3):
+    names = ["ants", "bees", "cats"][:tasks]
+    made = tuple(task(name, first) for first, name in enumerate(names))
+    return TaskStream("insects", "task", made, rescale=(1.0, 0.0))
 
 
 def replace_model(folder, network):

@@ -6,6 +6,7 @@ import sys
 
 import keras
 import pytest
+from cases import slow
 
 from keras_mas import MASModel
 
@@ -38,10 +39,8 @@ except ImportError as error:
     "imports",
     [
         "import keras_mas, keras",
-        "import keras, keras_mas",
-        pytest.param(
-            "import keras_mas, tensorflow; keras = tensorflow.keras", marks=pytest.mark.slow
-        ),
+        slow("import keras, keras_mas"),
+        slow("import keras_mas, tensorflow; keras = tensorflow.keras"),
     ],
 )
 def test_a_mas_model_loads_whichever_is_imported_first(imports, tmp_path):

@@ -115,6 +115,7 @@ def test_requests_are_logged_again_when_there_is_room(tmp_path, caplog):
     assert [each.getMessage()[:23] for each in caplog.records] == ["Requests are not logged"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_there_is_room(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     x, y = np.eye(4, dtype="float32").repeat(6, axis=0), np.arange(24) % 2

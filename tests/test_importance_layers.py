@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import slow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -247,9 +248,7 @@ def identify(value):
 
 # Of the layers that are measured example by example, the plainest is enough for most runs.
 CASES_AND_COST = [
-    pytest.param(*case, marks=pytest.mark.slow)
-    if case[0] in BY_EXAMPLE and case[0] is not layers.SimpleRNN
-    else case
+    slow(*case) if case[0] in BY_EXAMPLE and case[0] is not layers.SimpleRNN else case
     for case in ALL
 ]
 
@@ -259,7 +258,7 @@ CASES_AND_COST = [
     ("floatx", "tolerance", "batch_sizes"),  # 3 leaves a shorter last batch, of one
     [
         ("float32", 1e-4, [3]),
-        pytest.param("float64", 1e-9, [1, 3, 4], marks=pytest.mark.slow),
+        slow("float64", 1e-9, [1, 3, 4]),
     ],
 )
 def test_the_layer_agrees_with_the_definition(
@@ -369,6 +368,7 @@ def contractions(draw):
     return layers.EinsumDense, shape, options
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     case=st.one_of(convolutions(), normalizations(), embeddings(), contractions()),

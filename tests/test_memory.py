@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import slow_but
 from keras import layers
 
 from keras_mas import Consolidate, MASModel, SynapticMemory, compute_importance
@@ -563,7 +564,7 @@ def test_a_trunk_protected_late_is_protected_in_the_model_that_is_consolidated()
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
-@pytest.mark.parametrize("kind", [MASModel, PathModel])
+@pytest.mark.parametrize("kind", slow_but(MASModel, [MASModel, PathModel]))
 def test_a_saved_model_loads_in_a_new_process(tmp_path, kind):
     model = network(kind, strength=2.0)
     model.consolidate(A)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from cases import slow_but
 from keras import layers
 
 from keras_mas.methods import ebll, load_method
@@ -92,7 +93,7 @@ def test_a_loaded_model_answers_as_the_saved_one(method_of, learn, name, heads, 
     assert keras.models.load_model(again).head_of_logit.tolist() == model.head_of_logit.tolist()
 
 
-@pytest.mark.parametrize("name", [*HELD, "joint"])
+@pytest.mark.parametrize("name", slow_but("lwf", [*HELD, "joint"]))
 def test_a_method_learns_on_in_what_was_loaded(method_of, learn, name, tmp_path):
     method, model = saved(method_of, learn, name, 2, tmp_path)
     loaded = keras.models.load_model(tmp_path / "model.keras")

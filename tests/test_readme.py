@@ -206,6 +206,7 @@ def test_the_file_of_tasks_is_read(shop):
     assert len(stream.tasks[2].classes) == 2
 
 
+@pytest.mark.slow
 def test_the_command_for_large_data(shop, capsys):
     (words,) = [words[1:] for words in commands() if "shop.toml" in words]
     quick = ["--epochs", "1", "--backbone", "cnn-2"]

@@ -11,11 +11,6 @@ import restart
 
 from keras_mas import SynapticMemory
 
-FAST = ("functional",)
-TRUNKS = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in restart.TRUNKS
-]
-
 
 def in_a_new_process(folder, cases):
     script = Path(restart.__file__)
@@ -24,7 +19,8 @@ def in_a_new_process(folder, cases):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.slow
+@pytest.mark.parametrize("trunk", restart.TRUNKS)
 def test_a_restart_changes_nothing(trunk, tmp_path):
     drifts = {}
     for way in restart.WAYS:
@@ -40,6 +36,7 @@ def test_a_restart_changes_nothing(trunk, tmp_path):
         assert after[f"{trunk}-{way}"] == [pytest.approx(drift, rel=1e-3), held], way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", restart.WAYS)
 def test_without_protection_the_drift_is_larger(way):
     held, _ = restart.drift_after_b(*restart.learn_a("functional", way))

@@ -1,16 +1,43 @@
-import pytest
-from insects import RECIPE, task
+import shutil
 
-from keras_mas.training.settings import Settings
-from keras_mas.training.tasks import TaskStream
+import pytest
+from insects import ONE_EPOCH, SETTINGS, insects
+
+from keras_mas.training.run import train
 
 
 @pytest.fixture
 def stream():
-    tasks = tuple(task(name, first) for first, name in enumerate(["ants", "bees", "cats"]))
-    return TaskStream("insects", "task", tasks, rescale=(1.0, 0.0))
+    return insects()
 
 
 @pytest.fixture
 def settings():
-    return Settings(method="mas", strength=1.0, penalty="in_loss", seed=0, recipe=RECIPE)
+    return SETTINGS
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(insects(), SETTINGS, folder)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """A folder of one's own with the finished run of `stream` and `settings`."""
+    return shutil.copytree(trained_once, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(insects(tasks=2), ONE_EPOCH, folder)
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A finished run of two tasks with one epoch each, and a function that continues it."""
+    folder = shutil.copytree(finished_once, tmp_path / "run")
+    return folder, lambda: train(insects(tasks=2), ONE_EPOCH, folder)

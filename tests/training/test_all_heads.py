@@ -56,6 +56,7 @@ def assert_same_answers(found, expected):
 CASES = [("lwf", "class"), ("imm_mode", "class"), ("ebll", "domain"), ("online_mas", "domain")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "scenario"), CASES)
 def test_a_resumed_run_gives_what_an_undisturbed_one_does(
     stream, quick, tmp_path, method, scenario

@@ -7,6 +7,7 @@ import caffe_file
 import keras
 import numpy as np
 import pytest
+from cases import slow
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import save_file
 
@@ -214,7 +215,7 @@ def alexnet_of_pytorch(x, state):
 
 
 # 1×1, 4×4 and 6×6 positions before fc6.
-@pytest.mark.parametrize("size", [64, 160, pytest.param(224, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [64, 160, slow(224)])
 def test_alexnet_computes_what_torchvisions_weights_were_learned_for(size, monkeypatch, tmp_path):
     monkeypatch.setattr(alexnet, "FULLY_CONNECTED", (9216, 6, 5))  # 4096 took a second
     shapes = {
@@ -321,7 +322,7 @@ def layers_of_caffe(after):
         ("alexnet-caffe", 64),
         ("caffenet", 64),
         ("caffenet", 171),  # 6×6 positions after five roundings
-        pytest.param("alexnet-caffe", 227, marks=pytest.mark.slow),
+        slow("alexnet-caffe", 227),
     ],
 )
 def test_caffes_networks_compute_what_their_weights_were_learned_for(

@@ -16,6 +16,7 @@ import filelock
 import keras
 import numpy as np
 import pytest
+from cases import slow_but
 from insects import replace_model
 from PIL import Image
 
@@ -337,6 +338,7 @@ def test_a_run_that_is_followed(here, capsys):
     assert list((here / "run/tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_the_same_train_again_repeats_and_loses_nothing(here, capsys):
     command = ["train", "insects.toml", *QUICK, "--export", "models/insects"]
     first = answer(capsys, *command)
@@ -345,6 +347,7 @@ def test_the_same_train_again_repeats_and_loses_nothing(here, capsys):
     assert {path: path.stat().st_mtime_ns for path in (here / "models").rglob("*")} == files
 
 
+@pytest.mark.slow
 def test_a_version_of_another_run_is_not_overwritten(here, capsys):
     answer(capsys, "train", "insects.toml", *QUICK, "--export", "models/insects")
     files = {path: path.stat().st_mtime_ns for path in (here / "models").rglob("*")}
@@ -368,6 +371,7 @@ def test_a_version_of_another_run_is_not_overwritten(here, capsys):
     assert learned == {4: ["ants", "bees", "cats"], 9: ["ants"]}
 
 
+@pytest.mark.slow
 def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     answer(capsys, "train", "insects.toml", *QUICK, "--epochs", 6, "--learning-rate", 0.02)
     [run] = (here / "runs").iterdir()
@@ -559,6 +563,7 @@ def test_search_twice(here, capsys):
     assert "0 trained now, 2 read from search/insects-mas-" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["train"], ["search", "--trials", "1"]])
 def test_methods_that_fail_where_classes_add_up_are_warned_of_once(capsys, here, command):
     name, *options = command
@@ -741,6 +746,7 @@ def test_names_in_brackets_are_printed_as_they_are(here, capsys):
     assert "written to my [/b] run/" in out
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough(here):
     words = (
         f"{sys.executable} -m keras_mas.training.cli train insects.toml {' '.join(QUICK)} --json"
@@ -754,10 +760,7 @@ def test_a_reader_that_has_seen_enough(here):
 
 @pytest.mark.parametrize(
     "closed",
-    [
-        pytest.param(redirection, marks=pytest.mark.slow if redirection.count("-") < 3 else ())
-        for redirection in (">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-")
-    ],
+    slow_but("<&- >&- 2>&-", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"]),
 )
 def test_closed_streams_do_not_keep_a_run_from_finishing(here, closed):
     words = f"{sys.executable} -m keras_mas.training.cli train insects.toml {' '.join(QUICK)}"
@@ -887,6 +890,7 @@ def test_what_cannot_be_exported_is_refused_before_training(here, capsys, one_ep
     assert not (here / "models").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["class", "domain"])
 def test_answers_are_right_as_often_as_the_accuracy_says(here, capsys, one_epoch, scenario):
     # The classes are named 0 and 1 in every task.
@@ -1056,6 +1060,7 @@ def test_memory_and_folders_that_do_not_do(photos, capsys, options, sentence):
     assert sentence in refusal(capsys, 2, *photos, *options)
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_damaged_in_use_is_named(photos, here, capsys, monkeypatch):
     from keras_mas.training.tasks.cache import Shard
 
@@ -1197,6 +1202,7 @@ def test_an_interruption_that_is_ignored_stays_so(monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

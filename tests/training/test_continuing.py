@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import slow
 
 from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
@@ -107,6 +108,7 @@ def nearly_equal(one, other):
     return np.allclose(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_a_new_process_when_the_old_data_are_gone(data, whole, tmp_path, capsys):
     here, kept = tmp_path / "here", tmp_path / "kept"
     shutil.copytree(data, here)
@@ -153,11 +155,8 @@ def accuracy(model, folder, name):
     "changes",
     [
         {"method": "lwf"},
-        pytest.param({"method": "ebll"}, marks=pytest.mark.slow),
-        pytest.param({"method": "si"}, marks=pytest.mark.slow),
-        pytest.param({"method": "imm_mode"}, marks=pytest.mark.slow),
-        {"method": "online_mas"},
-        {"strength": "auto", "penalty": "decoupled"},
+        *[slow({"method": name}) for name in ("ebll", "si", "imm_mode", "online_mas")],
+        slow({"strength": "auto", "penalty": "decoupled"}),
     ],
     ids=lambda changes: changes.get("method", "auto"),
 )
@@ -173,6 +172,7 @@ def test_every_method_goes_on_as_in_one_run(data, tmp_path, changes):
     assert read_result(found)["forgetting"] == read_result(one)["forgetting"]
 
 
+@pytest.mark.slow
 def test_a_head_of_another_size_is_added_to_a_kept_optimizer(data, tmp_path):
     recipe = Recipe(**vars(RECIPE) | {"optimizer_state": "kept"})
     write_tasks(data, "other.toml", "dogs", stream="more")
@@ -191,6 +191,7 @@ def test_tasks_that_share_a_head_go_on_with_it(data, tmp_path):
     assert same_state(found, one, 3)
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_continued_again(data, first, tmp_path, recwarn):
     write_tasks(data, "fourth.toml", "dogs", stream="last")
     write_tasks(data, "four.toml", *CLASSES)

@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from cases import slow
 from insects import replace_model
 
 from keras_mas import MultiHead, SynapticMemory, compute_importance
@@ -83,9 +84,7 @@ def damage(run, copy):
     replace_model(copy / "2", model)
 
 
-@pytest.mark.parametrize(
-    "serving", [in_this_process, pytest.param(as_a_command, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("serving", [in_this_process, slow(as_a_command)])
 def test_a_model_goes_from_task_to_task_by_way_of_production(
     serving, tmp_path, monkeypatch, capsys
 ):

@@ -7,6 +7,7 @@ from contextlib import closing
 import keras
 import numpy as np
 import pytest
+from cases import slow_but
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_mas.errors import UsageError
@@ -171,7 +172,7 @@ def residual_trunk(backbone, input_shape, rescale, weights=None):
     return keras.Model(inputs, 0.5 * hidden + inputs, name="trunk")
 
 
-@pytest.mark.parametrize("batch_norm", ["shared", "per-task"])
+@pytest.mark.parametrize("batch_norm", slow_but("per-task", ["shared", "per-task"]))
 def test_a_saved_run_is_exported_as_the_models_in_memory(
     stream, settings, tmp_path, monkeypatch, batch_norm
 ):

@@ -3,6 +3,7 @@ import threading
 
 import numpy as np
 import pytest
+from cases import slow_but
 
 from keras_mas import SynapticMemory
 from keras_mas.methods import METHODS, load_method
@@ -74,7 +75,7 @@ def check_shared(stream, settings, folder):
     assert shared != read_json(folder / "first" / RESULT)
 
 
-@pytest.mark.parametrize("state", ["fresh", "kept"])
+@pytest.mark.parametrize("state", slow_but("fresh", ["fresh", "kept"]))
 def test_a_run_that_goes_on_from_a_shared_first_task_is_the_run_on_its_own(
     stream, settings, tmp_path, state
 ):

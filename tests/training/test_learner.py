@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from cases import slow
 
 from keras_mas.training import learner as learner_module
 from keras_mas.training.divergence import DivergedError
@@ -68,9 +69,9 @@ def test_the_trials_of_a_search_trace_the_step_once(steps, stream, settings, tmp
     "change",
     [
         {"seed": 5},
-        {"strength": 30.0},
-        {"penalty": "decoupled"},
-        {"method": "finetune"},
+        slow({"strength": 30.0}),
+        slow({"penalty": "decoupled"}),
+        slow({"method": "finetune"}),
     ],
 )
 def test_a_run_does_not_depend_on_the_runs_before_it(stream, settings, tmp_path, change):
@@ -85,6 +86,7 @@ def test_a_run_does_not_depend_on_the_runs_before_it(stream, settings, tmp_path,
     assert not same(final_weights(tmp_path / "used"), final_weights(tmp_path / "before"))
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_leaves_nothing_behind(stream, settings, tmp_path):
     learner = Learner(stream)
     recipe = dataclasses.replace(settings.recipe, learning_rate=1e30)

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from cases import slow_but
 from interrupting import Follower
 
 from keras_mas.methods import METHODS, load_method
@@ -82,7 +83,7 @@ def assert_resumes(stream, settings, tmp_path):
     return whole
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_but("mas", METHODS))
 def test_every_method_learns_a_stream_and_resumes(two_tasks, settings, tmp_path, name):
     asked = quick(Settings(method=name, recipe=settings.recipe), learning_rate=0.05)
     result = assert_resumes(two_tasks, asked, tmp_path)
@@ -91,6 +92,7 @@ def test_every_method_learns_a_stream_and_resumes(two_tasks, settings, tmp_path,
     assert result["accuracy_matrix"][1][1] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_moments_that_are_kept_are_kept_by_a_resumed_run(two_tasks, settings, tmp_path, optimizer):
     fresh = train(two_tasks, quick(settings, optimizer=optimizer), tmp_path / "fresh")

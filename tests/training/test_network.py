@@ -3,6 +3,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from cases import slow
 from keras import layers
 
 from keras_mas import MASModel, SynapticMemory
@@ -204,8 +205,9 @@ def of_method(settings, method, batch_norm):
     ("batch_norm", "method"),
     [
         # Methods with one head in a model, with all, and with the data of all tasks.
-        *[("frozen", method) for method in ("mas", "lwf", "joint")],
-        *[("per-task", method) for method in ("mas", "imm_mode")],
+        *[slow("frozen", method) for method in ("mas", "lwf", "joint")],
+        ("per-task", "mas"),
+        slow("per-task", "imm_mode"),
     ],
 )
 def test_a_run_with_batch_normalization_is_saved_and_resumed(
@@ -290,6 +292,7 @@ def traced(monkeypatch):
 
 
 # Before and after the statistics are frozen, the step is another one.
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_norm", "steps"), [("frozen", 2), ("per-task", 1)])
 def test_a_run_does_not_depend_on_the_statistics_of_the_run_before(
     normalized, stream, settings, tmp_path, traced, batch_norm, steps
@@ -308,6 +311,7 @@ def test_a_run_does_not_depend_on_the_statistics_of_the_run_before(
 # Dropout.
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_in_a_resumed_run(stream, settings, monkeypatch, tmp_path):
     monkeypatch.setattr(network, "build_trunk", dropped_trunk)
     learner = Learner(stream)
@@ -342,6 +346,7 @@ def test_a_run_begins_with_the_weights_of_a_file(stream, settings, tmp_path):
     assert not np.array_equal(ants, heads[0])
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_with_other_weights(stream, settings, tmp_path):
     def write(name, bias):
         path = tmp_path / name

@@ -158,6 +158,7 @@ def test_a_real_run_reaches_the_end(stream, settings, screen, tmp_path):
     assert not lines.bars.live.is_started
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_the_terminal_clean():
     code = """
 from types import SimpleNamespace

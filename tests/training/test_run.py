@@ -8,7 +8,8 @@ from unittest.mock import ANY
 import keras
 import numpy as np
 import pytest
-from insects import task
+from cases import slow_but
+from insects import ONE_EPOCH, insects, task
 
 from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
@@ -23,7 +24,7 @@ from keras_mas.training.heads import heads_of
 from keras_mas.training.identity import describe
 from keras_mas.training.listening import Listener
 from keras_mas.training.run import train
-from keras_mas.training.run_directory import DamagedError, read_json, write_json
+from keras_mas.training.run_directory import DamagedError, read_json, read_result, write_json
 from keras_mas.training.saved_tasks import finished_network, saved_heads
 from keras_mas.training.settings import Recipe
 from keras_mas.training.tasks import Split, Task, TaskStream, load_tasks
@@ -190,10 +191,10 @@ def test_a_result_tells_its_data_but_not_its_seed(settings, tmp_path):
     assert results[0] != other.data_fingerprint
 
 
-def test_the_matrix_is_the_accuracy_of_the_saved_models(stream, settings, tmp_path):
-    result = train(stream, settings, tmp_path / "run")
+def test_the_matrix_is_the_accuracy_of_the_saved_models(trained, stream):
+    result = read_result(trained)
     for after in (1, 3):
-        models, classes = saved_heads(tmp_path / "run", after)
+        models, classes = saved_heads(trained, after)
         assert list(models) == ["ants", "bees", "cats"][:after]
         assert classes["ants"] == ("ants-no", "ants-yes")
         for j, (name, model) in enumerate(models.items()):
@@ -223,54 +224,54 @@ def test_a_network_takes_the_numbers_of_a_table_as_they_are(settings, tmp_path):
     assert logits.argmax(axis=1).tolist() == [1, 0]
 
 
-def test_the_whole_network_is_saved_in_the_end(stream, settings, tmp_path):
-    train(stream, settings, tmp_path / "run")
-    whole = keras.models.load_model(tmp_path / "run/model.keras")
-    models, _ = saved_heads(tmp_path / "run", 3)
+def test_the_whole_network_is_saved_in_the_end(trained, stream):
+    whole = keras.models.load_model(trained / "model.keras")
+    models, _ = saved_heads(trained, 3)
     x = stream.tasks[0].test.inputs
     logits = whole.predict(x, verbose=0)
     assert list(logits) == list(models) == ["ants", "bees", "cats"]
     for name, model in models.items():
         np.testing.assert_array_equal(logits[name], model.predict(x, verbose=0))
     # Each task saves its own head, so that the last of many tasks costs what the first one does.
-    assert list(keras.models.load_model(tmp_path / "run/2/model.keras").output) == ["bees"]
+    assert list(keras.models.load_model(trained / "2/model.keras").output) == ["bees"]
 
 
-def test_a_head_in_the_folder_of_another_task_is_noticed(stream, settings, tmp_path):
-    train(stream, settings, tmp_path / "run")
-    forget_files(tmp_path / "run/1")
-    shutil.copy(tmp_path / "run/2/model.keras", tmp_path / "run/1/model.keras")
+def test_a_head_in_the_folder_of_another_task_is_noticed(trained):
+    forget_files(trained / "1")
+    shutil.copy(trained / "2/model.keras", trained / "1/model.keras")
     with pytest.raises(DamagedError, match="the head of bees, not of 'ants'"):
-        saved_heads(tmp_path / "run", 3)
-    progress = tmp_path / "run" / "3" / "progress.json"
+        saved_heads(trained, 3)
+    progress = trained / "3/progress.json"
     write_json(progress, read_json(progress) | {"classes": {}})
     with pytest.raises(DamagedError, match="3/progress.json' is damaged: it names no head"):
-        saved_heads(tmp_path / "run", 3)
+        saved_heads(trained, 3)
 
 
-def test_only_the_trunk_is_remembered(stream, settings, tmp_path):
-    train(stream, settings, tmp_path / "run")
-    first, last = (SynapticMemory.load(tmp_path / f"run/{n}/memory.npz") for n in (1, 3))
+def test_only_the_trunk_is_remembered(trained):
+    first, last = (SynapticMemory.load(trained / f"{n}/memory.npz") for n in (1, 3))
     assert set(last.importance) == {"hidden-1/kernel", "hidden-1/bias"}
     # Ω adds up over the tasks.
     assert (last.importance["hidden-1/kernel"] >= first.importance["hidden-1/kernel"]).all()
-    saved = keras.models.load_model(tmp_path / "run/3/model.keras")
+    saved = keras.models.load_model(trained / "3/model.keras")
     np.testing.assert_array_equal(
         last.anchor["hidden-1/kernel"], saved.get_layer("hidden-1").kernel.numpy()
     )
 
 
-def test_the_same_seed_gives_the_same_result(stream, settings, tmp_path):
-    first, again = (train(stream, settings, tmp_path / name) for name in "ab")
-    other = train(stream, dataclasses.replace(settings, seed=1), tmp_path / "c")
-    weights = [saved_heads(tmp_path / name, 3)[0]["cats"].get_weights() for name in "abc"]
-    assert first["accuracy_matrix"] == again["accuracy_matrix"]
+def test_the_same_seed_gives_the_same_result(trained, stream, settings, tmp_path):
+    again = train(stream, settings, tmp_path / "again")
+    other = train(stream, dataclasses.replace(settings, seed=1), tmp_path / "other")
+    weights = [
+        saved_heads(folder, 3)[0]["cats"].get_weights()
+        for folder in (trained, tmp_path / "again", tmp_path / "other")
+    ]
+    assert read_result(trained)["accuracy_matrix"] == again["accuracy_matrix"]
     assert all(np.array_equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert not np.array_equal(weights[0][0], weights[2][0])
     assert other["seed"] == 1
 
 
-@pytest.mark.parametrize("scenario", ["task", "class"])
+@pytest.mark.parametrize("scenario", slow_but("task", ["task", "class"]))
 def test_an_interrupted_run_goes_on_to_the_same_result(stream, settings, tmp_path, scenario):
     stream = TaskStream("insects", scenario, stream.tasks, stream.rescale)
     settings = dataclasses.replace(settings, strength=0.1)
@@ -293,7 +294,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(stream, settings, tmp_pat
     assert all(np.array_equal(expected[1][path], found[1][path]) for path in expected[1])
 
 
-@pytest.mark.parametrize("penalty", ["in_loss", "decoupled"])
+@pytest.mark.parametrize("penalty", slow_but("decoupled", ["in_loss", "decoupled"]))
 def test_a_run_finds_its_strengths_again_when_it_goes_on(stream, settings, tmp_path, penalty):
     asked = dataclasses.replace(settings, strength="auto", penalty=penalty)
     notes = Notes()
@@ -313,14 +314,14 @@ def test_a_run_finds_its_strengths_again_when_it_goes_on(stream, settings, tmp_p
         assert parts[key] == whole[key]
 
 
-def test_strengths_are_not_recorded_of_one_that_was_given(stream, settings, tmp_path):
-    assert not {"strengths", "free"} & set(train(stream, settings, tmp_path))
+def test_strengths_are_not_recorded_of_one_that_was_given(trained):
+    assert not {"strengths", "free"} & set(read_result(trained))
 
 
-def test_a_finished_run_is_not_repeated(stream, settings, tmp_path):
-    first = train(stream, settings, tmp_path / "run")
+def test_a_finished_run_is_not_repeated(trained, stream, settings):
+    first = read_result(trained)
     notes = Notes()
-    assert train(stream, settings, tmp_path / "run", listeners=[notes]) == first
+    assert train(stream, settings, trained, listeners=[notes]) == first
     assert notes.started == []
     assert len(notes.result) == 3
 
@@ -351,19 +352,18 @@ def test_a_folder_with_something_else_is_left_as_it_is(stream, settings, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_folder_with_another_run_is_left_as_it_is(stream, settings, tmp_path):
-    train(stream, settings, tmp_path / "run")
-    before = (tmp_path / "run/result.json").read_bytes()
+def test_a_folder_with_another_run_is_left_as_it_is(trained, stream, settings):
+    before = (trained / "result.json").read_bytes()
     other = dataclasses.replace(settings, strength=3.0)
     with pytest.raises(UsageError, match="another run: --strength 1.0 instead of 3.0. Choose"):
-        train(stream, other, tmp_path / "run")
+        train(stream, other, trained)
     fewer = TaskStream("insects", "task", stream.tasks[:2], stream.rescale)
     with pytest.raises(UsageError, match="tasks ants, bees, cats instead of ants, bees. "):
-        train(fewer, settings, tmp_path / "run")
+        train(fewer, settings, trained)
     changed = (stream.tasks[0], task("bees", 5), stream.tasks[2])
     with pytest.raises(UsageError, match="other data in its task bees. "):
-        train(dataclasses.replace(stream, tasks=changed), settings, tmp_path / "run")
-    assert (tmp_path / "run/result.json").read_bytes() == before
+        train(dataclasses.replace(stream, tasks=changed), settings, trained)
+    assert (trained / "result.json").read_bytes() == before
 
 
 def test_a_training_that_diverges_is_named(stream, settings, tmp_path):
@@ -455,15 +455,7 @@ def break_file(path, content):
         path.write_bytes(content)
 
 
-@pytest.fixture
-def finished(stream, settings, tmp_path):
-    """A run of two tasks with one epoch each, and a function that continues it."""
-    short = TaskStream("insects", "task", stream.tasks[:2], stream.rescale)
-    quick = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=1))
-    train(short, quick, tmp_path / "run")
-    return tmp_path / "run", lambda: train(short, quick, tmp_path / "run")
-
-
+@pytest.mark.slow
 def test_every_damage_of_a_task_is_named_with_its_cure(finished):
     directory, run_again = finished
     expected = run_again()["accuracy_matrix"]
@@ -493,13 +485,10 @@ def forget_files(folder):
 
 
 @pytest.mark.parametrize("name", ["model.keras", "memory.npz"])
-def test_a_file_of_another_run_is_damage(finished, stream, settings, tmp_path, name):
+def test_a_file_of_another_run_is_damage(finished, trained_once, name):
     directory, run_again = finished
-    short = TaskStream("insects", "task", stream.tasks[:2], stream.rescale)
-    quick = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=1))
-    train(short, dataclasses.replace(quick, seed=7), tmp_path / "other")
     (directory / "result.json").unlink()
-    shutil.copy(tmp_path / "other/2" / name, directory / "2" / name)
+    shutil.copy(trained_once / "2" / name, directory / "2" / name)
     with pytest.raises(
         DamagedError, match=f"2/{name}' is damaged: its content is not what was saved with"
     ):
@@ -513,7 +502,7 @@ def test_the_network_of_another_run_is_damage(finished):
         finished_network(directory)
 
 
-def test_the_memory_of_another_task_is_damage(finished, stream, settings):
+def test_the_memory_of_another_task_is_damage(finished):
     directory, run_again = finished
     (directory / "result.json").unlink()
     forget_files(directory / "2")
@@ -543,7 +532,7 @@ def test_a_damaged_result_is_made_again_when_it_is_removed(finished):
     expected = run_again()
     assert expected["memory"]["kept_by_method"] > 0
     written_anew = {"network": ANY, "file": ANY}  # digests of model.keras, which has its date
-    for content in (b"", b'{"tasks": ', b"[]", b"{}", b"\xff", None):
+    for content in (b'{"tasks": ', b"{}", b"\xff", None):
         break_file(directory / "result.json", content)
         with pytest.raises(DamagedError, match=r"result.json' is damaged: .*Remove it, and run"):
             run_again()
@@ -552,10 +541,9 @@ def test_a_damaged_result_is_made_again_when_it_is_removed(finished):
         assert run_again() | written_anew == expected | written_anew
 
 
-def test_an_overwritten_run_starts_anew(stream, settings, tmp_path):
-    quick = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=1))
-    train(stream, quick, tmp_path / "run")
-    other = dataclasses.replace(quick, seed=1)
-    result = train(stream, other, tmp_path / "run", overwrite=True)
+def test_an_overwritten_run_starts_anew(finished):
+    directory, _ = finished
+    other = dataclasses.replace(ONE_EPOCH, seed=1)
+    result = train(insects(tasks=2), other, directory, overwrite=True)
     assert result["seed"] == 1
-    assert train(stream, other, tmp_path / "run") == result
+    assert train(insects(tasks=2), other, directory) == result

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import slow_but
 
 from keras_mas import SynapticMemory
 from keras_mas.errors import UsageError
@@ -60,8 +61,8 @@ def weights(folder):
     return [weight for model in models.values() for weight in model.get_weights()]
 
 
-@pytest.mark.parametrize("scenario", ["task", "class"])
-@pytest.mark.parametrize("method", ["mas", "finetune"])
+@pytest.mark.parametrize("scenario", slow_but("task", ["task", "class"]))
+@pytest.mark.parametrize("method", slow_but("mas", ["mas", "finetune"]))
 def test_measuring_changes_nothing_of_what_is_learned(stream, quick, tmp_path, method, scenario):
     stream = TaskStream("insects", scenario, stream.tasks, stream.rescale)
     plain = dataclasses.replace(quick, method=method)
@@ -118,6 +119,7 @@ def test_the_time_of_measuring_is_not_that_of_training(stream, quick, tmp_path, 
     assert seconds["training"] > 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_what_was_measured(stream, quick, tmp_path):
     asked = dataclasses.replace(quick, evaluate_every=4)
     whole = train(stream, asked, tmp_path / "whole")
@@ -150,7 +152,7 @@ def test_a_line_for_every_epoch(stream, quick, tmp_path):
     assert [float(row["loss"]) for row in rows[:2]] == progress["history"]["loss"]
 
 
-@pytest.mark.parametrize("task", [1, 2, 3])
+@pytest.mark.parametrize("task", slow_but(2, [1, 2, 3]))
 def test_a_resumed_run_writes_the_whole_log(stream, quick, tmp_path, task):
     logged(stream, quick, tmp_path / "whole")
     interrupted(stream, quick, tmp_path / "cut", task)
@@ -160,6 +162,7 @@ def test_a_resumed_run_writes_the_whole_log(stream, quick, tmp_path, task):
     ).read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_logged_later(stream, quick, tmp_path):
     logged(stream, quick, tmp_path / "whole")
     train(stream, quick, tmp_path / "later")
@@ -199,6 +202,7 @@ def measured(stream, quick, tmp_path):
     return result, events(tmp_path), tmp_path
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_number_once_after_an_interruption(measured):
     result, found, folder = measured
     losses = [json.loads((folder / f"{n}/progress.json").read_text())["history"] for n in (1, 2, 3)]

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from cases import slow_but
 
 from keras_mas.errors import UsageError
 from keras_mas.training.comparison_plan import ComparisonPlan
@@ -92,7 +93,7 @@ def decaying(settings):
     return dataclasses.replace(settings, strength="decay:0.05")
 
 
-@pytest.mark.parametrize("penalty", ["in_loss", "decoupled"])
+@pytest.mark.parametrize("penalty", slow_but("decoupled", ["in_loss", "decoupled"]))
 def test_a_run_says_which_strengths_it_took_and_why(stream, decaying, tmp_path, penalty):
     asked = dataclasses.replace(decaying, penalty=penalty)
     tried = Tried()
@@ -111,6 +112,7 @@ def test_a_run_says_which_strengths_it_took_and_why(stream, decaying, tmp_path, 
         assert enough == [False] * (len(enough) - 1) + [True]
 
 
+@pytest.mark.slow
 def test_trying_changes_nothing(stream, decaying, tmp_path):
     # A run whose λ is given as what was found learns the same.
     found = train(stream, decaying, tmp_path / "found", evaluate_on="validation")
@@ -129,6 +131,7 @@ def test_trying_changes_nothing(stream, decaying, tmp_path):
         assert tried == found["accuracy_matrix"][number][number]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_among_its_tries(stream, decaying, tmp_path):
     whole = train(stream, decaying, tmp_path / "whole")
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import slow, slow_but
 from interrupting import Follower
 
 from keras_mas.errors import UsageError
@@ -69,10 +70,12 @@ def assert_ends_the_same(result, whole, tmp_path):
 @pytest.mark.parametrize(
     ("when", "epochs"),
     [
-        ((1, 1), [(1, e) for e in range(1, 7)] + [(2, e) for e in range(1, 7)]),  # nothing saved
+        slow(
+            (1, 1), [(1, e) for e in range(1, 7)] + [(2, e) for e in range(1, 7)]
+        ),  # nothing saved
         ((1, 4), [(1, 4), (1, 5), (1, 6)] + [(2, e) for e in range(1, 7)]),
-        ((2, 6), [(2, 6)]),
-        ((2, "importance"), []),
+        slow((2, 6), [(2, 6)]),
+        slow((2, "importance"), []),
     ],
 )
 def test_a_run_goes_on_after_its_last_epoch(two_tasks, settings, tmp_path, when, epochs):
@@ -84,6 +87,7 @@ def test_a_run_goes_on_after_its_last_epoch(two_tasks, settings, tmp_path, when,
     assert not (tmp_path / "cut" / UNDER_WAY).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -105,6 +109,7 @@ def test_whatever_a_step_depends_on_goes_on(two_tasks, settings, tmp_path, monke
     assert_ends_the_same(result, whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_augmented_images_are_those_of_the_epoch(two_tasks, settings, tmp_path):
     labels = np.arange(40) % 2
     random = np.random.default_rng(0)
@@ -129,6 +134,7 @@ def test_augmented_images_are_those_of_the_epoch(two_tasks, settings, tmp_path):
     assert_ends_the_same(result, whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_automatic_strength_is_that_of_the_whole_task(two_tasks, settings, tmp_path):
     asked = dataclasses.replace(settings, strength="auto", penalty="decoupled")
     whole = train(two_tasks, asked, tmp_path / "whole")
@@ -138,6 +144,7 @@ def test_an_automatic_strength_is_that_of_the_whole_task(two_tasks, settings, tm
     assert result["strengths"] == whole["strengths"]
 
 
+@pytest.mark.slow
 def test_logs_and_measurements_are_whole(two_tasks, settings, tmp_path):
     asked = dataclasses.replace(settings, evaluate_every=4)  # of five steps in an epoch
 
@@ -155,6 +162,7 @@ def test_logs_and_measurements_are_whole(two_tasks, settings, tmp_path):
     assert min(result["seconds"].values()) > 0
 
 
+@pytest.mark.slow
 def test_a_training_that_a_callback_stopped_is_not_taken_up_again(two_tasks, settings, tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -209,6 +217,7 @@ def test_what_diverged_is_not_saved(two_tasks, settings, tmp_path):
     assert begun is None or np.all(np.isfinite(begun.measured["history"]["loss"]))
 
 
+@pytest.mark.slow
 def test_what_another_task_left_is_not_taken_for_this_one(two_tasks, settings, tmp_path):
     folder = tmp_path / "cut"
     interrupt(two_tasks, settings, folder, (1, 6))
@@ -221,7 +230,9 @@ def test_what_another_task_left_is_not_taken_for_this_one(two_tasks, settings, t
     assert_ends_the_same(result, whole, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["truncated", "foreign", "another network's"])
+@pytest.mark.parametrize(
+    "kind", slow_but("truncated", ["truncated", "foreign", "another network's"])
+)
 def test_a_damaged_file_is_named_and_nothing_is_lost(two_tasks, settings, tmp_path, kind):
     folder = tmp_path / "cut"
     interrupt(two_tasks, settings, folder, (2, 4))
@@ -241,6 +252,7 @@ def test_a_damaged_file_is_named_and_nothing_is_lost(two_tasks, settings, tmp_pa
     assert follower.epochs[0] == (2, 1)
 
 
+@pytest.mark.slow
 def test_deterministic_kernels_are_asked_for(two_tasks, settings, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: asked.append(1))
@@ -278,6 +290,7 @@ def test_a_folder_that_vanishes_is_not_made_again(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_moved_goes_on_in_its_new_place(two_tasks, settings, tmp_path):
     whole = train(two_tasks, settings, tmp_path / "whole")
     folder, moved = tmp_path / "run", tmp_path / "cut"
@@ -316,8 +329,8 @@ class Spoils(Listener):
     ("value", "epoch", "words"),
     [
         (np.nan, 3, "NaN or infinity in '.*kernel' after epoch 3 of task 'bees' .*strength"),
-        (np.inf, 6, "NaN or infinity in '.*kernel' after epoch 6 of task 'bees'"),
-        (1e30, 6, "finite outputs.* after epoch 6, the last of task 'bees' with mas .*rate"),
+        slow(np.inf, 6, "NaN or infinity in '.*kernel' after epoch 6 of task 'bees'"),
+        slow(1e30, 6, "finite outputs.* after epoch 6, the last of task 'bees' with mas .*rate"),
     ],
     ids=["a weight", "a weight at the end", "Ω"],
 )

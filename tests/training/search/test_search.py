@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from cases import slow
 
 from keras_mas.errors import UsageError
 from keras_mas.methods import load_method
@@ -131,9 +132,7 @@ def test_a_finished_search_trains_nothing(trained, stream, settings, tmp_path):
     assert not any(trial.is_new for trial in again.trials)
 
 
-@pytest.mark.parametrize(
-    "tuner", ["random", pytest.param("bayesian", marks=pytest.mark.slow), "grid"]
-)
+@pytest.mark.parametrize("tuner", ["random", slow("bayesian"), "grid"])
 def test_an_interrupted_search_tries_the_same_as_one_that_was_not(
     trained, stream, settings, tmp_path, tuner
 ):
@@ -383,6 +382,7 @@ def quick(settings):
     return dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, epochs=2))
 
 
+@pytest.mark.slow
 def test_the_first_task_is_learned_once_and_models_do_not_stay(stream, quick, tmp_path):
     tasks = Tasks()
     asked = space(3, complete_trials=True)
@@ -423,6 +423,7 @@ def test_a_trial_does_after_its_last_task_what_changes_its_answers_alone(
     assert not (tmp_path / "trial/3").exists() and not (tmp_path / "trial/model.keras").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 5])
 def test_a_trial_goes_on_after_its_last_task(stream, quick, tmp_path, at):
     whole = search(stream, quick, space(2), tmp_path / "whole", learner=Learner(stream))

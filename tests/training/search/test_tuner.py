@@ -143,6 +143,7 @@ def searched(tmp_path_factory):
     return tuner, living, folder
 
 
+@pytest.mark.slow
 def test_strength_holds_the_first_task(searched):
     tuner, *_ = searched
     # The grid tries λ = 0 first, and λ = 300 then.
@@ -603,6 +604,7 @@ def test_a_decoupled_penalty_of_a_plain_model_is_refused_at_once(tmp_path):
         made(penalties(keras.Model), folder=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [keras_mas.MASModel, lambda *ends: keras_mas.MultiHead(keras.Model(*ends))]
 )
@@ -666,6 +668,7 @@ class Endless(Halves):
     num_batches = keras.utils.PyDataset.num_batches
 
 
+@pytest.mark.slow
 def test_a_py_dataset_is_learned_and_measured(tmp_path):
     tasks = {name: (Halves(*train), Halves(*held)) for name, (train, held) in TASKS.items()}
     tuner = made(fixed(1.0), grid(), tmp_path)

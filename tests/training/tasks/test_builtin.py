@@ -191,6 +191,7 @@ def test_mnist_on_disk_is_mnist_in_memory(mnist_cache):
         np.testing.assert_array_equal(split.inputs[:300], other.read(np.arange(300)))
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_mnist_in_the_authors_order():
     stream = load_tasks("split-mnist")
@@ -208,6 +209,7 @@ def test_mnist_in_the_authors_order():
     assert abs(inputs.std() - 1) < 0.01
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_mnist_as_hsu_and_others_take_it():
     stream = load_tasks("split-mnist-hsu")
