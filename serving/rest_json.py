@@ -49,6 +49,9 @@ _NUMPY_TYPES = {
 }
 _WRITABLE = {dtype.name for dtype in _NUMPY_TYPES.values()}
 
+# Types of which JSON can give no value, but an empty list.
+_EMPTY_TYPES = {8: "complex64", 17: "uint16", 18: "complex128", 19: "float16"}
+
 # The integers that are accepted for a type; the server stores the narrow ones in 32 bits, and what
 # does not fit then loses its upper bits.
 _RANGES = {
@@ -82,10 +85,10 @@ def read_signature_name(document: Mapping[str, Any]) -> str:
     """Return the signature that a parsed request names, or "" if it names none.
 
     Raises:
-        RequestError: If the name is not a string in UTF-8.
+        RequestError: If the name is not a string.
     """
     name = document.get("signature_name", "")
-    if not isinstance(name, str) or not _is_utf8(name):
+    if not isinstance(name, str):
         raise invalid_argument(
             f"JSON Value: {excerpt(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
@@ -145,18 +148,24 @@ def write_tensors(outputs: Mapping[str, np.ndarray], *, row_format: bool) -> str
         row_format: Whether the request was in row format; then all outputs have one first axis.
 
     Returns:
-        JSON text. A string tensor whose name ends in `_bytes` is written in base64.
+        JSON text. A string tensor whose name ends in `_bytes` is written in base64; what is not
+        UTF-8 in another one comes as lone surrogates, as in Python's "surrogateescape".
 
     Raises:
         RequestError: If a dtype cannot be written, such as float16, or if row format is asked of
             outputs that are not batches of one size.
     """
-    columns = {name: _to_json(name, array) for name, array in sorted(outputs.items())}
     if row_format:
         _check_batches(outputs)
+    columns = {name: _to_json(name, array) for name, array in sorted(outputs.items())}
+    if row_format:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return json.dumps({"predictions": [_without_single_name(row) for row in rows]})
-    return json.dumps({"outputs": _without_single_name(columns)})
+        return _text({"predictions": [_without_single_name(row) for row in rows]})
+    return _text({"outputs": _without_single_name(columns)})
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False)
 
 
 def _read_rows(instances: list[Any], dtypes: Mapping[str, int]) -> _Arrays:
@@ -169,17 +178,27 @@ def _read_rows(instances: list[Any], dtypes: Mapping[str, int]) -> _Arrays:
     if columns is not None:
         tensors = {name: _dense(column, dtypes[name]) for name, column in columns.items()}
         if all(tensor is not None for tensor in tensors.values()):
-            return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+            # Of an input given twice in a row there are too many values; the last are left out.
+            size = len(instances)
+            return {name: tensor[:size] for name, tensor in tensors.items() if tensor is not None}
     raise _refused_row(instances, dtypes)
 
 
 def _columns_of(instances: list[Any], dtypes: Mapping[str, int]) -> Mapping[str, list[Any]] | None:
     """Return a list of values for each input, one per instance; None if the instances differ."""
     if not _is_named(instances[0]):
-        return None if any(map(_is_named, instances)) else dict.fromkeys(dtypes, instances)
+        # Bytes in base64 get here for several inputs too, and are taken for the first one.
+        return None if any(map(_is_named, instances)) else {min(dtypes): instances}
     if any(not _is_named(row) or row.keys() != dtypes.keys() for row in instances):
         return None
+    if any(isinstance(row, json_text.RepeatedMembers) for row in instances):
+        return {name: _values_named(name, instances) for name in dtypes}
     return {name: [row[name] for row in instances] for name in dtypes}
+
+
+def _values_named(name: str, rows: list[dict[str, Any]]) -> list[Any]:
+    """Return the values of one input, of which rows may have several."""
+    return [value for row in rows for key, value in json_text.members(row) if key == name]
 
 
 def _is_named(value: Any) -> bool:
@@ -213,12 +232,11 @@ class _RowReader:
                 raise invalid_argument(
                     f"Expecting value/list but got object at item {index} of input list"
                 )
-            (name,) = self._dtypes
-            self._add(where, name, row)
+            self._add(where, min(self._dtypes), row)
             return
         if not _is_named(row):
             raise invalid_argument(f"Expecting object but got list at item {index} of input list")
-        for name, value in row.items():
+        for name, value in json_text.members(row):
             self._add(f"{where} key: {name}", name, value)
         if row.keys() != self._dtypes.keys():
             raise invalid_argument(
@@ -287,7 +305,7 @@ def _leaves(values: list[Any], dtype: int) -> np.ndarray | None:
     if dtype == _STRING:
         return _bytes_array(values)
     if dtype not in _NUMPY_TYPES:
-        return np.zeros(0) if not values else None
+        return None if values else np.zeros(0, _EMPTY_TYPES.get(dtype))
     of, types = _NUMPY_TYPES[dtype], set(map(type, values))
     if of.kind == "f":
         if not types <= {int, float}:
@@ -374,18 +392,21 @@ def _is_of_other(value: Any, dtype: int) -> bool:
 def _json_type(value: Any) -> str:
     if isinstance(value, bool):
         return str(value)
-    names = {dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+    if isinstance(value, dict):
+        return "Object"
+    names = {list: "Array", str: "String", int: "Number", float: "Number"}
     return names.get(type(value), "Null")
 
 
 def _is_base64(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
+    # Without a repeated name, for the only member must be "b64".
+    return type(value) is dict and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
 def _bytes_of(value: Any) -> bytes | None:
     """Return the bytes of a text or of an object with base64; None if it is neither."""
     if isinstance(value, str):
-        return value.encode(errors="surrogateescape")
+        return json_text.encoded(value)
     return _base64_decoded(value["b64"]) if _is_base64(value) else None
 
 
@@ -406,7 +427,7 @@ def _base64_decoded(text: str) -> bytes | None:
 def _to_json(name: str, array: np.ndarray) -> Any:
     if array.dtype == object:
         return _map_nested(_encode_bytes if name.endswith("_bytes") else _decode, array.tolist())
-    if array.dtype.name not in _WRITABLE:
+    if array.dtype.name not in _WRITABLE and array.size:
         dtype = {"float16": "half"}.get(array.dtype.name, array.dtype.name)
         raise invalid_argument(f"Failed to write JSON value for tensor type: {dtype}")
     if array.dtype == np.float32:
@@ -415,23 +436,31 @@ def _to_json(name: str, array: np.ndarray) -> Any:
 
 
 def _few_digits(array: np.ndarray) -> np.ndarray:
-    """Return doubles with the fewest decimal digits that are read back as the same float32.
+    """Return doubles with six decimal digits, or nine where six would be another float32.
 
     Merely widened to a double, 0.2 would be 0.20000000298023224.
     """
     exact = array.astype(np.float64).ravel()
     doubles = exact.copy()
-    rest = np.flatnonzero(np.isfinite(exact) & (exact != np.rint(exact)))
+    is_short = (exact == np.rint(exact)) & (np.abs(exact) < 1e6)
+    rest = np.flatnonzero(np.isfinite(exact) & ~is_short)
     exponents = np.floor(np.log10(np.abs(exact[rest])))
-    for digits in range(6, 10):
-        # Powers of ten up to 10^22 are exact in a double, so the quotient is rounded just once.
-        powers = np.clip(digits - 1 - exponents, 0, 22)
-        rounded = np.rint(exact[rest] * 10.0**powers) / 10.0**powers
+    # Powers of ten up to 10^22 are exact in a double, so a quotient is rounded just once.
+    usual = (exponents <= 5) & (exponents >= -14)
+    doubles[rest[~usual]] = [_rounded(value) for value in array.ravel()[rest[~usual]]]
+    rest, exponents = rest[usual], exponents[usual]
+    for digits in (9, 6):
+        scale = 10.0 ** (digits - 1 - exponents)
+        rounded = np.rint(exact[rest] * scale) / scale
         same = rounded.astype(np.float32) == exact[rest]
         doubles[rest[same]] = rounded[same]
-        rest, exponents = rest[~same], exponents[~same]
-    doubles[rest] = array.ravel()[rest].astype(str).astype(np.float64)
     return doubles.reshape(array.shape)
+
+
+def _rounded(value: np.float32) -> float:
+    """Return what `_few_digits` does, for one value that is very large or small."""
+    six = float(f"{value:.6g}")
+    return six if np.float32(six) == value else float(f"{value:.9g}")
 
 
 def _map_nested(function: Callable[[Any], Any], value: Any) -> Any:
@@ -441,7 +470,7 @@ def _map_nested(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _decode(value: bytes) -> str:
-    return value.decode(errors="replace")
+    return value.decode(errors="surrogateescape")
 
 
 def _encode_bytes(value: bytes) -> dict[str, str]:
@@ -464,14 +493,6 @@ def _check_batches(outputs: Mapping[str, np.ndarray]) -> None:
                 f"Tensor name: {name} has inconsistent batch size: {size[0]} "
                 f"expecting: {expected[0]}"
             )
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _join(names: Iterable[str]) -> str:

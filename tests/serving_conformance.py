@@ -94,6 +94,19 @@ REST = [
     Rest("path in capitals", _ONE, _PATH, _ONE_ANSWER, path=f"/V1/Models/{HALF}:predict"),
     Rest("text after the object", f"{_ONE} and so on", f"{_JSON} ParseJson", _ONE_ANSWER),
     Rest("member given twice", '{"instances": [2.0], "instances": [9]}', "RapidJSON", _ONE_ANSWER),
+    Rest(
+        "input given twice in a row",
+        '{"instances": [{"x": 2, "x": 4}, {"x": 9}]}',
+        "tf core/framework/tensor.cc FromProtoField",
+        {"predictions": [3.0, 4.0]},
+    ),
+    Rest(
+        "input given twice, columns", '{"inputs": {"x": [2], "x": [4]}}', _JSON, {"outputs": [3.0]}
+    ),
+    Rest("byte order mark", "\ufeff" + _ONE, "RapidJSON encodedstream.h", _ONE_ANSWER),
+    Rest(
+        "half a byte order mark", b"\xbb" + _ONE.encode(), "RapidJSON encodedstream.h", _ONE_ANSWER
+    ),
     Rest("no batch axis", '{"inputs": 2}', _JSON, {"outputs": 3.0}),
     Rest("5 MB", lambda: _numbers(5 * 10**6), _JSON, path=PREDICT),
     Rest("50 MB", lambda: _numbers(50 * 10**6), _JSON, slow=True),
@@ -142,6 +155,19 @@ REST = [
         f"{_JSON} FormatSignatureError",
     ),
     _bad(
+        "signature named twice",
+        '{"signature_name": 1, "signature_name": 2}',
+        'JSON Value: {\n    "signature_name": 1,\n    "signature_name": 2\n} not formatted '
+        "correctly. 'signature_name' key must be a string value.",
+        f"{_JSON} FormatSignatureError",
+    ),
+    _bad(
+        "signature that is no UTF-8",
+        b'{"signature_name": "\xff", "instances": [1]}',
+        'Serving signature name: "\udcff" not found in signature def',
+        f"{_HANDLER} GetInfoMap",
+    ),
+    _bad(
         "missing model and missing keys",
         "{}",
         "Servable not found for request: Latest(nobody)",
@@ -177,6 +203,19 @@ REST = [
         _typed("ints", instances=[1]),
         "instances is a plain list, but expecting list of objects as multiple input tensors "
         "required as per tensorinfo_map",
+        _ROWS,
+        path=TYPED,
+    ),
+    _bad(
+        "input given twice, of several shapes",
+        '{"instances": [{"x": [1, 2], "x": [3]}]}',
+        _KEY.format(0, "x", "Expecting tensor size: 2 but got: 1"),
+        f"{_JSON} AddInstanceItem",
+    ),
+    _bad(
+        "base64 for several inputs, rows",  # for which one, the order of a hash table says
+        _typed("ints", instances=[{"b64": "YQ=="}]),
+        Part('JSON Value: {\n    "b64": "YQ=="\n} Type: Object is not of expected type: '),
         _ROWS,
         path=TYPED,
     ),
@@ -338,16 +377,29 @@ REST = [
         "JSON Parse error: Number too big to be stored in double. at offset: 11",
         _PARSE,
     ),
+    _bad(
+        "zero with an exponent beyond float64",
+        '{"inputs": 0e400}',
+        "JSON Parse error: Number too big to be stored in double. at offset: 11",
+        _PARSE,
+    ),
+    Rest(
+        "beyond float64 by its digits",
+        '{"inputs": 1000000e303}',
+        f"{_PARSE} ParseNumber, which compares the exponent alone",
+        '{"outputs": Infinity}',
+    ),
+    Rest("small with a large exponent", '{"inputs": 0.0001e309}', _PARSE, '{"outputs": Infinity}'),
     # JSON.
     _bad("no body", "", "JSON Parse error: The document is empty", f"{_JSON} ParseJson"),
     _bad("a list", "[1]", "JSON Value: [1] Is not object", f"{_JSON} ParseJson"),
     *(
-        _bad(f"broken JSON: {body}", body, f"JSON Parse error: {message}", _PARSE)
+        _bad(f"broken JSON: {body[:40]}", body, f"JSON Parse error: {message}", _PARSE)
         for body, message in [
             ("   ", "The document is empty. at offset: 3"),
-            ('{"inputs": [1', "Missing a comma or ] after an array element. at offset: 13"),
-            ('{"inputs": [1}', "Missing a comma or ] after an array element. at offset: 13"),
-            ('{"inputs": [1] "a"}', "Missing a comma or } after an object member. at offset: 15"),
+            ('{"inputs": [1', "Missing a comma or ']' after an array element. at offset: 13"),
+            ('{"inputs": [1}', "Missing a comma or ']' after an array element. at offset: 13"),
+            ('{"inputs": [1] "a"}', "Missing a comma or '}' after an object member. at offset: 15"),
             ('{"inputs": [1,]}', "Invalid value. at offset: 14"),
             ('{"inputs": [1],}', "Missing a name for object member. at offset: 15"),
             ('{"inputs" [1]}', "Missing a colon after a name of object member. at offset: 10"),
@@ -364,7 +416,29 @@ REST = [
                 r'{"inputs": "\ud800"}',
                 "The surrogate pair in string is invalid. at offset: 12",
             ),
-            ('{"é": 1 2}', "Missing a comma or } after an object member. at offset: 9"),
+            ('{"inputs": [1e, 1e400]}', "Miss exponent in number. at offset: 14"),
+            (
+                '{"inputs": [[] 1e]}',
+                "Missing a comma or ']' after an array element. at offset: 15",
+            ),
+            (
+                r'{"inputs": "\u00g0", "x": "\ud800"}',
+                "Incorrect hex digit after \\u escape in string. at offset: 12",
+            ),
+            (
+                r'{"inputs": "\ud800\u00g0"}',
+                "Incorrect hex digit after \\u escape in string. at offset: 12",
+            ),
+            ('{"inputs": [Infi]}', "Invalid value. at offset: 16"),
+            ('{"inputs": [-a]}', "Invalid value. at offset: 13"),
+            ('{"inputs": [.5]}', "Invalid value. at offset: 12"),
+            ('{"inputs": [+1]}', "Invalid value. at offset: 12"),
+            ('{"inputs": [01]}', "Missing a comma or ']' after an array element. at offset: 13"),
+            ("{1: 2}", "Missing a name for object member. at offset: 1"),
+            ("]", "The document is empty. at offset: 0"),
+            ("inputs", "Invalid value. at offset: 0"),
+            ("[" * 5000, "Invalid value. at offset: 5000"),
+            ('{"é": 1 2}', "Missing a comma or '}' after an object member. at offset: 9"),
         ]
     ),
     # Bytes.
@@ -384,6 +458,21 @@ REST = [
             path=TYPED,
         )
         for text in ("?", "é", "/", "/w=", "/w=w")
+    ),
+    Rest(
+        "half a surrogate pair",
+        _typed("text", inputs=["\udc00"]),
+        f"{_PARSE} ParseString, where only a high half needs the other",
+        {"outputs": [{"b64": "7bCA"}]},
+        path=TYPED,
+    ),
+    _bad(
+        "base64 given twice",
+        '{"signature_name": "text", "inputs": [{"b64": "/w==", "b64": "/w=="}]}',
+        'JSON Value: {\n    "b64": "/w==",\n    "b64": "/w=="\n} not formatted correctly for '
+        "base64 data",
+        f"{_JSON} IsValBase64Object",
+        path=TYPED,
     ),
     _bad(
         "base64 that is no string",

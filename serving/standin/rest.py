@@ -28,7 +28,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2
 from waitress import wasyncore
 from waitress.server import TcpWSGIServer
 
-from .. import rest_json
+from .. import json_text, rest_json
 from ..conventions import HTTP_STATUS
 from ..protocol import (
     MAX_REQUEST_BYTES,
@@ -126,7 +126,7 @@ class Application:
     ) -> Iterable[bytes]:
         """Answer one request, as WSGI (PEP 3333) prescribes."""
         answer = self._answer(environ)
-        body = answer.text.encode(errors="surrogateescape")
+        body = json_text.encoded(answer.text)
         headers = [("Content-Type", answer.type), ("Content-Length", str(len(body)))]
         start_response(f"{answer.status} {_reason(answer.status)}", headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
@@ -186,9 +186,11 @@ class Application:
         if method != "predict":
             raise unimplemented(f"The stand-in does not serve the method: {method}")
         document = rest_json.parse_object(body)
-        spec.signature_name = rest_json.read_signature_name(document)
+        name = rest_json.read_signature_name(document)
         with self._models.using(spec) as version:
-            inputs = rest_json.read_tensors(document, version.inputs(spec.signature_name))
+            # No signature has a name that is not UTF-8, which a message cannot hold.
+            inputs = rest_json.read_tensors(document, version.inputs(name))
+            spec.signature_name = name
             outputs = version.predict(spec.signature_name, inputs)
             answered = version.spec(spec.signature_name)
         text = rest_json.write_tensors(outputs, row_format=rest_json.is_row_format(document))
@@ -240,7 +242,7 @@ class _ErrorTask(waitress.task.ErrorTask):
 
     def execute(self) -> None:
         error = self.request.error
-        body = _error_json(f"{error.reason}: {error.body}").encode()
+        body = json_text.encoded(_error_json(f"{error.reason}: {error.body}"))
         self.status = f"{error.code} {error.reason}"
         self.response_headers = [
             ("Content-Type", "application/json"),
@@ -335,7 +337,7 @@ def _metadata_json(response: get_model_metadata_pb2.GetModelMetadataResponse) ->
 
 
 def _error_json(message: str) -> str:
-    return json.dumps({"error": message})
+    return json.dumps({"error": message}, ensure_ascii=False)
 
 
 def _reason(status: int) -> str:

@@ -163,7 +163,7 @@ def test_a_single_output_has_no_name():
     assert write(False, y=np.array([1, 2])) == {"outputs": [1, 2]}
 
 
-def test_a_float_is_written_as_short_as_it_can_be_read_back():
+def test_a_float_is_written_with_six_digits_or_nine():
     # Widened to a double, float32 0.2 is 0.20000000298023224.
     text = rest_json.write_tensors({"y": np.array([0.2, 2.0, np.nan], np.float32)}, row_format=True)
     assert text == '{"predictions": [0.2, 2.0, NaN]}'
@@ -177,9 +177,13 @@ def test_floats_of_every_size_are_read_back_unchanged():
     text = rest_json.write_tensors({"y": values}, row_format=True)
     read_back = np.array(json.loads(text)["predictions"], np.float32)
     np.testing.assert_array_equal(read_back, values)
-    some = np.float32([0.1, 1 / 3, 1e-5, 123.456, 0.7])
+
+
+def test_digits_are_those_of_the_server():
+    some = np.float32([0.1, 1 / 3, 1e-5, 123.456, 3.3e12, 12345678, 89806704, 1e-45, 2e-13 / 3])
     assert rest_json.write_tensors({"y": some}, row_format=True) == (
-        '{"predictions": [0.1, 0.33333334, 1e-05, 123.456, 0.7]}'
+        '{"predictions": [0.1, 0.333333343, 1e-05, 123.456, 3300000000000.0, 12345678.0, '
+        "89806700.0, 1.4013e-45, 6.666667e-14]}"
     )
 
 
@@ -187,12 +191,14 @@ def test_strings_are_text_unless_their_name_says_bytes():
     value = np.array([b"\xff"], object)
     assert write(False, y_bytes=value) == {"outputs": [{"b64": "/w=="}]}
     assert write(False, y=np.array(["é".encode()], object)) == {"outputs": ["é"]}
+    assert write(False, y=value) == {"outputs": ["\udcff"]}  # the byte itself, once it is encoded
 
 
 def test_outputs_that_json_cannot_represent_are_refused():
     with pytest.raises(RequestError, match="for tensor type: half"):
         write(True, y=np.zeros(1, np.float16))
+    assert write(True, y=np.zeros(0, np.float16)) == {"predictions": []}
     with pytest.raises(RequestError, match="y has no shape information"):
-        write(True, y=np.float32(1.0))
+        write(True, y=np.float16(1.0))
     with pytest.raises(RequestError, match="inconsistent batch size: 2 expecting: 1"):
         write(True, p=np.zeros(1), q=np.zeros(2))
