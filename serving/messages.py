@@ -242,6 +242,17 @@ def _bytes(item: Any) -> bytes:
     return item
 
 
+def functions_of(signatures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those signatures of a version that can be called.
+
+    TensorFlow Serving lists the operation that initializes the version too.
+
+    Args:
+        signatures: Mapping from signature name to `SignatureDef`.
+    """
+    return {name: each for name, each in signatures.items() if name != "__saved_model_init_op"}
+
+
 def tensor_of(array: np.ndarray) -> Any:
     """Return the `TensorProto` of an array from `as_array`."""
     tensor = TensorProto()
@@ -249,23 +260,27 @@ def tensor_of(array: np.ndarray) -> Any:
     return tensor
 
 
-def fill(tensor: Any, array: np.ndarray) -> None:
+def fill(tensor: Any, array: np.ndarray, *, one_by_one: bool = False) -> None:
     """Write an array into an empty `TensorProto`, of this module or of TensorFlow.
 
     Args:
         tensor: The message.
         array: Of numbers or booleans, or an object array of `bytes`.
+        one_by_one: Whether the values are listed in the field of their type, as `float_val`, in
+            place of their bytes.
 
     Raises:
         TypeError: If the array has none of these types.
     """
     _check_type(array)
-    tensor.dtype = TYPES[array.dtype.name][0]
+    tensor.dtype, field = TYPES[array.dtype.name]
     for size in array.shape:
         tensor.tensor_shape.dim.add(size=size)
     tensor.tensor_shape.SetInParent()  # which says that it is known, also of rank 0
-    if array.dtype == object:
-        tensor.string_val.extend(array.ravel().tolist())
+    if array.dtype == object or one_by_one:
+        bits = array.dtype == np.float16  # sent as an integer
+        values = array.ravel()
+        getattr(tensor, field).extend((values.view(np.uint16) if bits else values).tolist())
     else:
         tensor.tensor_content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 

@@ -50,21 +50,26 @@ class LoadedVersion:
     Attributes:
         signatures: Dict from signature name to its `SignatureDef`, whose `inputs` and `outputs` map
             names to `TensorInfo` (dtype and shape).
+        listed: The same with what is no function, the operation that initializes the version, which
+            the server lists among them.
 
     Raises:
         LoadError: If the folder is missing, incomplete or not a SavedModel.
     """
 
     signatures: dict[str, meta_graph_pb2.SignatureDef]
+    listed: dict[str, meta_graph_pb2.SignatureDef]
 
     def __init__(self, directory: str | Path):
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
-            self.signatures = _restore(self._session, directory)
+            self.listed = _restore(self._session, directory)
+            # The initialisation operation has no method.
+            self.signatures = {name: sig for name, sig in self.listed.items() if sig.method_name}
             self._calls = {name: self._compile(sig) for name, sig in self.signatures.items()}
             # Kept apart, since protobuf takes microseconds to list them for every request.
-            self._inputs = {name: set(sig.inputs) for name, sig in self.signatures.items()}
-            self._outputs = {name: list(sig.outputs) for name, sig in self.signatures.items()}
+            self._inputs = {name: set(sig.inputs) for name, sig in self.listed.items()}
+            self._outputs = {name: list(sig.outputs) for name, sig in self.listed.items()}
         except Exception as error:  # loading raises errors of many classes
             self.close()
             raise LoadError(
@@ -97,6 +102,8 @@ class LoadedVersion:
         """
         self.check(signature_name, inputs, outputs)
         name = signature_name or DEFAULT_SIGNATURE
+        if name not in self._calls:
+            raise _produces_nothing(self.listed[name], outputs)
         return self._calls[name](inputs, outputs or self._outputs[name])
 
     def check(
@@ -112,13 +119,17 @@ class LoadedVersion:
         Raises:
             tf.errors.OpError: As `run`.
         """
+        self.check_inputs(signature_name, inputs)
+        _check_outputs(outputs, self._outputs[signature_name or DEFAULT_SIGNATURE])
+
+    def check_inputs(self, signature_name: str, inputs: Iterable[str]) -> None:
+        """Check the signature that a request names, and the names of its inputs; see `check`."""
         name = signature_name or DEFAULT_SIGNATURE
-        if name not in self._calls:
+        if name not in self.listed:
             message = f'Serving signature key "{name}" not found.'
             raise tf.errors.FailedPreconditionError(None, None, message)
         if set(inputs) != self._inputs[name]:
-            _check_inputs(inputs, self.signatures[name].inputs)
-        _check_outputs(outputs, self._outputs[name])
+            _check_inputs(inputs, self.listed[name].inputs)
 
     def close(self) -> None:
         """Free the memory of the version, which cannot run afterwards."""
@@ -151,11 +162,10 @@ class LoadedVersion:
 def _restore(
     session: tf.compat.v1.Session, directory: str | Path
 ) -> dict[str, meta_graph_pb2.SignatureDef]:
-    """Load a SavedModel into `session`; return the signatures that requests can name."""
+    """Load a SavedModel into `session`; return what it lists as its signatures."""
     with quiet(), session.graph.as_default():
         meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(directory))
-    # The initialisation operation is listed among the signatures too, but has no method.
-    return {name: sig for name, sig in meta_graph.signature_def.items() if sig.method_name}
+    return dict(meta_graph.signature_def)
 
 
 def _check_inputs(names: Iterable[str], expected: Mapping[str, meta_graph_pb2.TensorInfo]) -> None:
@@ -194,6 +204,19 @@ def _check_outputs(names: Sequence[str], expected: Sequence[str]) -> None:
         if name in names[:index]:
             message = f"duplicate output tensor alias: {name}"
             raise tf.errors.InvalidArgumentError(None, None, message)
+
+
+def _produces_nothing(
+    signature: meta_graph_pb2.SignatureDef, outputs: Sequence[str]
+) -> tf.errors.OpError:
+    """Return the error of fetching an operation (FetchOutputs in TensorFlow's subgraph.cc)."""
+    name = signature.outputs[(outputs or sorted(signature.outputs))[0]].name
+    message = (
+        f"Tried to fetch data for '{name}', which produces no output.  To run to a node but not "
+        f"fetch any data, pass '{name}' as an argument to the 'target_node_names' argument of the "
+        "Session::Run API."
+    )
+    return tf.errors.InvalidArgumentError(None, None, message)
 
 
 def _join(names: Iterable[str]) -> str:

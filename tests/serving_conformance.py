@@ -30,6 +30,9 @@ _ROWS = f"{_JSON} FillTensorMapFromInstancesList"
 _STATUS = "model_servers/get_model_status_impl.cc GetModelStatusWithModelSpec"
 _TENSOR = f"{_JSON} FillTensorProto"
 
+# Listed among the signatures of a version; it takes nothing and returns nothing.
+_INIT = "__saved_model_init_op"
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -146,6 +149,12 @@ REST = [
         '{"signature_name": "z", "instances": [1]}',
         'Serving signature name: "z" not found in signature def',
         f"{_HANDLER} GetInfoMap",
+    ),
+    _bad(
+        "signature without inputs",
+        json.dumps({"signature_name": _INIT, "instances": [1]}),
+        f"Failed to get input map for signature: {_INIT}",
+        f"{_JSON} FillPredictRequestFromJson",
     ),
     _bad(
         "signature that is no string",
@@ -515,8 +524,34 @@ REST = [
             ("POST", "/v1/models/shop:guess", "{}"),
             ("POST", f"{PREDICT}?a=1", _ONE),
             ("PUT", PREDICT, _ONE),
+            ("POST", PREDICT.replace("predict", "PREDICT"), _ONE),
+            ("POST", f"/v1/models/{HALF}/versions/-1:predict", _ONE),
+            ("POST", f"/v1/models/{HALF}/versions/1/labels/a:predict", _ONE),
+            ("POST", f"{PREDICT}?", _ONE),
+            ("GET", "/v1/models/", None),
+            ("GET", "/v1/models/shop/versions/1x", None),
+            ("GET", "/v1/models/shop/metadata?", None),
             ("DELETE", "/v1/models/shop", None),
         ]
+    ),
+    *(
+        _bad(
+            f"path with a character that none has: {path}",
+            None,
+            "<HTML><HEAD>\n<TITLE>400 Bad Request</TITLE>\n</HEAD><BODY>\n<H1>Bad Request</H1>\n"
+            "</BODY></HTML>\n",
+            "util/net_http/server/internal/evhttp_request.cc decode; libevent http.c end_of_path",
+            method="GET",
+            path=path,
+        )
+        for path in ("/v1/models/a|b", "/v1/models/a%zz", '/v1/models/"shop"', "/v1/models/{a}")
+    ),
+    Rest(
+        "by version with zeros before it",
+        _ONE,
+        _PATH,
+        _ONE_ANSWER,
+        path=f"/v1/models/{HALF}/versions/{'0' * 30}123:predict",
     ),
     _bad("TRACE", None, Part("501 Not Implemented"), "libevent http.c", 501, method="TRACE"),
     _bad("OPTIONS", None, "", "model_servers/http_server.cc ProcessRequest", method="OPTIONS"),
@@ -534,6 +569,10 @@ REST = [
         for path, status, message, source in [
             ("/v1/models", 400, "Missing model name in request.", _HANDLER),
             ("/v1/models/nobody", 404, "Could not find any versions of model nobody", _STATUS),
+            ("/v1/models/shop?", 404, "Could not find any versions of model shop?", _PATH),
+            ("/v1/models/%6eobody", 404, "Could not find any versions of model nobody", _PATH),
+            ("/v1/models/versions/1", 400, "Missing model name in request.", _HANDLER),
+            ("/v1/models/shop/versions/0", 404, "Could not find version 0 of model shop", _STATUS),
             (
                 "/v1/models/shop/versions/9",
                 404,
@@ -554,22 +593,26 @@ REST = [
             ),
         ]
     ),
-    Rest(
-        "status",
-        None,
-        f"{_STATUS}, highest version first",
-        {
-            "model_version_status": [
-                {
-                    "version": version,
-                    "state": "AVAILABLE",
-                    "status": {"error_code": "OK", "error_message": ""},
-                }
-                for version in ("2", "1")
-            ]
-        },
-        method="GET",
-        path="/v1/models/shop",
+    *(
+        Rest(
+            f"status: {path}",
+            None,
+            f"{_STATUS}, highest version first",
+            {
+                "model_version_status": [
+                    {
+                        "version": version,
+                        "state": "AVAILABLE",
+                        "status": {"error_code": "OK", "error_message": ""},
+                    }
+                    for version in ("2", "1")
+                ]
+            },
+            method="GET",
+            path=path,
+        )
+        # Neither a label nor "metadata" in capitals is looked at.
+        for path in ("/v1/models/shop", "/v1/models/shop/labels/canary", "/v1/models/shop/METADATA")
     ),
 ]
 
@@ -579,7 +622,7 @@ class Grpc:
     """A call over gRPC, and its answer.
 
     `request` are the fields of the request; the arrays of `inputs` become its tensors. `answer` is
-    the output of `half_plus_two`, where one is expected.
+    the output of `half_plus_two`, or the response as protobuf text.
     """
 
     name: str
@@ -636,6 +679,31 @@ GRPC = [
         inputs={"x": np.full(12_500_000, 2.0, np.float32)},
         slow=True,
     ),
+    Grpc(
+        "values in the field of their type",
+        _spec(),
+        f"{_PREDICT} PostProcessPredictionResult",
+        'outputs {\n  key: "y"\n  value {\n    dtype: DT_FLOAT\n    tensor_shape {\n      dim {\n'
+        "        size: 1\n      }\n    }\n    float_val: 3.0\n  }\n}\nmodel_spec {\n"
+        f'  name: "{HALF}"\n  version {{\n    value: 123\n  }}\n'
+        '  signature_name: "serving_default"\n}\n',
+        inputs=_X,
+    ),
+    Grpc(
+        "more values than the shape has",
+        {
+            **_spec(),
+            "inputs": {
+                "x": {
+                    "dtype": 1,
+                    "tensor_shape": {"dim": [{"size": 1}]},
+                    "float_val": [2.0, 9.0],
+                }
+            },
+        },
+        "tf core/framework/tensor.cc FromProtoField",
+        [3.0],
+    ),
     _refused("no model spec", {}, _INVALID, "Missing ModelSpec", "predict_impl.cc Predict"),
     _refused(
         "no model name",
@@ -649,6 +717,22 @@ GRPC = [
         _spec("nobody"),
         _MISSING,
         "Servable not found for request: Latest(nobody)",
+        _MANAGER,
+        inputs=_X,
+    ),
+    _refused(
+        "long message",
+        _spec("n" * 2000),
+        _MISSING,
+        f"Servable not found for request: Latest({'n' * 985}...TRUNCATED",
+        "model_servers/grpc_status_util.cc ToGRPCStatus",
+        inputs=_X,
+    ),
+    _refused(
+        "version below zero",
+        _spec(version={"value": -1}),
+        _MISSING,
+        f"Servable not found for request: Specific({HALF}, -1)",
         _MANAGER,
         inputs=_X,
     ),
@@ -703,6 +787,24 @@ GRPC = [
         "tf cc/saved_model/util.cc GetInputValues",
         inputs={"z": np.float32([1])},
     ),
+    _refused(
+        "signature that initializes",
+        _spec(signature_name=_INIT),
+        _INVALID,
+        "Tried to fetch data for 'NoOp', which produces no output.  To run to a node but not fetch "
+        "any data, pass 'NoOp' as an argument to the 'target_node_names' argument of the "
+        "Session::Run API.",
+        "tf core/graph/subgraph.cc FetchOutputs",
+    ),
+    _refused(
+        "input for the signature that initializes",
+        _spec(signature_name=_INIT),
+        _INVALID,
+        "input size does not match signature: 1!=0 len({x}) != len({}). Sent extra: {x}. "
+        "Missing but required: {}.",
+        f"{_PREDICT} VerifyRequestInputsSize",
+        inputs=_X,
+    ),
     *(
         _refused(
             f"{kind} for a float",
@@ -715,6 +817,8 @@ GRPC = [
         for kind, array in [
             ("double", np.array([1.0])),
             ("int64", np.array([1])),
+            ("half", np.float16([1])),
+            ("bool", np.array([True])),
             ("string", np.array([b"a"], object)),
         ]
     ),
@@ -763,6 +867,39 @@ GRPC = [
         inputs=_X,
     ),
     _refused(
+        "missing output and broken tensor",
+        {
+            **_spec(),
+            "output_filter": ["z"],
+            "inputs": {
+                "x": {
+                    "dtype": 1,
+                    "tensor_shape": {"dim": [{"size": 2}]},
+                    "tensor_content": b"123",
+                }
+            },
+        },
+        _INVALID,
+        "tensor parsing error: x",
+        f"{_PREDICT} PreProcessPrediction",
+    ),
+    _refused(
+        "missing output and wrong type",
+        {**_spec(), "output_filter": ["z"]},
+        _INVALID,
+        "output tensor alias not found in signature: z Outputs expected to be in the set {y}.",
+        f"{_PREDICT} PreProcessPrediction",
+        inputs={"x": np.array([1])},
+    ),
+    _refused(
+        "output without a name",
+        {**_spec(), "output_filter": [""]},
+        _INVALID,
+        "output tensor alias not found in signature:  Outputs expected to be in the set {y}.",
+        f"{_PREDICT} PreProcessPrediction",
+        inputs=_X,
+    ),
+    _refused(
         "output asked for twice",
         {**_spec(), "output_filter": ["y", "y"]},
         _INVALID,
@@ -786,6 +923,37 @@ GRPC = [
         "Metadata field size is not supported",
         "servables/tensorflow/get_model_metadata_impl.cc",
         method="GetModelMetadata",
+    ),
+    _refused(
+        "unknown metadata field of a missing model",
+        {**_spec("nobody"), "metadata_field": ["signature_def", ""]},
+        _INVALID,
+        "Metadata field  is not supported",
+        "servables/tensorflow/get_model_metadata_impl.cc",
+        method="GetModelMetadata",
+    ),
+    _refused(
+        "metadata without a model name",
+        {"model_spec": {}, "metadata_field": ["signature_def"]},
+        _INVALID,
+        "ModelSpec has no name specified.",
+        f"{_CORE} ServableRequestFromModelSpec",
+        method="GetModelMetadata",
+    ),
+    _refused(
+        "status without a model name",
+        {"model_spec": {}},
+        _MISSING,
+        "Could not find any versions of model ",
+        _STATUS,
+        method="GetModelStatus",
+    ),
+    Grpc(
+        "status by a label, which is not looked at",
+        _spec(version_label="canary"),
+        _STATUS,
+        "model_version_status {\n  version: 123\n  state: AVAILABLE\n  status {\n  }\n}\n",
+        method="GetModelStatus",
     ),
     _refused(
         "status of a missing model",
@@ -819,6 +987,40 @@ GRPC = [
         "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList "
         "is currently supported",
         "model_servers/model_service_impl.cc HandleReloadConfigRequest",
+        method=_RELOAD,
+    ),
+    _refused(
+        "configuration of another kind",
+        {"config": {"custom_model_config": {}}},
+        _INVALID,
+        "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList "
+        "is currently supported",
+        "model_servers/model_service_impl.cc HandleReloadConfigRequest",
+        method=_RELOAD,
+    ),
+    _refused(
+        "scheme of one letter",
+        _config(_model(base_path="s://models")),
+        _INVALID,
+        f"Expected model {HALF} to have an absolute path or URI; got base_path()=s://models",
+        f"{_CORE} UriIsRelativePath; tf io::ParseURI",
+        method=_RELOAD,
+    ),
+    _refused(
+        "platform and type",
+        _config(_model(model_type=1)),
+        _INVALID,
+        "Illegal setting both ModelServerConfig::model_type (deprecated) and "
+        f"ModelServerConfig::model_platform, model name is {HALF}",
+        f"{_CORE} GetPlatform",
+        method=_RELOAD,
+    ),
+    _refused(
+        "unknown type",
+        _config(_model(model_platform="", model_type=2)),
+        _INVALID,
+        "ModelServerConfig::model_type choice 2 not supported.",
+        f"{_CORE} GetPlatform",
         method=_RELOAD,
     ),
     _refused(
@@ -862,6 +1064,18 @@ GRPC = [
         "Request to assign label to version 9 of model shop, which is not currently available for "
         "inference",
         f"{_CORE} UpdateModelVersionLabelMap",
+        method=_RELOAD,
+    ),
+    _refused(
+        "label at a version that is not loaded, and a new model of another platform",
+        _config(
+            _model(name="shop", version_labels={"stable": 9}),
+            _model(name="new", model_platform="torch"),
+        ),
+        _STATE,
+        "Request to assign label to version 9 of model shop, which is not currently available for "
+        "inference",
+        f"{_CORE} ReloadConfig, labels before CreateStoragePathRoutes",
         method=_RELOAD,
     ),
 ]

@@ -65,7 +65,7 @@ class GrpcClient(Client):
             seconds,
         )
         signatures = messages.SignatureDefMap.FromString(response.metadata["signature_def"].value)
-        return signatures.signature_def, response.model_spec.version.value
+        return messages.functions_of(signatures.signature_def), response.model_spec.version.value
 
     def _status(self, name: str, seconds: float) -> list[VersionStatus]:
         request = messages.GetModelStatusRequest(model_spec=_spec(Which(name)))

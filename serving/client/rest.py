@@ -103,7 +103,9 @@ class RestClient(Client):
         def read(document: dict[str, Any]) -> tuple[Mapping[str, Any], int]:
             signatures = messages.SignatureDefMap()
             _parse(document["metadata"]["signature_def"], signatures)
-            return signatures.signature_def, int(document["model_spec"]["version"])
+            return messages.functions_of(signatures.signature_def), int(
+                document["model_spec"]["version"]
+            )
 
         known = self._signatures.get(which)
         if known is not None and which.version is not None:

@@ -24,6 +24,7 @@ from .tensors import write_tensor
 
 _THREADS = 32  # as many requests can be gathered into one batch
 _GRACE_SECONDS = 5.0  # in which running requests may finish when the server stops
+_MAX_MESSAGE_BYTES = 1024  # of an error
 _STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -83,7 +84,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
             _check_spec(request)
             spec = request.model_spec
             with self._models.using(spec) as version:
-                version.check(spec.signature_name, request.inputs, request.output_filter)
+                version.check_inputs(spec.signature_name, request.inputs)
                 inputs = {name: self._array(name, each) for name, each in request.inputs.items()}
                 outputs = version.predict(spec.signature_name, inputs, request.output_filter)
                 response = predict_pb2.PredictResponse(model_spec=version.spec(spec.signature_name))
@@ -155,7 +156,11 @@ class _Model(model_service_pb2_grpc.ModelServiceServicer):
     def HandleReloadConfigRequest(self, request, context):
         with _errors_as_status(context):
             self._models.reload(request.config)
-            return model_management_pb2.ReloadConfigResponse(status={"error_code": Code.OK})
+            return model_management_pb2.ReloadConfigResponse(
+                status={"error_code": Code.OK},
+                # How much they have grown; metrics that the server does not have are 0 to it.
+                metric=[{"name": name} for name in dict.fromkeys(request.metric_names)],
+            )
 
 
 @contextlib.contextmanager
@@ -163,6 +168,14 @@ def _errors_as_status(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        context.abort(_STATUS_CODES[error.code], error.message)
+        context.abort(_STATUS_CODES[error.code], _shortened(error.message))
     except Exception as error:  # a defect of the stand-in
         context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def _shortened(message: str) -> str:
+    """Return the part of a message that the server sends (`ToGRPCStatus`)."""
+    data = message.encode()
+    if len(data) <= _MAX_MESSAGE_BYTES:
+        return message
+    return f"{data[:_MAX_MESSAGE_BYTES].decode(errors='ignore')}...TRUNCATED"

@@ -24,6 +24,7 @@ LATEST, ALL = "latest", "all"
 
 _PLATFORM = "tensorflow"
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
+_URI = re.compile("[a-zA-Z][0-9a-zA-Z.]+://")  # as TensorFlow's io::ParseURI has it
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -84,14 +85,18 @@ def check_config(new: ModelServerConfig, old: ModelServerConfig | None) -> None:
             )
         names.add(model.name)
     for model in new.model_config_list.config:
-        if "://" not in model.base_path and not os.path.isabs(model.base_path):
+        if not _URI.match(model.base_path) and not os.path.isabs(model.base_path):
             raise invalid_argument(
                 f"Expected model {model.name} to have an absolute path or URI; got base_path()="
                 f"{model.base_path}"
             )
     platforms = {model.name: _platform(model) for model in models_of(old)}
-    for model in new.model_config_list.config:
-        _check_platform(model, platforms.get(model.name))
+    for model in models_of(new):
+        if model.name in platforms and _platform(model) != platforms[model.name]:
+            raise invalid_argument(
+                f"Illegal to change a model's platform. For model {model.name} platform was "
+                f"{platforms[model.name]} and new platform requested is {_platform(model)}"
+            )
 
 
 def models_of(config: ModelServerConfig | None) -> list[ModelConfig]:
@@ -99,15 +104,17 @@ def models_of(config: ModelServerConfig | None) -> list[ModelConfig]:
     return [] if config is None else list(config.model_config_list.config)
 
 
-def _check_platform(model: ModelConfig, before: str | None) -> None:
-    platform = _platform(model)
-    if before is not None and platform != before:
-        raise invalid_argument(
-            f"Illegal to change a model's platform. For model {model.name} platform was {before} "
-            f"and new platform requested is {platform}"
-        )
-    if platform != _PLATFORM:
-        raise invalid_argument(f"Model {model.name} requests unsupported platform {platform}")
+def check_platforms(config: ModelServerConfig) -> None:
+    """Refuse models that are not TensorFlow's (`CreateStoragePathRoutes`), after their labels.
+
+    Raises:
+        RequestError: With the code and the message of TensorFlow Serving.
+    """
+    for model in models_of(config):
+        if _platform(model) != _PLATFORM:
+            raise invalid_argument(
+                f"Model {model.name} requests unsupported platform {_platform(model)}"
+            )
 
 
 def _platform(model: ModelConfig) -> str:

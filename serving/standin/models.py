@@ -28,6 +28,7 @@ from .model_config import (
     aspired_versions,
     check_config,
     check_has_versions,
+    check_platforms,
     models_of,
 )
 from .policy import Action, Snapshot, next_action
@@ -55,7 +56,7 @@ class ServedVersion:
 
     Attributes:
         number: Its number.
-        signatures: Dict from signature name to `SignatureDef`.
+        signatures: Dict from signature name to `SignatureDef`, as the version lists them.
     """
 
     signatures: _Signatures
@@ -86,7 +87,7 @@ class ServedVersion:
                 f"Expected the warm-up requests in '{self.folder}' to be answered. "
                 f"Received: {error}"
             ) from error
-        self._loaded, self.signatures = loaded, loaded.signatures
+        self._loaded, self.signatures = loaded, loaded.listed
         self._run = batcher.batched(loaded) if batcher else loaded.run
 
     def unload(self) -> None:
@@ -94,15 +95,15 @@ class ServedVersion:
         if self._loaded is not None:
             self._loaded.close()
 
-    def check(self, signature: str, inputs: Iterable[str], outputs: Sequence[str] = ()) -> None:
-        """Check the names in a request; see `LoadedVersion.check`.
+    def check_inputs(self, signature: str, inputs: Iterable[str]) -> None:
+        """Check the signature and the inputs that a request names; see `LoadedVersion.check`.
 
         Raises:
             RequestError: With the code and the message of TensorFlow Serving.
         """
         assert self._loaded is not None
         with _refusing():
-            self._loaded.check(signature, inputs, outputs)
+            self._loaded.check_inputs(signature, inputs)
 
     def predict(
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] = ()
@@ -120,11 +121,15 @@ class ServedVersion:
         """Return a mapping from the names of a signature's inputs to their `TensorInfo`.
 
         Raises:
-            RequestError: If there is no such signature.
+            RequestError: If there is no such signature, or it has none.
         """
         name = signature or DEFAULT_SIGNATURE
         if name not in self.signatures:
             raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+        if not self.signatures[name].inputs:
+            raise invalid_argument(
+                f"Failed to get input map for signature: {signature or 'DEFAULT'}"
+            )
         return self.signatures[name].inputs
 
     def spec(self, signature: str | None = None) -> model_pb2.ModelSpec:
@@ -256,13 +261,16 @@ class ServedModels:
         """
         with self._reloading:
             check_config(config, self._config)
+            with self._changed:
+                labels = self._checked_labels(config)
+            check_platforms(config)
             known = set(self.names)
             new = [model for model in models_of(config) if model.name not in known]
             for model in new:
                 check_has_versions(model)
             logs = _log_settings_of(config)
             with self._changed:
-                self._labels = self._checked_labels(config)
+                self._labels = labels
                 _warn_of_models_that_go(known - {model.name for model in models_of(config)})
                 self._config = ModelServerConfig.FromString(config.SerializeToString())
                 self._look = True

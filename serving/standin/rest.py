@@ -58,6 +58,15 @@ _POST = re.compile(
     rf"(?i)/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>classify|regress|predict)"
 )
 
+# What libevent's `evhttp_uri_parse` takes for the target of a request (RFC 3986).
+_CHARACTERS = r"(?:[-\w.~!$&'()*+,;=:@/]|%[0-9a-fA-F]{2})*"
+_AFTER_PATH = _CHARACTERS.replace("[-", "[-?")
+_TARGET = re.compile(
+    rf"(?:[a-zA-Z][-a-zA-Z0-9+.]*:)?(?://[^/?#]*)?"
+    rf"(?P<path>{_CHARACTERS}(?:\?{_AFTER_PATH})?(?:#{_AFTER_PATH})?)",
+    re.ASCII,
+)
+
 # The methods that the HTTP server of TensorFlow Serving hands on to the interface.
 _PARSED = {"GET", "POST"}
 _METHODS = _PARSED | {"HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
@@ -127,7 +136,9 @@ class Application:
         """Answer one request, as WSGI (PEP 3333) prescribes."""
         answer = self._answer(environ)
         body = json_text.encoded(answer.text)
-        headers = [("Content-Type", answer.type), ("Content-Length", str(len(body)))]
+        headers = [("Content-Length", str(len(body)))]
+        if answer.type:
+            headers.append(("Content-Type", answer.type))
         start_response(f"{answer.status} {_reason(answer.status)}", headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
@@ -135,11 +146,14 @@ class Application:
         method, path = environ["REQUEST_METHOD"], _path_and_query(environ)
         if method not in _METHODS:
             return _page(501)
+        if path is None:
+            return _page(400)
         if not _API.fullmatch(path):
             return _page(404)
         if method == "OPTIONS":
             # The preflight request of a browser; without an origin it fails, and nothing is said.
-            return _Answer(200 if _HTTP_ORIGIN.search(environ.get("HTTP_ORIGIN", "")) else 400, "")
+            known = _HTTP_ORIGIN.search(environ.get("HTTP_ORIGIN", ""))
+            return _Answer(200 if known else 400, "", type="")
         try:
             return _Answer(200, self._respond(method, path, environ))
         except _Unanswerable:
@@ -161,7 +175,8 @@ class Application:
             return self._post(spec, match["method"], self._body(environ))
         if not spec.name:
             raise invalid_argument("Missing model name in request.")
-        if match["metadata"]:
+        # In capitals the word is let through, and means nothing.
+        if match["metadata"] == "/metadata":
             return _metadata_json(self._models.metadata(spec))
         return json_format.MessageToJson(self._models.status(spec), **_PROTO_OPTIONS)
 
@@ -309,19 +324,21 @@ _PROTO_OPTIONS: dict[str, Any] = {
 }
 
 
-def _path_and_query(environ: dict[str, Any]) -> str:
+def _path_and_query(environ: dict[str, Any]) -> str | None:
+    """Return the path of a request with all that follows; None if a character is not allowed."""
     # WSGI's PATH_INFO is decoded already: a "/" in the name of a model could not be told apart.
-    parts = urllib.parse.urlsplit(environ["REQUEST_URI"])
-    return urllib.parse.urlunsplit(("", "", parts.path, parts.query, parts.fragment))
+    match = _TARGET.fullmatch(environ["REQUEST_URI"])
+    return match["path"] if match else None
 
 
 def _spec_of(match: re.Match[str]) -> model_pb2.ModelSpec:
     """Return the `ModelSpec` that a path names."""
     spec = model_pb2.ModelSpec(name=urllib.parse.unquote(match["name"] or ""))
     if match["version"]:
-        if len(match["version"]) > 19 or int(match["version"]) > _INT64_MAX:
+        digits = match["version"].lstrip("0")
+        if len(digits) > 19 or int(digits or "0") > _INT64_MAX:
             raise _Unanswerable
-        spec.version.value = int(match["version"])
+        spec.version.value = int(digits or "0")
     if match["label"]:
         spec.version_label = urllib.parse.unquote(match["label"])
     return spec

@@ -60,6 +60,11 @@ def test_the_only_output_has_its_name_and_lists_of_floats_are_float32(client):
     np.testing.assert_array_equal(answer["y"], np.array([2.5, 3.0, np.nan], np.float32))
 
 
+def test_signatures_are_those_that_can_be_called(client):
+    # The server lists the operation that initializes the version too.
+    assert sorted(client.signatures("half_plus_two")) == ["serve", "serving_default"]
+
+
 def test_status_lists_the_versions(client):
     assert client.status("shop") == [(1, "AVAILABLE", ""), (2, "AVAILABLE", "")]
     first, second = client.status("half_broken")

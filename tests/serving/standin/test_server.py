@@ -12,13 +12,14 @@ from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.standin import PortError, StandIn
+from keras_mas.serving.standin import PortError, StandIn, config_of
 from keras_mas.serving.standin.models import ServedVersion
 
 HALF = "half_plus_two"
@@ -109,11 +110,15 @@ def test_status_of_all_versions_and_of_one(url):
     }
 
 
+# With the operation that initializes the version, as TensorFlow Serving does.
+LISTED = ["__saved_model_init_op", "examples", "fruit", "pets", "serving_default"]
+
+
 def test_metadata_has_the_signatures(url):
     metadata = requests.get(f"{url}/shop/versions/1/metadata").json()
     assert metadata["model_spec"]["version"] == "1"
     signatures = metadata["metadata"]["signature_def"]["signature_def"]
-    assert sorted(signatures) == ["examples", "fruit", "pets", "serving_default"]
+    assert sorted(signatures) == LISTED
     image = signatures["pets"]["inputs"]["inputs"]
     assert image["dtype"] == "DT_FLOAT"
     assert [dim["size"] for dim in image["tensor_shape"]["dim"]] == ["-1", "2"]
@@ -125,7 +130,7 @@ def test_metadata_over_grpc(predictions):
     response = predictions.GetModelMetadata(request)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     assert response.metadata["signature_def"].Unpack(signatures)
-    assert sorted(signatures.signature_def) == ["examples", "fruit", "pets", "serving_default"]
+    assert sorted(signatures.signature_def) == LISTED
     assert response.model_spec.version.value == 2
 
 
@@ -188,6 +193,21 @@ def test_grpc_refuses_tensors_that_cannot_be_read(predictions, tensor):
     request.inputs["x"].CopyFrom(tensor_pb2.TensorProto(**tensor))
     request.inputs["x"].tensor_shape.dim.add(size=size)
     assert_refused(predictions.Predict, request, "INVALID_ARGUMENT", "tensor parsing error: x")
+
+
+def test_metrics_asked_for_with_a_configuration_have_not_grown(models):
+    config = config_of({"half": models / "half_plus_two"})
+    with (
+        StandIn(config, grpc_port=0, rest_port=0) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        request = model_management_pb2.ReloadConfigRequest(
+            config=config, metric_names=["/b", "/a", "/b"]
+        )
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        response = stub.HandleReloadConfigRequest(request)
+    grown = [(metric.name, metric.int64_value_increase) for metric in response.metric]
+    assert sorted(grown) == [("/a", 0), ("/b", 0)]
 
 
 def test_grpc_methods_the_stand_in_lacks_are_unimplemented(predictions):

@@ -23,3 +23,18 @@ def test_tensorflow_reads_what_is_written(value):
     read = tf.make_ndarray(proto)
     assert read.dtype == tf.make_ndarray(tf.make_tensor_proto(value)).dtype
     assert read.shape == np.shape(value) and read.tolist() == np.asarray(value).tolist()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "field", "listed"),
+    [
+        ("float32", "float_val", [0, 1]),
+        ("float16", "half_val", [0, 15360]),  # the bits of 1.0
+        ("uint8", "int_val", [0, 1]),
+        ("bool", "bool_val", [False, True]),
+    ],
+)
+def test_values_are_listed_as_the_server_lists_them(dtype, field, listed):
+    proto = tensor_pb2.TensorProto()
+    write_tensor(proto, np.array([[0], [1]], dtype))
+    assert list(getattr(proto, field)) == listed and not proto.tensor_content
