@@ -411,15 +411,15 @@ def _bytes_of(value: Any) -> bytes | None:
 
 
 def _base64_decoded(text: str) -> bytes | None:
-    """Decode base64 as absl does: white space is skipped, and padding may be left out."""
-    text = "".join(text.split()) if not text.isalnum() else text
-    digits = text.rstrip("=.")
-    padding = len(text) - len(digits)
+    """Decode base64 as absl does: ASCII's white space is skipped, and padding may be left out."""
+    data = b"".join(json_text.encoded(text).split())
+    digits = data.rstrip(b"=.")
+    padding = len(data) - len(digits)
     missing = -len(digits) % 4
     if missing == 3 or padding not in (0, missing):
         return None
     try:
-        return base64.b64decode(digits + "=" * missing, validate=True)
+        return base64.b64decode(digits + b"=" * missing, validate=True)
     except ValueError:
         return None
 

@@ -466,7 +466,7 @@ REST = [
             f"{_JSON} JsonDecodeBase64Object",
             path=TYPED,
         )
-        for text in ("?", "é", "/", "/w=", "/w=w")
+        for text in ("?", "é", "/", "/w=", "/w=w", "/w\u00a0==")
     ),
     Rest(
         "half a surrogate pair",

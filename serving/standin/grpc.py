@@ -62,6 +62,7 @@ def serve_grpc(
     prediction = _Prediction(models, max_request_bytes)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(models), server)
+    server.add_generic_rpc_handlers([_Unknown()])
     port = server.add_insecure_port(f"{host}:{port}")
     server.start()
     try:
@@ -72,6 +73,16 @@ def serve_grpc(
 
 def _not_served(servicer: object, request: object, context: grpc.ServicerContext) -> None:
     context.abort(grpc.StatusCode.UNIMPLEMENTED, "The stand-in does not serve this method.")
+
+
+class _Unknown(grpc.GenericRpcHandler):
+    """Answers calls of methods that no service has: in C++, unlike Python, without a word."""
+
+    def service(self, handler_call_details):
+        def refuse(request: bytes, context: grpc.ServicerContext) -> None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):

@@ -216,6 +216,13 @@ def test_grpc_methods_the_stand_in_lacks_are_unimplemented(predictions):
     assert_refused(predictions.Classify, classify, "UNIMPLEMENTED", message)
 
 
+def test_methods_that_no_server_has_are_unimplemented_without_a_word(channel):
+    call = channel.unary_unary("/tensorflow.serving.PredictionService/Guess")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"", timeout=5)
+    assert (caught.value.code().name, caught.value.details()) == ("UNIMPLEMENTED", "")
+
+
 def test_rest_methods_the_stand_in_lacks_are_unimplemented(url):
     answer = requests.post(f"{url}/shop:classify", data="{}", timeout=5)
     assert answer.status_code == 501
