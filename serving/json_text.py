@@ -22,9 +22,11 @@ _BOM = "\ufeff".encode()
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _STRING_OR_INF = re.compile(rf"{_STRING}|-?(?:Inf(?!inity)|NaN)", re.DOTALL)
 
-# What Python's parser takes and RapidJSON may not: large exponents, hundreds of digits, and halves
-# of surrogate pairs. Hardly anything else has one of these.
-_SUSPICIOUS = re.compile(r"[eE]\+?\d{3}|\d{309}|\\u[dD]")
+# What Python's parser takes and RapidJSON may not: large exponents, hundreds of digits, and the
+# first half of a surrogate pair without the second. Hardly anything else looks like one of these.
+_SUSPICIOUS = re.compile(
+    r"[eE]\+?\d{3}|\d{309}|\\u[dD][89abAB](?![0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
 
 
 class RepeatedMembers(dict[str, Any]):

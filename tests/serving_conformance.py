@@ -10,6 +10,7 @@ types).
 """
 
 import dataclasses
+import gzip
 import json
 from typing import Any
 
@@ -20,6 +21,7 @@ PREDICT = f"/v1/models/{HALF}:predict"
 TYPED = "/v1/models/typed:predict"
 
 _CORE = "model_servers/server_core.cc"
+_EVENTS = "util/net_http/server/internal/evhttp_request.cc"
 _HANDLER = "model_servers/http_rest_api_handler.cc"
 _JSON = "util/json_tensor.cc"
 _MANAGER = "core/basic_manager.cc ServingMap::GetUntypedServableHandle"
@@ -74,6 +76,7 @@ def _numbers(size: int) -> str:
 _ELEMENT = "Failed to process element: {} of 'instances' list. Error: INVALID_ARGUMENT: {}"
 _KEY = "Failed to process element: {} key: {} of 'instances' list. Error: INVALID_ARGUMENT: {}"
 _ONE = '{"instances": [2.0]}'
+_GZIPPED = gzip.compress(_ONE.encode(), mtime=0)
 _ONE_ANSWER = {"predictions": [3.0]}
 
 
@@ -450,6 +453,46 @@ REST = [
             ('{"é": 1 2}', "Missing a comma or '}' after an object member. at offset: 9"),
         ]
     ),
+    # Compressed bodies.
+    *(
+        Rest(
+            f"Content-Encoding: {coding}",
+            _GZIPPED,
+            f"{_EVENTS} NeedUncompressGzipContent",
+            _ONE_ANSWER,
+            headers=(("Content-Encoding", coding),),
+        )
+        for coding in ("gzip", "x-gzip", "deflate, gzip")
+    ),
+    *(
+        _bad(
+            f"broken gzip: {name}",
+            body,
+            "JSON Parse error: The document is empty",
+            "util/net_http/compression/gzip_zlib.cc UncompressGzipAndAllocate",
+            headers=(("Content-Encoding", "gzip"),),
+        )
+        for name, body in [
+            ("none", _ONE),
+            ("half of it", _GZIPPED[:-9]),
+            ("something behind it", _GZIPPED + b"more"),
+            ("two", _GZIPPED + _GZIPPED),
+        ]
+    ),
+    _bad(
+        "gzip in capitals",
+        _GZIPPED,
+        "JSON Parse error: Invalid value. at offset: 0",
+        f"{_EVENTS} NeedUncompressGzipContent",
+        headers=(("Content-Encoding", "GZIP"),),
+    ),
+    Rest(
+        "another coding",
+        _ONE,
+        f"{_EVENTS} NeedUncompressGzipContent",
+        _ONE_ANSWER,
+        headers=(("Content-Encoding", "br"),),
+    ),
     # Bytes.
     Rest(
         "base64",
@@ -540,7 +583,7 @@ REST = [
             None,
             "<HTML><HEAD>\n<TITLE>400 Bad Request</TITLE>\n</HEAD><BODY>\n<H1>Bad Request</H1>\n"
             "</BODY></HTML>\n",
-            "util/net_http/server/internal/evhttp_request.cc decode; libevent http.c end_of_path",
+            f"{_EVENTS} decode; libevent http.c end_of_path",
             method="GET",
             path=path,
         )

@@ -183,7 +183,8 @@ class Application:
     def _body(self, environ: dict[str, Any]) -> bytes:
         """Return the body of a request; what is no gzip and said to be is empty, as in the server.
 
-        TensorFlow Serving decides in `EvHTTPRequest::NeedUncompressGzipContent`.
+        TensorFlow Serving decides in `EvHTTPRequest::NeedUncompressGzipContent`. Nothing may follow
+        the end of the gzip, nor a second one (`ZLib::UncompressGzipAndAllocate`).
         """
         body: bytes = environ["wsgi.input"].read()
         if "gzip" not in environ.get("HTTP_CONTENT_ENCODING", ""):
@@ -195,7 +196,7 @@ class Application:
             return b""
         if len(body) > limit:
             raise _TooLarge(f"Request Entity Too Large: exceeds max_body of {limit}")
-        return body if stream.eof else b""
+        return body if stream.eof and not stream.unused_data else b""
 
     def _post(self, spec: model_pb2.ModelSpec, method: str, body: bytes) -> str:
         if method != "predict":
