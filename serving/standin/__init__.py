@@ -15,7 +15,9 @@ minutes. A version without its `variables/` does not load, where TensorFlow Serv
 then fails every request. A new model without a version is refused, where TensorFlow Serving waits
 for one, and a refused configuration changes nothing at all. A rollback to a version that is still
 loaded takes effect even if the other has failed. Requests have a largest size, lists 64 levels. It
-logs requests, which the open-source server cannot.
+logs requests, which the open-source server cannot. What is no HTTP is refused in JSON, where
+libevent sends a page. Requests of several dtypes are not joined into one batch, in which the server
+would refuse them all. Doubles in JSON are read exactly, where RapidJSON may miss the last digit.
 """
 
 from .batching import BatchingParameters, read_batching_parameters
