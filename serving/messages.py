@@ -277,12 +277,30 @@ def fill(tensor: Any, array: np.ndarray, *, one_by_one: bool = False) -> None:
     for size in array.shape:
         tensor.tensor_shape.dim.add(size=size)
     tensor.tensor_shape.SetInParent()  # which says that it is known, also of rank 0
-    if array.dtype == object or one_by_one:
+    little_endian = array.dtype.newbyteorder("<")
+    if one_by_one and array.size and array.dtype.name in _PACKED:
+        data = np.ascontiguousarray(array, little_endian).tobytes()
+        tensor.MergeFromString(_field(_PACKED[array.dtype.name], data))
+    elif array.dtype == object or one_by_one:
         bits = array.dtype == np.float16  # sent as an integer
         values = array.ravel()
         getattr(tensor, field).extend((values.view(np.uint16) if bits else values).tolist())
     else:
-        tensor.tensor_content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+        tensor.tensor_content = np.ascontiguousarray(array, little_endian).tobytes()
+
+
+# The numbers of fields whose values protobuf writes as the bytes of an array, by NumPy's types:
+# they need not become Python's numbers, which takes seven times as long.
+_PACKED = {"float32": 5, "float64": 6, "bool": 11}
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """Return a field of bytes, or of packed numbers, as protobuf writes it."""
+    size, length = len(data), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + data
 
 
 def array_of(tensor: Any) -> np.ndarray:

@@ -38,3 +38,13 @@ def test_values_are_listed_as_the_server_lists_them(dtype, field, listed):
     proto = tensor_pb2.TensorProto()
     write_tensor(proto, np.array([[0], [1]], dtype))
     assert list(getattr(proto, field)) == listed and not proto.tensor_content
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bool", "int64"])
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 20_000])
+def test_listed_values_of_any_number_are_read_back(dtype, size):
+    value = (np.arange(size) % 3).astype(dtype).reshape(-1, 1)[::-1]
+    proto = tensor_pb2.TensorProto()
+    write_tensor(proto, value)
+    assert not proto.tensor_content
+    np.testing.assert_array_equal(tf.make_ndarray(proto), value)
