@@ -6,7 +6,6 @@ import sys
 
 import keras
 import pytest
-from cases import slow
 
 from keras_mas import MASModel
 
@@ -35,12 +34,13 @@ except ImportError as error:
     assert "KERAS_BACKEND=tensorflow" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
         "import keras_mas, keras",
-        slow("import keras, keras_mas"),
-        slow("import keras_mas, tensorflow; keras = tensorflow.keras"),
+        "import keras, keras_mas",
+        "import keras_mas, tensorflow; keras = tensorflow.keras",
     ],
 )
 def test_a_mas_model_loads_whichever_is_imported_first(imports, tmp_path):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import slow, slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -522,6 +523,7 @@ NETWORKS = [
     around(sparse_and_dense, Sparse),
     around(some_columns, dense),
 ]
+WITH_RECURRENT_LAYERS = (sequence, masked, implicit_mask, mask_beside_mean)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
@@ -1040,7 +1042,11 @@ def test_each_layer_as_a_function_of_its_own(measure):
     np.testing.assert_allclose(omega["net/out/bias"], [5])
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+@pytest.mark.parametrize(
+    "network",
+    [slow(each) if each in WITH_RECURRENT_LAYERS else each for each in NETWORKS],
+    ids=lambda network: network.__name__,
+)
 def test_every_network_agrees_layer_by_layer(network):
     inputs = keras.Input([16])
     model = keras.Model(inputs, network(inputs))
@@ -1199,7 +1205,7 @@ def recurrent(layer, batch_size=None):
     ],
     ids=["lstm", "unrolled_gru", "bidirectional", "cell"],
 )
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("batch_size", slow_but(4, [1, 4]))
 def test_a_stateful_layer_starts_every_example_anew_and_keeps_its_state(layer, batch_size):
     stateful = recurrent(layer(stateful=True), batch_size)
     stateless = recurrent(layer())

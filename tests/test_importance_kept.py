@@ -511,6 +511,7 @@ def test_a_new_rule_is_used(model):
     np.testing.assert_allclose(before, 3 * compute_importance(model, X)["out/kernel"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_the_latest_options_are_kept(model):
     for _ in range(3):
         assert measure(model, output=lambda y: y**2) > 0

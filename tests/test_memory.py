@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from cases import slow_but
+from cases import slow, slow_but
 from keras import layers
 
 from keras_mas import Consolidate, MASModel, SynapticMemory, compute_importance
@@ -204,7 +204,7 @@ def test_twice_the_drift_is_four_times_the_penalty():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("regularizer", [None, keras.regularizers.L2(0.01)], ids=["", "l2"])
+@pytest.mark.parametrize("regularizer", [None, slow(keras.regularizers.L2(0.01))], ids=["", "l2"])
 def test_both_doors_give_the_same_weights(optimizer, regularizer):
     outside = compiled(network(regularizer=regularizer), optimizer)
     memory = SynapticMemory(2.0).protect(outside)
@@ -293,7 +293,7 @@ def test_a_memory_that_forgets_goes_on_protecting(caplog):
     assert CountedLoss.traces == traces
 
 
-@pytest.mark.parametrize("kind", [keras.Model, MASModel])
+@pytest.mark.parametrize("kind", slow_but(keras.Model, [keras.Model, MASModel]))
 def test_a_new_strength_acts_in_the_next_fit(kind):
     drifts = {}
     for strength in (0.0, 1.0):
@@ -483,7 +483,7 @@ def test_mixed_precision_keeps_the_memory_in_float32():
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("kind", [keras.Model, MASModel])
+@pytest.mark.parametrize("kind", slow_but(keras.Model, [keras.Model, MASModel]))
 def test_any_precision_trains(dtype, kind):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
@@ -604,7 +604,7 @@ def test_the_decoupled_penalty_acts_after_the_step():
         np.testing.assert_allclose(model.weights[0].numpy(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("strength", [1.0, 1e4, 1e8])
+@pytest.mark.parametrize("strength", slow_but(1e8, [1.0, 1e4, 1e8]))
 def test_the_decoupled_penalty_is_stable_for_every_strength(strength):
     model = compiled(network(MASModel, strength=strength, penalty="decoupled"))
     fit(model, A, LABELS_A)

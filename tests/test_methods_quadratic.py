@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import slow_but
 from keras import layers
 
 from keras_mas import BatchNormWarning, MultiHead
@@ -288,7 +289,7 @@ def learned(name, penalty="in_loss", strength=1.0):
     return method, model
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("penalty", slow_but("in_loss", PENALTIES))
 @pytest.mark.parametrize("name", QUADRATIC)
 def test_the_penalty_acts_in_the_next_fit(name, penalty):
     method, model = learned(name, penalty)

@@ -78,7 +78,7 @@ def taken_over(method, loaded, path, name):
     return model
 
 
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("heads", slow_but(2, [1, 2]))
 @pytest.mark.parametrize("name", [*HELD, "joint"])
 def test_a_loaded_model_answers_as_the_saved_one(method_of, learn, name, heads, tmp_path):
     _, model = saved(method_of, learn, name, heads, tmp_path)

@@ -194,6 +194,7 @@ def png(*pixels):
     return tf.io.encode_png(np.array(pixels, np.uint8)).numpy()
 
 
+@pytest.mark.slow
 def test_files_of_images_are_answered_as_their_pixels(photos):
     version = LoadedVersion(photos)
     red, blue = [200, 100, 0], [0, 0, 200]

@@ -6,6 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from cases import slow_but
 
 from keras_mas.heads import AllHeads
 from keras_mas.training.learner import Learner
@@ -150,7 +151,7 @@ def test_joint_training_forgets_nothing(stream, settings, tmp_path):
     assert min(first, again, second) > 0.8
 
 
-@pytest.mark.parametrize("method", ALL_HEADS)
+@pytest.mark.parametrize("method", slow_but("lwf", ALL_HEADS))
 def test_the_step_is_traced_once_for_all_tasks(stream, quick, tmp_path, method, monkeypatch):
     traced, compute_loss = [], AllHeads.compute_loss
 

@@ -256,6 +256,7 @@ def test_compare_then_report(here, capsys):
     assert f"{command} --epochs 2 --batch-size 16\n" in page
 
 
+@pytest.mark.slow
 def test_the_command_of_a_comparison_makes_it_again(here, capsys):
     first = json.loads(answer(capsys, *COMPARE, "--methods", "finetune", "--json"))
     words = first["command"].split()
@@ -716,6 +717,7 @@ def test_wrong_usage_is_one_sentence(here, capsys, argv, sentence):
     assert not (here / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_not_a_served_model(here, capsys):
     answer(capsys, "train", "insects.toml", *QUICK, "--output", "run")
     serve = ["serve", "run", "--with", "standin", "--port", "0", "--rest-port", "0"]
@@ -786,7 +788,7 @@ def test_help_to_a_full_standard_output(monkeypatch, option, unbuffered):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("form", ["", "--json", "--csv"])
+@pytest.mark.parametrize("form", slow_but("--json", ["", "--json", "--csv"]))
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_standard_output_is_named(here, capsys, monkeypatch, form, unbuffered):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)

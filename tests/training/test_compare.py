@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cases import slow
 from rich.console import Console
 
 from keras_mas.errors import UsageError
@@ -168,7 +169,7 @@ def test_a_run_that_diverges_is_an_entry_and_the_others_go_on(stream, contestant
 
 
 @pytest.mark.parametrize(
-    ("error", "keeps_network"), [(UsageError, False), (compare_module.DivergedError, True)]
+    ("error", "keeps_network"), [(UsageError, False), slow(compare_module.DivergedError, True)]
 )
 def test_an_error_is_an_entry_and_leaves_no_half_a_network(
     stream, contestants, tmp_path, monkeypatch, error, keeps_network
@@ -450,6 +451,7 @@ def test_the_bars_show_the_task_under_way(contestants, monkeypatch):
         assert lines.bars.live.is_started
 
 
+@pytest.mark.slow
 def test_the_content_is_json(stream, contestants, tmp_path):
     from keras_mas.training.comparison_table import comparison_content
 

@@ -182,6 +182,7 @@ def test_a_head_of_another_size_is_added_to_a_kept_optimizer(data, tmp_path):
     assert same_state(go_on(two, data / "other.toml", tmp_path / "found"), one, 3)
 
 
+@pytest.mark.slow
 def test_tasks_that_share_a_head_go_on_with_it(data, tmp_path):
     write_tasks(data, "shared.toml", "ants", "bees", scenario="domain")
     write_tasks(data, "all-shared.toml", "ants", "bees", "cats", scenario="domain")
@@ -385,6 +386,7 @@ def test_a_learned_task_has_no_examples():
     assert (task.input_shape, task.train.dtype) == ((4,), np.float32)
 
 
+@pytest.mark.slow
 def test_a_report_shows_what_was_not_measured_as_such(data, whole, first, tmp_path, capsys):
     lost = tmp_path / "lost"
     shutil.copytree(first, lost)

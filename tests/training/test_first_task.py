@@ -3,7 +3,7 @@ import threading
 
 import numpy as np
 import pytest
-from cases import slow_but
+from cases import slow, slow_but
 
 from keras_mas import SynapticMemory
 from keras_mas.methods import METHODS, load_method
@@ -108,7 +108,7 @@ def test_a_method_that_consolidates_within_a_task_does_not_share_it(stream, sett
     ("change", "learned"),
     [
         ({"seed": 5}, [1, 2, 3]),
-        ({"learning_rate": 0.01}, [1, 2, 3]),
+        slow({"learning_rate": 0.01}, [1, 2, 3]),
         ({"first_epochs": 2, "epochs": 3}, [2, 3]),  # the first task is as it was
     ],
 )

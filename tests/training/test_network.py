@@ -236,6 +236,7 @@ def test_a_run_with_batch_normalization_is_saved_and_resumed(
     assert len(shared) == (4 if batch_norm == "per-task" else 12)
 
 
+@pytest.mark.slow
 def test_earlier_heads_are_read_on_the_later_trunk(normalized, stream, settings, tmp_path):
     train(stream, with_recipe(settings, batch_norm="per-task"), tmp_path / "run")
     models, _ = saved_heads(tmp_path / "run", 3)

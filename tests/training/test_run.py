@@ -8,7 +8,7 @@ from unittest.mock import ANY
 import keras
 import numpy as np
 import pytest
-from cases import slow_but
+from cases import slow, slow_but
 from insects import ONE_EPOCH, insects, task
 
 from keras_mas import SynapticMemory
@@ -419,7 +419,7 @@ def test_a_later_task_that_auto_holds_too_still_is_named(stream, settings, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("scenario", "heads", "units"), [("domain", {"shared"}, 2), ("class", {"all"}, 6)]
+    ("scenario", "heads", "units"), [("domain", {"shared"}, 2), slow("class", {"all"}, 6)]
 )
 def test_one_head_for_all_tasks(stream, settings, tmp_path, scenario, heads, units):
     one_head = TaskStream("insects", scenario, stream.tasks, stream.rescale)

@@ -172,6 +172,7 @@ def test_a_finished_run_can_be_logged_later(stream, quick, tmp_path):
     ).read_text()
 
 
+@pytest.mark.slow
 def test_logs_are_replaced_with_their_run(stream, quick, tmp_path):
     logged(stream, quick, tmp_path, log="csv,tensorboard")
     train(stream, dataclasses.replace(quick, seed=1), tmp_path, overwrite=True)
@@ -236,6 +237,7 @@ def hparams_in(folder):
     return data.session_start_info.hparams
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_settings(measured):
     _, _, folder = measured
     hparams = hparams_in(folder)

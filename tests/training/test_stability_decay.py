@@ -188,6 +188,7 @@ class Locking(Listener):
             task.splits["test"].source.is_locked = False
 
 
+@pytest.mark.slow
 def test_no_data_of_another_task_is_read_until_the_task_has_been_learned(
     stream, decaying, tmp_path
 ):

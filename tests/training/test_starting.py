@@ -334,6 +334,7 @@ def test_importance_of_features_by_hand(seeing, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(importance[name], by_hand, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_features_of_a_network_are_held_by_images_in_a_folder(
     seeing, tmp_path, monkeypatch, capsys
 ):

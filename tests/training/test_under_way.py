@@ -325,12 +325,13 @@ class Spoils(Listener):
             kernel.assign(np.full(kernel.shape, self.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "epoch", "words"),
     [
         (np.nan, 3, "NaN or infinity in '.*kernel' after epoch 3 of task 'bees' .*strength"),
-        slow(np.inf, 6, "NaN or infinity in '.*kernel' after epoch 6 of task 'bees'"),
-        slow(1e30, 6, "finite outputs.* after epoch 6, the last of task 'bees' with mas .*rate"),
+        (np.inf, 6, "NaN or infinity in '.*kernel' after epoch 6 of task 'bees'"),
+        (1e30, 6, "finite outputs.* after epoch 6, the last of task 'bees' with mas .*rate"),
     ],
     ids=["a weight", "a weight at the end", "Ω"],
 )

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from cases import slow
+from cases import slow, slow_but
 
 from keras_mas.errors import UsageError
 from keras_mas.methods import load_method
@@ -46,7 +46,7 @@ def told(found):
     return [(t.values, t.state, t.reason, list(t.results), t.bound) for t in found.trials]
 
 
-@pytest.mark.parametrize("tuner", ["random", "bayesian"])
+@pytest.mark.parametrize("tuner", slow_but("random", ["random", "bayesian"]))
 def test_the_best_is_first_and_failures_are_last(trained, stream, settings, tmp_path, tuner):
     heard = Heard()
     found = search(stream, settings, space(12, tuner), tmp_path, observer=heard)
@@ -157,7 +157,7 @@ def test_an_interrupted_search_tries_the_same_as_one_that_was_not(
     assert told(resumed) == told(whole)
 
 
-@pytest.mark.parametrize("tuner", ["random", "bayesian"])
+@pytest.mark.parametrize("tuner", slow_but("random", ["random", "bayesian"]))
 def test_a_longer_search_goes_on_from_a_shorter_one(trained, stream, settings, tmp_path, tuner):
     short = search(stream, settings, space(4, tuner), tmp_path)
     longer = search(stream, settings, space(6, tuner), tmp_path)
