@@ -24,11 +24,15 @@ from keras_mas.errors import UsageError
 
 from . import images
 from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES, IMAGE_BYTES
+from .logged import array_of
 
 # Signatures that no head has for itself; a request that names none means the first.
 _OF_ALL_HEADS = (DEFAULT_SIGNATURE, "", FEATURES, ENCODED, EXAMPLES)
 
 _GZIP = b"\x1f\x8b"
+
+# Bytes of a record in a file besides its content: its length, and two checksums.
+_FRAME = 8 + 4 + 4
 
 
 @dataclass(frozen=True)
@@ -290,19 +294,23 @@ def _records(path: Path, collector: Collector, what: str) -> Iterator[bytes]:
     try:
         with open(path, "rb") as file:
             compressed = file.read(2) == _GZIP
+            size = os.fstat(file.fileno()).st_size  # a server may go on writing meanwhile
     except OSError as error:
         raise UsageError(
             f"Expected {what} in '{path}'. Received: "
             f"{(error.strerror or str(error)).lower()}. Correct the path."
         ) from error
-    count = 0
+    count = read = 0
     try:
         dataset = tf.data.TFRecordDataset(str(path), compression_type="GZIP" if compressed else "")
         for record in dataset.as_numpy_iterator():
             count += 1
+            read += _FRAME + len(record)
             yield record
-        if compressed:
-            _check_whole(path)
+        # TensorFlow takes a compressed file that is cut off, and the beginning of a record's
+        # length, for the end.
+        if read < (_uncompressed_size(path) if compressed else size):
+            raise EOFError
     except (tf.errors.OpError, EOFError, OSError, zlib.error):
         kind = f"'{path}' from record {count + 1} on, where it is damaged or cut off"
         if not count:
@@ -310,11 +318,10 @@ def _records(path: Path, collector: Collector, what: str) -> Iterator[bytes]:
         collector.left_out[kind] += 1
 
 
-def _check_whole(path: Path) -> None:
-    """Fail if a compressed file is cut off, which TensorFlow takes for its end."""
+def _uncompressed_size(path: Path) -> int:
+    """Return the size of what is in a compressed file; EOFError if that is cut off."""
     with gzip.open(path) as file:
-        while file.read(2**20):
-            pass
+        return sum(len(part) for part in iter(lambda: file.read(2**20), b""))
 
 
 def _add_record(record: bytes, collector: Collector, model: str | None) -> None:
@@ -356,8 +363,8 @@ def _add_request(request: prediction_log_pb2.PredictLog, collector: Collector) -
         collector.left_out[f"requests with another input, '{name}'"] += 1
         return
     try:
-        values = tf.make_ndarray(proto)
-    except (TypeError, ValueError):
+        values = array_of(proto)
+    except ValueError:
         values = np.zeros([])
     if not values.ndim or (values.dtype == object) == (name == collector.form.name):
         collector.left_out["requests whose tensor is damaged or of another type"] += 1

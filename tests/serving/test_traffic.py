@@ -145,6 +145,33 @@ def test_a_log_is_read_up_to_where_it_is_cut_off(write, compression):
     assert_same(collector.asked.inputs, noise[: len(collector)])
 
 
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_log_that_ends_within_the_length_of_a_record_is_cut_off(write, compress):
+    # TensorFlow takes what is shorter than a length and its checksum for the end of the file.
+    content = write(request(ROWS)).read_bytes()
+    path = write(name="cut")
+    path.write_bytes(compress(content + content[:11]))
+    collector = collect(path)
+    assert_same(collector.asked.inputs, ROWS)
+    cut = f"'{path}' from record 2 on, where it is damaged or cut off"
+    assert collector.left_out == {cut: 1}
+
+
+@pytest.mark.parametrize(
+    "dtype, size",
+    [(tf.float32, 10**12), (tf.string, 10**12), (tf.resource, 1), (tf.variant, 1)],
+    ids=["large", "large of strings", "resource", "variant"],
+)
+def test_a_tensor_that_no_client_can_have_sent_is_damaged(write, dtype, size):
+    log = prediction_log_pb2.PredictionLog()
+    tensor = log.predict_log.request.inputs["inputs"]
+    tensor.dtype = dtype.as_datatype_enum
+    tensor.tensor_shape.dim.add(size=size)
+    collector = collect(write(log.SerializeToString(), request(ROWS, model="")))
+    assert_same(collector.asked.inputs, ROWS)
+    assert collector.left_out == {"requests whose tensor is damaged or of another type": 1}
+
+
 def test_one_damaged_log_of_several_is_left_out(write, tmp_path):
     (tmp_path / "foreign").write_text("a text, and no log at all, but long enough to have a header")
     collector = collect(tmp_path / "foreign", write(request(ROWS)))
