@@ -17,6 +17,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from keras_mas.errors import UsageError
 
+from .logged import array_of
 from .runtime import LoadedVersion
 from .signatures import Signature
 
@@ -96,8 +97,11 @@ def replay_warmup(directory: str | os.PathLike, version: LoadedVersion) -> None:
     if not path.exists():
         return
     for request in _requests(path):
-        inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
         signature = request.model_spec.signature_name
+        try:
+            inputs = {name: array_of(proto) for name, proto in request.inputs.items()}
+        except ValueError as error:
+            raise WarmupError(f"{error} (signature '{signature}')") from error
         try:
             version.run(signature, inputs)
         except tf.errors.OpError as error:

@@ -62,3 +62,19 @@ def test_the_requests_are_replayed(models, tmp_path):
             writer.write(log.SerializeToString())
         with pytest.raises(WarmupError, match=f"(?s){message}"):
             replay_warmup(folder, shop)
+
+
+@pytest.mark.parametrize("size", [2, 10**12])
+def test_a_request_whose_tensor_is_damaged_fails_as_any_other(models, tmp_path, size):
+    # Another error would end the thread of a server that loads versions.
+    folder = tmp_path / "shop"
+    shutil.copytree(models / "shop" / "1", folder)
+    log = prediction_log_pb2.PredictionLog()
+    log.predict_log.request.model_spec.signature_name = "pets"
+    tensor = log.predict_log.request.inputs["inputs"]
+    tensor.dtype, tensor.tensor_content = tf.float32.as_datatype_enum, b"abc"
+    tensor.tensor_shape.dim.add(size=size)
+    with tf.io.TFRecordWriter(str(folder / REQUESTS)) as writer:
+        writer.write(log.SerializeToString())
+    with pytest.raises(WarmupError, match=r"a tensor .* \(signature 'pets'\)"):
+        replay_warmup(folder, LoadedVersion(models / "shop" / "1"))
