@@ -131,8 +131,7 @@ class RequestLog:
             self.failed += 1
             if self.failed == 1:
                 _LOG.error("Requests are not logged until there is room: %s", error)
-            # What follows half a record could not be read.
-            self._end_file()
+            self._give_up_file()
 
     def _begin_file(self) -> None:
         self._end_file()
@@ -142,6 +141,17 @@ class RequestLog:
         self._written = 0
         for old in self._files[: -self._settings.max_files]:
             old.unlink(missing_ok=True)
+
+    def _give_up_file(self) -> None:
+        """End a file that cannot be written on: what follows half a record could not be read.
+
+        Without a whole record it is removed, for an earlier one would have to go for it.
+        """
+        is_empty = self._writer is not None and not self._written
+        self._end_file()
+        if is_empty:
+            with contextlib.suppress(OSError):
+                self._files.pop().unlink(missing_ok=True)
 
     def _end_file(self) -> None:
         if self._writer is not None:

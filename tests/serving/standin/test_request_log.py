@@ -95,6 +95,25 @@ def test_what_cannot_be_written_is_counted(tmp_path, caplog):
     assert len(caplog.records) == 1 and "not logged until" in caplog.text
 
 
+def test_a_full_disk_costs_no_earlier_file(tmp_path, monkeypatch):
+    log = RequestLog(LogSettings(f"{tmp_path}/a", max_files=2))
+    log.offer(lambda: numbered(1))
+    for method in ("flush", "__init__"):  # no room for a record, or for another file
+        with monkeypatch.context() as full:
+            full.setattr(tf.io.TFRecordWriter, method, fail)
+            for number in range(2, 6):
+                log.offer(lambda number=number: numbered(number))
+    assert log.failed == 8
+    fill(log, 1)
+    values = [tf.make_ndarray(each.predict_log.request.inputs["x"]) for each in read(tmp_path)]
+    assert values[0] == 1.0 and values[-1] == 0.0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def fail(*_, **__):
+    raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+
 def test_a_log_is_readable_while_it_is_written(tmp_path):
     log = RequestLog(LogSettings(f"{tmp_path}/a"))
     log.offer(lambda: numbered(1))
