@@ -3,14 +3,17 @@
 The real server and Docker are stood for by scripts on the PATH that write down their arguments.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from keras_mas.serving.client.versions import VersionStatus
 from keras_mas.training.cli import build_parser, main
 from keras_mas.training.commands import serve
 
@@ -135,6 +138,7 @@ def test_docker_that_does_not_answer_does_not_run(here, monkeypatch):
         (["models/flowers", "--config", "models.config"], "not allowed with argument"),
         ([], "one of the arguments FOLDER --config is required"),
         (["models/flowers", "--sampling-rate", "2"], "from 0 to 1"),
+        (["models/flowers", "--sampling-rate", "0.5"], "--sampling-rate 0.5 alone. Say where"),
         (["models/flowers", "--log-requests", "none/log"], "to exist and to be writable"),
         (["models/flowers", "--batching", "models.config"], "to hold BatchingParameters"),
     ],
@@ -161,6 +165,24 @@ def test_what_the_real_server_cannot_do_is_refused(here, capsys, argv, sentence)
     assert main(["serve", "models/flowers", *argv]) == 2
     assert sentence in capsys.readouterr().err
     assert not (here / f"{serve.EXECUTABLE}.arguments").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [("0.0.0.0", "127.0.0.1:85"), ("192.0.2.7", "192.0.2.7:85"), ("localhost", "localhost:85")],
+)
+def test_the_stand_in_is_asked_where_it_listens(monkeypatch, host, asked):
+    class Client(contextlib.nullcontext):
+        def status(self, name):
+            return [VersionStatus(1, "AVAILABLE", "")]
+
+    addresses = []
+    monkeypatch.setattr(
+        "keras_mas.serving.client.GrpcClient",
+        lambda address: addresses.append(address) or Client(Client()),
+    )
+    serve._check_available("flowers", SimpleNamespace(host=host, grpc_port=85), None)
+    assert addresses == [asked]
 
 
 def test_the_options_of_the_stand_in(here):

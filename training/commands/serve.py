@@ -25,6 +25,7 @@ EXECUTABLE = "tensorflow_model_server"
 IMAGE = "tensorflow/serving"
 
 _STAND_IN, _SERVER, _DOCKER = "standin", "server", "docker"
+_ALL_ADDRESSES = "0.0.0.0"  # no address that a client can ask
 _DOCKER_SECONDS = 10.0  # a client whose daemon does not answer
 
 _port = number(int, Bounds(at_least=0, at_most=65535))
@@ -119,7 +120,6 @@ def _add_stand_in(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sampling-rate",
         type=_FRACTION,
-        default=1.0,
         metavar="FRACTION",
         help="fraction of the requests to keep (default: 1)",
     )
@@ -182,6 +182,12 @@ def _check(args: argparse.Namespace, chosen: str) -> None:
         raise UsageError(
             "Expected `--with standin` for --log-requests: the open-source TensorFlow Serving "
             f"does not log requests. Received: --with {chosen}."
+        )
+    if args.sampling_rate is not None and args.log_requests is None:
+        raise UsageError(
+            "Expected --log-requests with --sampling-rate, which says how many requests are kept. "
+            f"Received: --sampling-rate {args.sampling_rate:g} alone. Say where they are kept with "
+            "`--log-requests PREFIX`."
         )
     if chosen != _STAND_IN and (not args.port or not args.rest_port):
         raise UsageError(
@@ -324,7 +330,8 @@ def _options(args: argparse.Namespace) -> "ServerOptions":
     if args.batching is not None:
         own = args.batching is True
         batching = BatchingParameters() if own else read_batching_parameters(args.batching)
-    log = LogSettings(args.log_requests, args.sampling_rate) if args.log_requests else None
+    rate = 1.0 if args.sampling_rate is None else args.sampling_rate
+    log = LogSettings(args.log_requests, rate) if args.log_requests else None
     return ServerOptions(
         file_system_poll_wait_seconds=args.poll,
         model_config_file_poll_wait_seconds=args.config_poll,
@@ -339,7 +346,8 @@ def _check_available(name: str, server: "StandIn", console: Any) -> None:
     """Print every version that did not load; fail if none did."""
     from keras_mas.serving.client import GrpcClient
 
-    with GrpcClient(f"127.0.0.1:{server.grpc_port}") as client:
+    host = "127.0.0.1" if server.host == _ALL_ADDRESSES else server.host
+    with GrpcClient(f"{host}:{server.grpc_port}") as client:
         versions = client.status(name)
     for failed in (status for status in versions if status.state != "AVAILABLE"):
         console.print(f"version {failed.version}: {failed.error}", soft_wrap=True)
