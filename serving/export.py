@@ -33,6 +33,10 @@ _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 # SavedModel keeps the attribute `signatures` for itself.
 _RESERVED = {DEFAULT_SIGNATURE, FEATURES, ENCODED, EXAMPLES, "signatures"}
 
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
+
+_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
+
 # What TensorFlow accepts as a name scope inside another; each layer opens one of its name.
 _SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]+")
 
@@ -117,7 +121,8 @@ def export_version(
 
     Args:
         heads: Non-empty mapping from task name to a built Keras model with one input and logits
-            `[N, C]`. The input shapes are equal; C may differ. Runs with `training=False`.
+            `[N, C]`, no probabilities. The input shapes are equal; C may differ. Runs with
+            `training=False`.
         directory: Folder of the version, `models/NAME/<integer>`. It must not exist; its parents
             are made.
         input_name: Name of the input in every signature, a Python identifier.
@@ -256,7 +261,7 @@ def _can_name_signature(name: object) -> bool:
         isinstance(name, str)
         and name[:1] not in ("", "_")
         and name not in _RESERVED
-        and not re.search("[\ud800-\udfff]", name)  # no UTF-8
+        and not _NO_UTF8.search(name)
     )
 
 
@@ -336,7 +341,7 @@ def _labels(
     labels = {}
     for task, head in heads.items():
         count = _count_logits(task, head)
-        labels[task] = [str(name) for name in classes.get(task, range(count))]
+        labels[task] = [_class_name(task, name) for name in classes.get(task, range(count))]
         if len(labels[task]) != count:
             raise UsageError(
                 f"Expected {count} class names for '{task}', one per logit. "
@@ -351,6 +356,16 @@ def _labels(
     return labels
 
 
+def _class_name(task: str, name: object) -> str:
+    # `str` would make "b'cat'" of bytes, as HDF5 files have them.
+    if isinstance(name, bytes) or _NO_UTF8.search(str(name)):
+        raise UsageError(
+            f"Expected class names of '{task}' that are text, which clients read as UTF-8. "
+            f"Received: {name!r} in `classes`. Decode it, or name the class otherwise."
+        )
+    return str(name)
+
+
 def _count_logits(task: str, head: keras.Model) -> int:
     shape = head.output_shape
     if not _is_shape(shape) or len(shape) != 2 or shape[1] is None:
@@ -358,7 +373,24 @@ def _count_logits(task: str, head: keras.Model) -> int:
             f"Expected the head of '{task}' to return logits of shape [N, C]. "
             f"Received: output shape {shape}. End it with a Dense layer of one unit per class."
         )
+    if last := _layer_of_probabilities(head):
+        raise UsageError(
+            f"Expected the head of '{task}' to return logits, of which the version computes the "
+            f"softmax. Received: probabilities, from the layer '{last}', which would be "
+            "flattened by a second one. End it before its activation: set "
+            "`activation=None`, or pass `keras.Model(model.input, logits)`."
+        )
     return shape[1]
+
+
+def _layer_of_probabilities(head: keras.Model) -> str:
+    """Return the name of the last layer if it makes probabilities of logits; empty if not."""
+    last: Any = head
+    while isinstance(last, keras.Model) and getattr(last, "outputs", None):
+        last = last.outputs[0]._keras_history.operation
+    # Of `keras.layers` or of `keras.ops`.
+    makes = type(last).__name__ in ("Softmax", "Sigmoid")
+    return last.name if makes or getattr(last, "activation", None) in _PROBABILITIES else ""
 
 
 def _is_shape(shape: object) -> bool:

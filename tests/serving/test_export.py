@@ -488,6 +488,8 @@ REFUSED = [
     ({"a": small()}, {"classes": {"a": ["0", 0]}}, "'a', which identify a class. Received: '0'"),
     ({"a": small(units=3)}, {"classes": {"a": ["x", "y"]}}, "Expected 3 class names for 'a'"),
     ({"a": small()}, {"classes": {"b": ["x", "y"]}}, "among ['a']. Received: 'b'."),
+    ({"a": small()}, {"classes": {"a": [b"x", b"y"]}}, "of 'a' that are text, which clients read"),
+    ({"a": small()}, {"classes": {"a": ["\ud800", "y"]}}, "Received: '\\ud800' in `classes`."),
     ({"a": small()}, {"input_name": "my input"}, "Received: 'my input'."),
     ({"a": small()}, {"input_name": "class"}, "Received: 'class'."),
     ({"a": small()}, {"resize": "crop"}, "or [H, W, 3], to decode images. Received: heads that"),
@@ -503,6 +505,27 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     with pytest.raises(UsageError) as caught:
         export_version(heads, tmp_path / "models" / "shop" / "1", **arguments)
     assert message in str(caught.value)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        keras.layers.Dense(2, "softmax", name="last"),
+        keras.layers.Dense(2, "sigmoid", name="last"),
+        keras.layers.Activation("softmax", name="last"),
+        keras.layers.Softmax(name="last"),
+        keras.Sequential([keras.layers.Dense(2, "softmax", name="last")]),
+    ],
+)
+@pytest.mark.parametrize("functional", [True, False])
+def test_a_head_that_ends_in_probabilities_is_refused(tmp_path, last, functional):
+    # A network of keras.applications with its top, for example: a second softmax flattens them.
+    point = keras.Input((2,))
+    layers = [point, last]
+    head = keras.Model(point, last(point)) if functional else keras.Sequential(layers)
+    with pytest.raises(UsageError, match="to return logits.* probabilities, from the layer 'last'"):
+        export_version({"a": head}, tmp_path / "1")
     assert names_in(tmp_path) == []
 
 
