@@ -1,5 +1,6 @@
 """Sources on disk: an .npz archive of arrays, or a folder of images."""
 
+import re
 import tokenize
 import zipfile
 import zlib
@@ -17,6 +18,9 @@ from .inputs import Row, digest
 from .source import VALIDATION_NAMES, Source, numbered_classes
 from .store import Store
 from .stream import Split, checked_split
+
+# What stands for bytes of a name that are no UTF-8.
+_UNDECODED = re.compile("[\udc80-\udcff]")
 
 # What `read_archive` raises. ValueError: no archive, or a pickle; SyntaxError and TokenError: a
 # header that is no Python; MemoryError: an array that says it is larger than the memory;
@@ -143,6 +147,11 @@ def read_images(
 
 def _class_names(folder):
     names = sorted(p.name for p in _visible(folder) if p.is_dir()) if folder.is_dir() else []
+    if wrong := [name for name in names if _UNDECODED.search(name)]:
+        raise DataError(
+            f"Expected folders of classes with names in UTF-8, which a result records. Received: "
+            f"{wrong[0]!r} in '{folder}'. Rename the folder."
+        )
     if not names:
         raise DataError(
             f"Expected a folder for each class, such as '{folder / 'cat'}'. Received: none in "

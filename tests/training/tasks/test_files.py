@@ -169,6 +169,12 @@ def test_folder_without_images(write_images):
         read_folder(path, None)
 
 
+def test_a_class_whose_name_is_no_utf8_is_refused_before_training(pets):
+    (pets / "train" / os.fsdecode(b"r\xff")).mkdir()
+    with pytest.raises(DataError, match=r"in UTF-8.* Received: 'r\\udcff' in '.*train'. Rename"):
+        read_folder(pets, None)
+
+
 def test_class_that_is_tested_but_not_trained(pets, write_images):
     write_images("photos", {"test/cow": 1})
     with pytest.raises(DataError, match="'cat', 'dog'.*Received: 'cow' in '.*test'"):
