@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # As many as a version is warmed up with, too.
 _BATCH_SIZE = 32
 
+# Of a request whose content is wrong.
+_REFUSED = "INVALID_ARGUMENT"
+
 # The categories of Unicode of what a terminal obeys, or cannot encode.
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
 
@@ -323,11 +326,31 @@ def _answers_about_images(args: argparse.Namespace, client: Any) -> Iterator[dic
     _check_any_head(args, heads, signatures)
     chosen = heads if args.task is None else [_named_head(args, heads)]
     prefixes = [f"{head}/" for head in chosen]
-    version, answers = _ask(args, client, ENCODED, {IMAGE_BYTES: contents}, prefixes)
+    version, answers = _ask_about_files(args, client, contents, prefixes)
     for k, path in enumerate(args.images):
         for head, prefix in zip(chosen, prefixes, strict=True):
             row = {"file": str(path), "task": head, "version": version}
             yield row | _row(answers[prefix], k)
+
+
+def _ask_about_files(args, client, contents, prefixes):
+    """Ask about all files, and name the first one that a server refuses: it does not say which."""
+    from keras_mas.serving.client import ServingError
+
+    def ask(contents):
+        return _ask(args, client, ENCODED, {IMAGE_BYTES: contents}, prefixes)
+
+    try:
+        return ask(contents)
+    except ServingError as error:
+        if error.code != _REFUSED or len(contents) == 1:
+            raise
+        for path, content in zip(args.images, contents, strict=True):
+            try:
+                ask([content])
+            except ServingError as alone:
+                raise ServingError(f"{alone} The file is '{path}'.", alone.code) from error
+        raise
 
 
 def _read_image(path: Path) -> bytes:
