@@ -315,6 +315,15 @@ def test_p_values_are_those_of_all_tests_together():
     assert ten.p == pytest.approx(10 * one.p, rel=1e-3)
 
 
+@pytest.mark.parametrize("examples", [1, 100])
+def test_a_single_input_beyond_all_others_is_no_drift(examples):
+    # It is the largest, or the smallest, of n + 1 with a probability of 2 / (n + 1).
+    first, second = np.arange(float(examples))[:, None], np.array([[200.0]])
+    drift = measure_drift(network_of([[1.0]]), first, second)
+    assert drift.largest == 1.0 and drift.p == pytest.approx(2 / (examples + 1))
+    assert not drift
+
+
 def test_the_command_warns_of_drift_with_numbers(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
