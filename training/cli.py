@@ -58,7 +58,10 @@ def _run(argv: list[str] | None, signals: list[int]) -> int:
     except KeyboardInterrupt:
         return _interrupted(signals)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(_Output.of(sys.stdout)):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(_output(needs_reader=args.command in _ONLY_PRINT)),
+        ):
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_all if args.debug else _show_ours
             args.check_command(args)
@@ -81,6 +84,9 @@ def _run(argv: list[str] | None, signals: list[int]) -> int:
         return _failed(_sentence(error), 2 if isinstance(error, UsageError) else 1)
     return 0
 
+
+# The commands of which nothing is left but what they print.
+_ONLY_PRINT = ("report", "predict", "status", "completion")
 
 # The commands that go on with what they had done when they were interrupted.
 _RESUMED = ("train", "compare", "search", "export")
@@ -149,7 +155,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
     """Return the arguments, or print what was asked for instead, such as help, and exit."""
-    with contextlib.redirect_stdout(_Output.of(sys.stdout)):
+    with contextlib.redirect_stdout(_output(needs_reader=True)):
         try:
             words = sys.argv[1:] if argv is None else argv
             return build_parser(words[0] if words else None).parse_args(words)
@@ -177,22 +183,27 @@ class _ReaderGoneError(BrokenPipeError):
     """What reads standard output, `head` perhaps, has closed the pipe: it has seen enough."""
 
 
+def _output(*, needs_reader: bool) -> TextIO:
+    return cast(TextIO, _Output(sys.stdout, needs_reader=needs_reader))
+
+
 class _Output:
-    """Standard output; an error in writing to it says so."""
+    """Standard output; an error in writing to it says so.
 
-    def __init__(self, stream: TextIO):
+    Where a reader is not needed, what is printed after it has gone is dropped.
+    """
+
+    def __init__(self, stream: TextIO, *, needs_reader: bool):
         self.stream = stream
-
-    @classmethod
-    def of(cls, stream: TextIO) -> TextIO:
-        return cast(TextIO, cls(stream))
+        self.needs_reader = needs_reader
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         with self._naming_errors():
-            return self.stream.write(text)
+            self.stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         with self._naming_errors():
@@ -203,7 +214,9 @@ class _Output:
         try:
             yield
         except BrokenPipeError as error:
-            raise _ReaderGoneError(*error.args) from error
+            if self.needs_reader:
+                raise _ReaderGoneError(*error.args) from error
+            _drop_output()
         except OSError as error:
             raise _OutputError(
                 f"Cannot write to standard output: {error.strerror}. Send it elsewhere, and run "

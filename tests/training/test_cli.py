@@ -1185,6 +1185,24 @@ def test_a_reader_that_goes_while_a_command_is_given_up_does_not_hide_the_signal
     assert capsys.readouterr().err == "keras-mas: terminated.\n"
 
 
+def test_a_command_that_does_something_ends_without_its_reader(monkeypatch, capsys):
+    done = []
+
+    def run(args):
+        print("published version 1")
+        monkeypatch.setattr(sys.stdout.stream, "write", lambda text: None)  # dropped
+        print("published version 2")
+        done.append(args.command)
+
+    monkeypatch.setattr("keras_mas.training.commands.export.run", run)
+    monkeypatch.setattr("keras_mas.training.cli._drop_output", lambda: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.stdout, "write", closed_pipe)
+        assert main(["export", "run"]) == 0
+    assert done == ["export"]
+    assert capsys.readouterr().err == ""
+
+
 def closed_pipe(text):
     raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
