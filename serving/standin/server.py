@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Self
@@ -102,11 +103,12 @@ class StandIn:
             The stand-in itself.
 
         Raises:
-            UsageError: If there is no model, a folder is missing or holds no version, or the
-                configuration is refused.
+            UsageError: If there is no model, a folder is missing or holds no version, the
+                configuration is refused, or no address of this machine is to be listened on.
             PortError: If a port is taken or not allowed. Nothing is left running.
         """
         config = _config_from(self._source)
+        _check_host(self.host)
         with contextlib.ExitStack() as starting:
             models = starting.enter_context(contextlib.closing(self._served(config)))
             starting.enter_context(self._following(models))
@@ -200,6 +202,17 @@ def _config_from(
             "Pass a mapping from name to folder, as in `{'flowers': 'models/flowers'}`."
         )
     return config
+
+
+def _check_host(host: str) -> None:
+    """Refuse an address on which there is no listening, whatever the port."""
+    try:
+        socket.create_server((host, 0)).close()
+    except OSError as error:
+        raise UsageError(
+            "Expected an IPv4 address of this machine to listen on, as 127.0.0.1, or 0.0.0.0 for "
+            f"all. Received: '{host}'."
+        ) from error
 
 
 def _check_folders(config: ModelServerConfig) -> None:

@@ -1189,9 +1189,9 @@ def test_a_command_that_does_something_ends_without_its_reader(monkeypatch, caps
     done = []
 
     def run(args):
-        print("published version 1")
+        sys.stdout.write("published version 1\n")
         monkeypatch.setattr(sys.stdout.stream, "write", lambda text: None)  # dropped
-        print("published version 2")
+        sys.stdout.write("published version 2\n")
         done.append(args.command)
 
     monkeypatch.setattr("keras_mas.training.commands.export.run", run)

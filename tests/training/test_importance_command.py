@@ -1,6 +1,7 @@
 """`keras-mas importance`: Ω of inputs that came after a run."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -344,3 +345,6 @@ def test_the_command_warns_of_drift_with_numbers(finished, tmp_path, monkeypatch
     error = capsys.readouterr().err
     assert "warning: the inputs have drifted from the training data: " in error
     assert "Kolmogorov-Smirnov, largest distance 0." in error
+    # Few are compared with as many of the training as there are.
+    assert main([*words, "--from-data", "moved.npy", "--max-examples", "5"]) == 0
+    assert re.search(r"\d\d+ training and 5 later examples", capsys.readouterr().err)

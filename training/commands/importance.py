@@ -370,7 +370,7 @@ def _drawn(stream, args):
 
     generator = np.random.default_rng(args.seed)
     ends = np.cumsum([len(task.train) for task in stream.tasks])
-    chosen = np.sort(generator.permutation(ends[-1])[: args.max_examples][:MOST_TESTED])
+    chosen = np.sort(generator.permutation(ends[-1])[:MOST_TESTED])
     parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
     starts = [0, *ends[:-1]]
     return np.concatenate(

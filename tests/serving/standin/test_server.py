@@ -248,6 +248,12 @@ def test_no_model_or_no_version_is_a_usage_error(tmp_path):
         StandIn({"shop": tmp_path / "missing"}).start()
 
 
+@pytest.mark.parametrize("host", ["::1", "203.0.113.7", "no such host"])
+def test_an_address_that_is_not_here_is_named(models, host):
+    with pytest.raises(UsageError, match=f"IPv4 address of this machine.* Received: '{host}'"):
+        StandIn({HALF: models / HALF}, host=host, grpc_port=0, rest_port=0).start()
+
+
 @pytest.mark.parametrize("taken", ["grpc_port", "rest_port"])
 def test_a_port_in_use_is_named_and_nothing_is_left_running(server, models, taken):
     ports = {"grpc_port": free_port(), "rest_port": free_port()}
