@@ -1,6 +1,7 @@
 """Export to TensorFlow Serving: one SavedModel per version, with a signature per task."""
 
 import contextlib
+import json
 import keyword
 import os
 import re
@@ -154,6 +155,7 @@ def export_version(
     input_shape = _shared_input_shape(heads)
     _check_resize(resize, input_shape)
     warmup.check_batch_sizes(warmup_batch_sizes)
+    _check_manifest(manifest or {})
     labels = _labels(heads, classes or {})
     check_exportable(heads, directory.parent)
     if examples is not None:
@@ -240,6 +242,16 @@ def _stored_weights(directory: str | os.PathLike) -> Iterator[np.ndarray]:
             yield reader.get_tensor(name)
 
 
+def _check_manifest(manifest):
+    try:
+        json.dumps(dict(manifest), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "Expected `manifest` to hold what JSON can hold: strings, finite numbers, booleans, "
+            f"None, and lists and dicts of them. Received: something else ({error})."
+        ) from error
+
+
 def _check_task_names(names: Sequence[str]) -> None:
     for name in names:
         if not _can_name_signature(name):
@@ -277,9 +289,10 @@ def _check_names(heads: Mapping[str, keras.Model], input_name: str) -> None:
             "Received: no heads. Pass the heads to serve, as in `{'flowers': model}`."
         )
     _check_task_names(list(heads))
-    if not input_name.isidentifier() or keyword.iskeyword(input_name):
+    if not input_name.isidentifier() or keyword.iskeyword(input_name) or input_name == "self":
         raise UsageError(
-            f"Expected `input_name` to be a Python identifier. Received: {input_name!r}. "
+            f"Expected `input_name` to be a Python identifier other than 'self'. Received: "
+            f"{input_name!r}. "
             "TensorFlow makes it the name of an argument; choose one such as 'inputs' or 'image'."
         )
     for task, head in heads.items():
