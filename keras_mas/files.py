@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -126,9 +127,15 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def remove_unfinished(folder: str | os.PathLike) -> None:
-    """Remove what killed processes left unfinished in a folder that no other process writes to."""
-    for path in Path(folder).glob(f"{UNFINISHED}*"):
+def remove_unfinished(folder: str | os.PathLike, of: str = "") -> None:
+    """Remove what killed processes left unfinished in a folder.
+
+    Args:
+        folder: The folder.
+        of: Name of the file or folder, which no other process writes now; by default, no other
+            process writes to the folder at all.
+    """
+    for path in Path(folder).glob(f"{UNFINISHED}{glob.escape(of)}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
 from keras_mas.errors import UsageError
-from keras_mas.files import atomic_file
+from keras_mas.files import atomic_file, remove_unfinished
 
 
 class ConfigError(RuntimeError):
@@ -113,6 +113,7 @@ def changing(path: str | os.PathLike) -> Iterator[None]:
             "its folder, or name another file with `--config`."
         ) from error
     try:
+        remove_unfinished(path.parent, path.name)
         yield
     finally:
         lock.release()

@@ -83,6 +83,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert names(tmp_path) == ["kept"] and names(tmp_path / "kept") == ["c"]
 
 
+def test_what_is_left_of_one_file_is_removed_and_of_no_other(tmp_path):
+    for name in (".tmp-[a]-00", ".tmp-a-00", ".tmp-b-00"):
+        (tmp_path / name).write_text("")
+    remove_unfinished(tmp_path, "[a]")
+    assert names(tmp_path) == [".tmp-a-00", ".tmp-b-00"]
+
+
 def test_a_folder_that_can_be_made_leaves_no_trace(tmp_path):
     before = tmp_path.stat().st_mtime_ns
     check_writable(tmp_path)

@@ -148,6 +148,7 @@ def test_it_says_which_version_answered(server, files, capsys, via, words, versi
         ),
         (["--images", "white.png", "--task", "size"], 2, "hue, light. Received: --task size."),
         (["--images", "white.png", "--version", "9"], 1, "Specific(colours, 9)"),
+        (["--images", "white.png", "--version", "0"], 1, "Specific(colours, 0)"),
         (["--images", "cut.png"], 1, "INVALID_ARGUMENT"),
         (["--images", "white.png", "cut.png", "blue.jpg"], 1, "metadata. The file is 'cut.png'."),
         (

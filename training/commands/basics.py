@@ -10,7 +10,7 @@ from keras_mas.errors import UsageError
 from keras_mas.serving.ports import GRPC, REST
 
 from ..load_options import LoadOptions
-from ..options import AT_LEAST_ONE, SECONDS, add_options, file_or_folder, number
+from ..options import AT_LEAST_ONE, SECONDS, Bounds, add_options, file_or_folder, number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keras_mas.serving.client import GrpcClient, RestClient, Tls
 
 count = number(int, AT_LEAST_ONE)
+version = number(int, Bounds(at_least=0))  # TensorFlow Serving loads a folder `0`, too
 
 
 def add_data(group: argparse._ActionsContainer) -> None:

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     basics.add_server(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--version", type=basics.count, metavar="N", help="version (default: latest)"
+        "--version", type=basics.version, metavar="N", help="version (default: latest)"
     )
     which.add_argument("--label", metavar="LABEL", help="version with a label, such as canary")
     parser.add_argument(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from keras_mas.serving.labels import LABELS, STABLE
 
-from ..options import Bounds, number
 from . import basics, rollouts
 
 SUMMARY = "give a version to the clients that ask for a label"
@@ -18,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "version",
         nargs="?",
-        type=number(int, Bounds(at_least=0)),
+        type=basics.version,
         metavar="VERSION",
         help="number of the version (default: the latest; for stable the canary, if there is "
         "one, and none earlier than stable)",
