@@ -142,6 +142,11 @@ class MultiHead:
         return inputs, _applied(self.trunk, own, inputs)
 
 
+@keras.saving.register_keras_serializable("keras_mas")
+class SideBySide(keras.layers.Concatenate):
+    """Puts the logits of several heads side by side, `[N, C]`; by it a model knows its heads."""
+
+
 # It is mixed with a class of functional models. Keras puts another class into the bases of these
 # when the first of them is made, so that what they share must not be such a class itself.
 _Base: Any = object
@@ -157,14 +162,13 @@ class AllHeads(_Base):
         model = AllHeadsModel(trunk.inputs[0], [m.outputs[0] for m in heads.models.values()])
 
     To save the heads, save `MultiHead.joint`, which shares their weights; or the model, which knows
-    its heads again when it is loaded.
+    its heads again when it is loaded, as does a copy by `keras.models.clone_model`.
 
     Args:
         inputs: As for a functional `keras.Model`.
-        outputs: Logits `[N, units]` of every head; or a tensor, for a model of one head.
+        outputs: Logits `[N, units]` of every head; or a tensor, for a model of one head, or of the
+            heads that `SideBySide` has put into it.
         name: Name of the model.
-        joined: Whether `outputs` are the logits of several heads side by side, as such a model has
-            put them: then it is loaded.
         **options: Passed to the class of model that this one is mixed with.
 
     Attributes:
@@ -181,27 +185,21 @@ class AllHeads(_Base):
         inputs: Any,
         outputs: Any,
         name: str | None = None,
-        *,
-        joined: bool = False,
         **options: Any,
     ):  # pragma: no mutate block
-        heads = _joined_heads(outputs) if joined else list_of_heads(outputs)
+        heads = list_of_heads(outputs)
         if any(head.shape[-1] == 1 for head in heads):
             raise ValueError(
                 "Expected heads of two logits or more: labels are numbers of logits. Received: a "
                 "head with one. Give it two, and a sparse cross-entropy as loss."
             )
-        if not joined:
-            outputs = keras.layers.Concatenate()(heads) if len(heads) > 1 else heads[0]
+        if isinstance(outputs, Sequence):
+            outputs = SideBySide()(heads) if len(heads) > 1 else heads[0]
         super().__init__(inputs=inputs, outputs=outputs, name=name, **options)
         self.heads = heads
         units = [head.shape[-1] for head in heads]
         self.head_of_logit = np.repeat(np.arange(len(heads), dtype="int32"), units)
         self.labels_met = tf.Variable(np.zeros(sum(units), bool), trainable=False)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the model's config, in which the logits of its heads are side by side."""
-        return {**super().get_config(), "joined": len(self.heads) > 1}
 
     def own_logits(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Return logits `[N, C]` of which only those of the label's head can be chosen."""
@@ -250,13 +248,12 @@ def refuse_without_method(model: AllHeads, has_method: bool) -> None:
 
 def list_of_heads(outputs: Any) -> list[Any]:
     """Return the logits of every head, of outputs as `AllHeads` takes them."""
-    return list(outputs) if isinstance(outputs, Sequence) else [outputs]
-
-
-def _joined_heads(logits):
-    """Return the logits of every head, of logits that were put side by side."""
-    layer, node, _ = logits._keras_history
-    return list(layer._inbound_nodes[node].input_tensors)
+    if isinstance(outputs, Sequence):
+        return list(outputs)
+    layer, node, _ = outputs._keras_history
+    if isinstance(layer, SideBySide):
+        return list(layer._inbound_nodes[node].input_tensors)
+    return [outputs]
 
 
 def _occurring(labels, classes):

@@ -93,6 +93,12 @@ def test_a_loaded_model_answers_as_the_saved_one(method_of, learn, name, heads, 
     assert keras.models.load_model(again).head_of_logit.tolist() == model.head_of_logit.tolist()
 
 
+@pytest.mark.parametrize("name", [*HELD, "joint"])
+def test_a_cloned_model_has_the_same_heads(method_of, name):
+    model = method_of(name).model(*network(heads=2))
+    assert keras.models.clone_model(model).head_of_logit.tolist() == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("name", slow_but("lwf", [*HELD, "joint"]))
 def test_a_method_learns_on_in_what_was_loaded(method_of, learn, name, tmp_path):
     method, model = saved(method_of, learn, name, 2, tmp_path)
