@@ -1,4 +1,4 @@
-"""Status codes, limits and errors that TensorFlow Serving's gRPC and REST interfaces share.
+"""Status codes, errors and the largest request, which the gRPC and REST interfaces share.
 
 This module imports neither TensorFlow nor gRPC.
 """
@@ -30,12 +30,6 @@ class Code(enum.IntEnum):
 
 MAX_REQUEST_BYTES = 64 * 2**20
 """Largest request that the stand-in accepts by default: 111 images of 224 × 224 over gRPC."""
-
-MESSAGE_LIMITS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    ("grpc.max_send_message_length", MAX_REQUEST_BYTES),
-]
-"""gRPC options, in bytes. The default, 4 MB, holds only six float32 images of 224 × 224."""
 
 
 class RequestError(ValueError):
