@@ -121,26 +121,22 @@ def changing(path: str | os.PathLike) -> Iterator[None]:
 
 def labels_of(config: ModelServerConfig, name: str) -> dict[str, int]:
     """Return the version under each label of a model; empty if there is none."""
-    entry = _entry(config, name)
-    return {} if entry is None else dict(entry.version_labels)
+    return dict(_entry(config, name).version_labels)
 
 
 def served_path_of(config: ModelServerConfig, name: str) -> str:
     """Return the folder of a model as the server sees it; empty if the model has no entry."""
-    entry = _entry(config, name)
-    return "" if entry is None else str(entry.base_path)
+    return _entry(config, name).base_path
 
 
 def latest_of(config: ModelServerConfig, name: str) -> int:
     """Return how many of the latest versions an entry asks for; 0 if it does not say so."""
-    entry = _entry(config, name)
-    return 0 if entry is None else int(entry.model_version_policy.latest.num_versions)
+    return _entry(config, name).model_version_policy.latest.num_versions
 
 
 def listed_versions(config: ModelServerConfig, name: str) -> set[int]:
     """Return the versions of a model that the configuration lists; empty if the server chooses."""
-    entry = _entry(config, name)
-    return set() if entry is None else set(entry.model_version_policy.specific.versions)
+    return set(_entry(config, name).model_version_policy.specific.versions)
 
 
 def with_labels(
@@ -163,7 +159,7 @@ def with_labels(
     changed = ModelServerConfig()
     changed.CopyFrom(config)
     entry = _entry(changed, name)
-    if entry is None:
+    if not entry.name:
         entry = changed.model_config_list.config.add(
             name=name, base_path=str(base_path), model_platform="tensorflow"
         )
@@ -176,9 +172,13 @@ def with_labels(
     return changed
 
 
-def _entry(config: ModelServerConfig, name: str) -> ModelConfig | None:
+def _entry(config: ModelServerConfig, name: str) -> ModelConfig:
+    """Return the entry of a model; an empty one, whose fields have their defaults, if it has none.
+
+    The empty one belongs to no configuration: nothing that is written to it is kept.
+    """
     entries = config.model_config_list.config
-    return next((entry for entry in entries if entry.name == name), None)
+    return next((entry for entry in entries if entry.name == name), ModelConfig())
 
 
 def _read(path: str | os.PathLike) -> str:
