@@ -98,12 +98,7 @@ class ModelControl:
         request = messages.ReloadConfigRequest(config=config.SerializeToString())
         # The server answers when models that are new to it have loaded.
         try:
-            response = self._call(
-                "ModelService/HandleReloadConfigRequest",
-                request,
-                messages.ReloadConfigResponse,
-                self.timeout,
-            )
+            response = self._call("ModelService/HandleReloadConfigRequest", request, self.timeout)
         except grpc.RpcError as error:
             raise ControlError(self._failure(error)) from error
         if response.status.error_code:
@@ -173,10 +168,7 @@ class ModelControl:
         request = messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name=name))
         try:
             response = self._call(
-                "ModelService/GetModelStatus",
-                request,
-                messages.GetModelStatusResponse,
-                min(seconds, _RPC_SECONDS),
+                "ModelService/GetModelStatus", request, min(seconds, _RPC_SECONDS)
             )
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
@@ -191,10 +183,7 @@ class ModelControl:
         )
         try:
             response = self._call(
-                "PredictionService/GetModelMetadata",
-                request,
-                messages.GetModelMetadataResponse,
-                min(seconds, _RPC_SECONDS),
+                "PredictionService/GetModelMetadata", request, min(seconds, _RPC_SECONDS)
             )
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -202,8 +191,8 @@ class ModelControl:
             return None
         return int(response.model_spec.version.value)
 
-    def _call(self, method: str, request: Any, response: Any, seconds: float) -> Any:
-        return rpc(self._channel, method, response)(request, timeout=seconds)
+    def _call(self, method: str, request: Any, seconds: float) -> Any:
+        return rpc(self._channel, method)(request, timeout=seconds)
 
     def _failure(self, error: grpc.RpcError) -> str:
         details = error.details() or ""

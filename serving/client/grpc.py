@@ -14,6 +14,14 @@ from .errors import error_of
 from .tls import grpc_channel
 from .versions import VersionStatus, statuses_of
 
+# Service and method of every call to a model server, with the class of what it answers.
+_RESPONSES: dict[str, Any] = {
+    "PredictionService/Predict": messages.PredictResponse,
+    "PredictionService/GetModelMetadata": messages.GetModelMetadataResponse,
+    "ModelService/GetModelStatus": messages.GetModelStatusResponse,
+    "ModelService/HandleReloadConfigRequest": messages.ReloadConfigResponse,
+}
+
 
 class GrpcClient(Client):
     """Client of a model server's gRPC port, by default 8500."""
@@ -43,9 +51,7 @@ class GrpcClient(Client):
         tensors = {key: messages.tensor_of(array) for key, array in arrays.items()}
         spec = _spec(which, signature_name=signature)
         request = messages.PredictRequest(model_spec=spec, inputs=tensors)
-        response = self._call(
-            "PredictionService/Predict", request, messages.PredictResponse, seconds
-        )
+        response = self._call("PredictionService/Predict", request, seconds)
         try:
             outputs = {key: messages.array_of(proto) for key, proto in response.outputs.items()}
         except (TypeError, ValueError) as error:
@@ -58,44 +64,35 @@ class GrpcClient(Client):
         request = messages.GetModelMetadataRequest(
             model_spec=_spec(which), metadata_field=["signature_def"]
         )
-        response = self._call(
-            "PredictionService/GetModelMetadata",
-            request,
-            messages.GetModelMetadataResponse,
-            seconds,
-        )
+        response = self._call("PredictionService/GetModelMetadata", request, seconds)
         signatures = messages.SignatureDefMap.FromString(response.metadata["signature_def"].value)
         return messages.functions_of(signatures.signature_def), response.model_spec.version.value
 
     def _status(self, name: str, seconds: float) -> list[VersionStatus]:
         request = messages.GetModelStatusRequest(model_spec=_spec(Which(name)))
-        response = self._call(
-            "ModelService/GetModelStatus", request, messages.GetModelStatusResponse, seconds
-        )
-        return statuses_of(response)
+        return statuses_of(self._call("ModelService/GetModelStatus", request, seconds))
 
-    def _call(self, method: str, request: Any, response: Any, seconds: float) -> Any:
+    def _call(self, method: str, request: Any, seconds: float) -> Any:
         try:
-            return rpc(self._channel, method, response)(request, timeout=seconds)
+            return rpc(self._channel, method)(request, timeout=seconds)
         except self._rpc_error as error:
             name = request.model_spec.name
             raise error_of(name, self.host_port, error.code().name, error.details()) from error
 
 
-def rpc(channel: Any, method: str, response: Any) -> Callable[..., Any]:
+def rpc(channel: Any, method: str) -> Callable[..., Any]:
     """Return the function that calls a method of a model server.
 
     Args:
         channel: Channel of gRPC to the server.
         method: Service and method, as "PredictionService/Predict".
-        response: Class of the response, one of `messages`.
     """
     return cast(
         Callable[..., Any],
         channel.unary_unary(
             f"/tensorflow.serving.{method}",
             request_serializer=_serialized,
-            response_deserializer=response.FromString,
+            response_deserializer=_RESPONSES[method].FromString,
         ),
     )
 
