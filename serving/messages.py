@@ -46,7 +46,7 @@ _ENUMS: dict[str, dict[str, int]] = {
     "Code": {"OK": 0},  # of which there are more; what is no OK is an error
 }
 
-# A field is "number name type", with "repeated" or, for a map from strings, "map" before the type.
+# See `message_classes`.
 _MESSAGES: dict[str, Sequence[str]] = {
     "Dim": ["1 size int64", "2 name string"],
     "TensorShapeProto": ["2 dim repeated Dim", "3 unknown_rank bool"],
@@ -94,20 +94,41 @@ _MESSAGES: dict[str, Sequence[str]] = {
 }
 
 
-def _file() -> descriptor_pb2.FileDescriptorProto:
+def message_classes(
+    package: str,
+    messages: Mapping[str, Sequence[str]],
+    enums: Mapping[str, Mapping[str, int]] | None = None,
+) -> dict[str, Any]:
+    """Return the classes of messages in proto3.
+
+    Args:
+        package: Package of protobuf that the messages are in.
+        messages: The fields of each message by its name. A field is "number name type", with
+            "repeated" or, for a map from strings, "map" before the type: one of protobuf, as
+            "int64" or "google.protobuf.Int64Value", a message or an enum.
+        enums: The values of each enum by its name, and their numbers.
+    """
     file = descriptor_pb2.FileDescriptorProto(
-        name=f"{_PACKAGE.replace('.', '/')}.proto", package=_PACKAGE, syntax="proto3"
+        name=f"{package.replace('.', '/')}.proto", package=package, syntax="proto3"
     )
     file.dependency.extend([wrappers_pb2.DESCRIPTOR.name, any_pb2.DESCRIPTOR.name])
-    for name, values in _ENUMS.items():
+    for name, values in (enums or {}).items():
         enum = file.enum_type.add(name=name)
         for value, number in values.items():
             enum.value.add(name=value, number=number)
-    for name, fields in _MESSAGES.items():
+    for name, fields in messages.items():
         message = file.message_type.add(name=name)
         for line in fields:
             _add_field(message, *line.split())
-    return file
+    # A pool of its own: nothing here can collide with TensorFlow's in the same process.
+    pool = descriptor_pool.DescriptorPool()
+    for of_google in (wrappers_pb2, any_pb2):
+        pool.AddSerializedFile(of_google.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(file.SerializeToString())
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}"))
+        for name in messages
+    }
 
 
 def _add_field(message: descriptor_pb2.DescriptorProto, number: str, name: str, *kind: str) -> None:
@@ -118,30 +139,14 @@ def _add_field(message: descriptor_pb2.DescriptorProto, number: str, name: str, 
         entry.options.map_entry = True
         _add_field(entry, "1", "key", "string")
         _add_field(entry, "2", "value", kind[1])
-        field.type, field.type_name = field.TYPE_MESSAGE, f".{_PACKAGE}.{message.name}.{entry.name}"
-    elif kind[-1] in _ENUMS:
-        field.type, field.type_name = field.TYPE_ENUM, f".{_PACKAGE}.{kind[-1]}"
-    elif kind[-1] in _MESSAGES:
-        field.type, field.type_name = field.TYPE_MESSAGE, f".{_PACKAGE}.{kind[-1]}"
-    elif "." in kind[-1]:
-        field.type, field.type_name = field.TYPE_MESSAGE, f".{kind[-1]}"
-    else:
+        field.type_name = entry.name
+    elif kind[-1].islower() and "." not in kind[-1]:
         field.type = field.Type.Value(f"TYPE_{kind[-1].upper()}")
+    else:  # protobuf finds out whether the name is that of a message or of an enum
+        field.type_name = kind[-1]
 
 
-def _classes() -> dict[str, Any]:
-    # A pool of its own: nothing here can collide with TensorFlow's in the same process.
-    pool = descriptor_pool.DescriptorPool()
-    for of_google in (wrappers_pb2, any_pb2):
-        pool.AddSerializedFile(of_google.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(_file().SerializeToString())
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
-        for name in _MESSAGES
-    }
-
-
-CLASSES: Mapping[str, Any] = _classes()
+CLASSES: Mapping[str, Any] = message_classes(_PACKAGE, _MESSAGES, _ENUMS)
 """The class of every message by its name, which is that of TensorFlow or TensorFlow Serving."""
 
 TensorProto = CLASSES["TensorProto"]

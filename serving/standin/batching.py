@@ -17,20 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-    wrappers_pb2,
-)
+from google.protobuf import text_format
 
 from keras_mas.errors import UsageError
 
+from ..messages import message_classes
 from ..protocol import failed_precondition, invalid_argument, unavailable
 from ..runtime import LoadedVersion
 
 Arrays = dict[str, np.ndarray]
+
+# Of the message in session_bundle_config.proto, which tensorflow-serving-api does not have.
+_FIELDS = [
+    "1 max_batch_size google.protobuf.Int64Value",
+    "2 batch_timeout_micros google.protobuf.Int64Value",
+    "3 max_enqueued_batches google.protobuf.Int64Value",
+    "4 num_batch_threads google.protobuf.Int64Value",
+    "5 thread_pool_name google.protobuf.StringValue",
+    "6 allowed_batch_sizes repeated int64",
+    "7 pad_variable_length_inputs bool",
+    "8 enable_large_batch_splitting google.protobuf.BoolValue",
+    "9 max_execution_batch_size google.protobuf.Int64Value",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +109,10 @@ def read_batching_parameters(path: str | os.PathLike) -> BatchingParameters:
     Raises:
         UsageError: If the file cannot be read, or is something else.
     """
+    classes = message_classes("tensorflow.serving", {"BatchingParameters": _FIELDS})
     try:
         text = Path(path).read_text(encoding="utf-8")
-        message = text_format.Parse(text, _message_class()())
+        message = text_format.Parse(text, classes["BatchingParameters"]())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
@@ -119,42 +128,6 @@ def _value(value: Any) -> Any:
     if isinstance(value, bool):
         return value
     return value.value if hasattr(value, "value") else tuple(value)
-
-
-def _message_class() -> Any:
-    """Return the message of session_bundle_config.proto, which the API package does not have."""
-    integer, boolean, text = "Int64Value", "BoolValue", "StringValue"
-    wrapped = {
-        **{"max_batch_size": (1, integer), "batch_timeout_micros": (2, integer)},
-        **{"max_enqueued_batches": (3, integer), "num_batch_threads": (4, integer)},
-        **{"thread_pool_name": (5, text), "enable_large_batch_splitting": (8, boolean)},
-        "max_execution_batch_size": (9, integer),
-    }
-    kind = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="batching_parameters.proto", package="tensorflow.serving", syntax="proto3"
-    )
-    file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
-    message = file.message_type.add(name="BatchingParameters")
-    for name, (number, wrapper) in wrapped.items():
-        message.field.add(
-            name=name,
-            number=number,
-            label=kind.LABEL_OPTIONAL,
-            type=kind.TYPE_MESSAGE,
-            type_name=f".google.protobuf.{wrapper}",
-        )
-    message.field.add(
-        name="allowed_batch_sizes", number=6, label=kind.LABEL_REPEATED, type=kind.TYPE_INT64
-    )
-    message.field.add(
-        name="pad_variable_length_inputs", number=7, label=kind.LABEL_OPTIONAL, type=kind.TYPE_BOOL
-    )
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(file)
-    descriptor = pool.FindMessageTypeByName("tensorflow.serving.BatchingParameters")
-    return message_factory.GetMessageClass(descriptor)
 
 
 class _Task:

@@ -13,68 +13,34 @@ import pytest
 import requests
 import trustme
 import yaml
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-    wrappers_pb2,
-)
+from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from keras_mas.errors import UsageError
 from keras_mas.serving import deploy
 from keras_mas.serving.config import read_config
 from keras_mas.serving.deploy.__main__ import main
+from keras_mas.serving.messages import message_classes
 from keras_mas.serving.rollout import Rollout
-from keras_mas.serving.standin import StandIn
+from keras_mas.serving.standin import StandIn, read_batching_parameters
 
 KUBERNETES = ("1.31", "1.37")
 
 # The messages that tensorflow-serving-api lacks, with the fields and numbers of their published
-# definitions in tensorflow/serving: config/ssl_config.proto, config/monitoring_config.proto,
-# servables/tensorflow/session_bundle_config.proto.
-ABSENT = {
-    "SSLConfig": [
-        "server_key string",
-        "server_cert string",
-        "custom_ca string",
-        "client_verify bool",
-    ],
-    "PrometheusConfig": ["enable bool", "path string"],
-    "MonitoringConfig": ["prometheus_config PrometheusConfig"],
-    "BatchingParameters": [
-        "max_batch_size google.protobuf.Int64Value",
-        "batch_timeout_micros google.protobuf.Int64Value",
-        "max_enqueued_batches google.protobuf.Int64Value",
-        "num_batch_threads google.protobuf.Int64Value",
-        "thread_pool_name google.protobuf.StringValue",
-        "allowed_batch_sizes repeated int64",
-        "pad_variable_length_inputs bool",
-    ],
-}
-
-
-def message_class(name):
-    """Return the class of a message out of `ABSENT`, whose fields are numbered in their order."""
-    file = descriptor_pb2.FileDescriptorProto(name="absent.proto", package="absent")
-    file.syntax = "proto3"
-    file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
-    for message_name, fields in ABSENT.items():
-        message = file.message_type.add(name=message_name)
-        for number, line in enumerate(fields, 1):
-            field_name, *repeated, kind = line.split()
-            field = message.field.add(name=field_name, number=number)
-            field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            if kind.islower() and "." not in kind:
-                field.type = field.Type.Value(f"TYPE_{kind.upper()}")
-            else:
-                field.type = field.TYPE_MESSAGE
-                field.type_name = f".{kind}" if "." in kind else f".absent.{kind}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"absent.{name}"))
+# definitions in tensorflow/serving: config/ssl_config.proto and config/monitoring_config.proto.
+ABSENT = message_classes(
+    "absent",
+    {
+        "SSLConfig": [
+            "1 server_key string",
+            "2 server_cert string",
+            "3 custom_ca string",
+            "4 client_verify bool",
+        ],
+        "PrometheusConfig": ["1 enable bool", "2 path string"],
+        "MonitoringConfig": ["1 prometheus_config PrometheusConfig"],
+    },
+)
 
 
 def text_of(name):
@@ -90,7 +56,7 @@ def by_kind():
 
 
 def batching():
-    return text_format.Parse(text_of("batching.config"), message_class("BatchingParameters")())
+    return read_batching_parameters(resources.files(deploy) / "batching.config")
 
 
 def test_every_file_is_one_of_those_that_are_checked_here():
@@ -144,7 +110,7 @@ def test_labels_are_moved_in_the_configuration(tmp_path):
 
 
 def test_monitoring_is_scraped_where_it_is_offered():
-    message = text_format.Parse(text_of("monitoring.config"), message_class("MonitoringConfig")())
+    message = text_format.Parse(text_of("monitoring.config"), ABSENT["MonitoringConfig"]())
     assert message.prometheus_config.enable
     path = message.prometheus_config.path
     [job] = yaml.safe_load(text_of("prometheus.yml"))["scrape_configs"]
@@ -156,11 +122,9 @@ def test_monitoring_is_scraped_where_it_is_offered():
 
 
 def test_batches_are_of_sizes_that_the_server_accepts_and_padding_is_what_is_said():
-    message = batching()
-    sizes = list(message.allowed_batch_sizes)
-    assert sizes == sorted(set(sizes)) and sizes[-1] == message.max_batch_size.value
-    padded = {rows: min(s for s in sizes if s >= rows) for rows in range(1, sizes[-1] + 1)}
-    worst = max(1 - rows / size for rows, size in padded.items())
+    parameters = batching()  # as the server reads and checks them
+    rows_of_batches = range(1, parameters.max_batch_size + 1)
+    worst = max(1 - rows / parameters.padded(rows) for rows in rows_of_batches)
     assert worst == 1 - 17 / 32 and "17 rows run as 32" in text_of("batching.config")
     assert math.isclose(worst, 0.47, abs_tol=0.005)  # "nearly half"
 
@@ -168,7 +132,7 @@ def test_batches_are_of_sizes_that_the_server_accepts_and_padding_is_what_is_sai
 def test_the_clients_send_no_more_than_a_batch_holds():
     from keras_mas.training.commands.predict import _BATCH_SIZE
 
-    assert batching().max_batch_size.value == _BATCH_SIZE
+    assert batching().max_batch_size == _BATCH_SIZE
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
@@ -332,7 +296,7 @@ def test_probes_see_whether_a_version_is_available(models, tmp_path):
 
 
 def test_tls(tmp_path):
-    message = text_format.Parse(text_of("ssl.config"), message_class("SSLConfig")())
+    message = text_format.Parse(text_of("ssl.config"), ABSENT["SSLConfig"]())
     assert message.client_verify and message.server_key.startswith("-----BEGIN PRIVATE KEY-----\n")
     authority = trustme.CA()
     own = authority.issue_cert("model-server")
@@ -345,7 +309,7 @@ def test_tls(tmp_path):
     words = [f"--{name}={tmp_path / name}" for name in ("key", "certificate", "ca")]
     assert main([str(tmp_path / "kit"), *words]) == 0
     written = (tmp_path / "kit" / "ssl.config").read_text()
-    message = text_format.Parse(written, message_class("SSLConfig")())
+    message = text_format.Parse(written, ABSENT["SSLConfig"]())
     assert message.server_key.encode() == own.private_key_pem.bytes()
     assert message.server_cert.encode() == own.cert_chain_pems[0].bytes()
     assert message.custom_ca.encode() == authority.cert_pem.bytes()
