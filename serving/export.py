@@ -470,21 +470,14 @@ def _write(signatures: Iterable[Signature], unfinished: Path, directory: Path) -
 
 
 def _load(directory: Path) -> LoadedVersion:
-    """Load a version as a server would, which sends it its own warm-up requests."""
     try:
-        version = LoadedVersion(directory)
-        try:
-            warmup.replay_warmup(directory, version)
-        except BaseException:
-            version.close()
-            raise
+        return warmup.load_warmed_up(directory)
     except (LoadError, warmup.WarmupError) as error:
         raise ExportError(
             "Expected the exported model to answer its warm-up requests in the C++ runtime. "
             f"Received: {error}. It was not published; a layer of the model may use an operation "
             "or a resource that cannot be served."
         ) from error
-    return version
 
 
 def _check_answers(

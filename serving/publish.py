@@ -143,17 +143,14 @@ def check_version(directory: str | os.PathLike) -> None:
     Raises:
         LoadError: If it does not load, or fails on a request.
     """
-    with contextlib.closing(LoadedVersion(Path(directory))) as version:
-        if not warmup.has_warmup(directory):
-            return
-        try:
-            warmup.replay_warmup(directory, version)
-        except (warmup.WarmupError, KeyError) as error:
-            raise LoadError(
-                f"Expected the version in '{directory}' to answer the warm-up requests in its "
-                f"folder, without which a server refuses it. Received: "
-                f"{in_one_line(error).rstrip('.')}. Export the version again."
-            ) from error
+    try:
+        warmup.load_warmed_up(directory).close()
+    except warmup.WarmupError as error:
+        raise LoadError(
+            f"Expected the version in '{directory}' to answer the warm-up requests in its folder, "
+            "without which a server refuses it. Received: "
+            f"{in_one_line(error).rstrip('.')}. Export the version again."
+        ) from error
 
 
 def check_published(directory: str | os.PathLike) -> None:

@@ -109,6 +109,25 @@ def replay_warmup(directory: str | os.PathLike, version: LoadedVersion) -> None:
             raise WarmupError(f"{error.message} (signature '{signature}', {shapes})") from error
 
 
+def load_warmed_up(directory: str | os.PathLike) -> LoadedVersion:
+    """Load a version as a model server does, which replays its warm-up requests first.
+
+    Args:
+        directory: Folder of the version.
+
+    Raises:
+        LoadError: If it does not load.
+        WarmupError: If a request fails, or the file of them is damaged.
+    """
+    version = LoadedVersion(Path(directory))
+    try:
+        replay_warmup(directory, version)
+    except BaseException:
+        version.close()
+        raise
+    return version
+
+
 def _requests(path: Path) -> Iterator[predict_pb2.PredictRequest]:
     count = 0
     try:

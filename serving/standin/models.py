@@ -21,7 +21,7 @@ from keras_mas.errors import UsageError
 from ..conventions import DEFAULT_SIGNATURE
 from ..protocol import Code, RequestError, failed_precondition, invalid_argument, not_found
 from ..runtime import LoadedVersion, LoadError
-from ..warmup import WarmupError, replay_warmup
+from ..warmup import WarmupError, load_warmed_up
 from .batching import Batcher, BatchingParameters
 from .model_config import (
     ModelServerConfig,
@@ -78,11 +78,9 @@ class ServedVersion:
         Raises:
             LoadError: If the folder holds no complete model, or a warm-up request fails.
         """
-        loaded = LoadedVersion(self.folder)
         try:
-            replay_warmup(self.folder, loaded)
+            loaded = load_warmed_up(self.folder)
         except WarmupError as error:
-            loaded.close()
             raise LoadError(
                 f"Expected the warm-up requests in '{self.folder}' to be answered. "
                 f"Received: {error}"
