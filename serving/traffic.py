@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from keras_mas.errors import UsageError
 
@@ -41,10 +41,10 @@ class InputForm:
 
     Attributes:
         shape: Shape of one input, without N; None for a size that may differ.
+        heads: The heads, which are signatures.
         name: Name of the input in the signatures that take inputs as they are.
         resize: How files of images get this size, one of `images.RESIZE_MODES`; None if none are
             taken.
-        heads: The heads, which are signatures.
     """
 
     shape: tuple[int | None, ...]
@@ -137,7 +137,12 @@ class Collector(Counts):
         self._drawn: list[tuple[int, np.ndarray, str | None]] = []  # a heap, by minus the key
 
     def add(self, value: np.ndarray, head: str | None = None) -> None:
-        """Take note of one input, or count it among those that cannot be used."""
+        """Take note of one input, or count it among those that cannot be used.
+
+        Args:
+            value: The input, without N.
+            head: The head that it was sent to; None for all of them.
+        """
         if value.dtype.kind not in "fiub":
             self.left_out["inputs that are no numbers"] += 1
             return
@@ -157,23 +162,25 @@ class Collector(Counts):
         self.take(key, value, head)
 
     def take(self, key: int, value: np.ndarray, head: str | None) -> None:
-        """Draw an input that is new, or not."""
+        """Draw an input that has not been seen before if its key is among the smallest so far."""
         heapq.heappush(self._drawn, (-key, value, head))
         if self.limit is not None and len(self._drawn) > self.limit:
             heapq.heappop(self._drawn)
 
     def add_file(self, content: bytes, head: str | None = None) -> None:
         """Decode a file of an image as the graph of a served model does, and add it."""
-        if self.form.resize is None:
+        resize = self.form.resize
+        if resize is None:
             self.left_out["files of images, which `--resize` would give the size of inputs"] += 1
             return
+        shape = cast(tuple[int, int, int], self.form.shape)  # known where there is a `resize`
         key = self._key(content, head)
         if key in self._files:  # need not be decoded to be known as equal to another
             self._count_one()
             self.duplicates += 1
             return
         try:
-            self.add(self._decode(tf.constant([content])).numpy()[0], head)
+            self.add(images.decode(tf.constant([content]), shape, resize).numpy()[0], head)
         except tf.errors.InvalidArgumentError:
             self.left_out["images that cannot be decoded"] += 1
         else:
@@ -210,18 +217,14 @@ class Collector(Counts):
     def __len__(self) -> int:
         return len(self._drawn)
 
-    def _count_one(self):
+    def _count_one(self) -> None:
         self.examples += 1
         self.on_read(self.examples)
 
-    def _key(self, content, *more):
+    def _key(self, content: bytes, *more: object) -> int:
         content = content + repr(more).encode()
         digest = blake2b(content, digest_size=8, key=repr(self.seed).encode()).digest()
         return int.from_bytes(digest, "big")
-
-    def _decode(self, contents: tf.Tensor) -> tf.Tensor:
-        # With a `resize`, sizes are known.
-        return images.decode(contents, cast(Any, self.form.shape), cast(str, self.form.resize))
 
 
 def _has_shape(value: np.ndarray, shape: Sequence[int | None]) -> bool:
@@ -241,8 +244,8 @@ def read_requests(
         model: Name of the model whose requests are taken; None for the only one in the logs.
 
     Raises:
-        UsageError: If a file cannot be opened, or none holds a record; if several models have been
-            asked and none is named, or nobody asked the one that is.
+        UsageError: If a file cannot be opened, none holds a record, or several models have been
+            asked and none is named.
     """
     for path in map(Path, paths):
         read_log(path, collector, model=model)
@@ -250,7 +253,16 @@ def read_requests(
 
 
 def read_log(path: Path, collector: Collector, *, model: str | None = None) -> None:
-    """Collect the inputs of one file, as `read_requests`; what it asks of all files is left."""
+    """Collect the inputs of one file of several, which `check_requests` is called after.
+
+    Args:
+        path: As for `read_requests`, as the others are.
+        collector: Takes the inputs.
+        model: Name of the model.
+
+    Raises:
+        UsageError: If the file cannot be opened.
+    """
     collector.files += 1
     for record in _records(path, collector, "a log of requests"):
         collector.records += 1
@@ -258,7 +270,15 @@ def read_log(path: Path, collector: Collector, *, model: str | None = None) -> N
 
 
 def check_requests(read: Counts, *, model: str | None = None) -> None:
-    """Raise the errors of `read_requests` that are about all files together."""
+    """Check what was read of all files together.
+
+    Args:
+        read: The numbers.
+        model: As for `read_requests`.
+
+    Raises:
+        UsageError: If no file holds a record, or several models have been asked and none is named.
+    """
     if not read.records:
         raise UsageError(
             "Expected logs of requests: TFRecord files of `PredictionLog`, as TensorFlow Serving "
@@ -344,7 +364,7 @@ def _add_record(record: bytes, collector: Collector, model: str | None) -> None:
     _add_request(request, collector)
 
 
-def _add_request(request: prediction_log_pb2.PredictLog, collector: Collector) -> None:
+def _add_request(request: predict_pb2.PredictRequest, collector: Collector) -> None:
     signature = request.model_spec.signature_name
     head = signature if signature in collector.form.heads else None
     if head is None and signature not in _OF_ALL_HEADS:
