@@ -5,18 +5,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from .runtime import DEFAULT_SIGNATURE, LoadedVersion
+from .conventions import DEFAULT_SIGNATURE
+from .runtime import LoadedVersion
 from .signatures import Signature
 
 # The graph of a version is optimised, which rounds otherwise than Keras: in float32 by some 1e-6 of
 # a probability, in float16 and bfloat16 by some 1e-3.
-_TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2}
-_OTHERWISE = 1e-4
+_TOLERANCES = {"float16": 2e-2, "bfloat16": 5e-2}
+_DEFAULT_TOLERANCE = 1e-4
 
 
 def tolerance_of(compute_dtypes: Sequence[str]) -> float:
     """Return by how much answers may differ, given the types that the layers compute in."""
-    return max((_TOLERANCE.get(dtype, _OTHERWISE) for dtype in compute_dtypes), default=_OTHERWISE)
+    tolerances = (_TOLERANCES.get(dtype, _DEFAULT_TOLERANCE) for dtype in compute_dtypes)
+    return max(tolerances, default=_DEFAULT_TOLERANCE)
 
 
 def different_answer(
@@ -34,6 +36,7 @@ def different_answer(
         A description of the first output that differs; empty if none does.
     """
     tensor = tf.constant(inputs, tf.float32)
+    [default] = [each for each in signatures if each.name == DEFAULT_SIGNATURE]
     for signature in signatures:
         encoded = signature.encode(inputs)
         try:
@@ -41,19 +44,14 @@ def different_answer(
         except tf.errors.OpError as error:
             return f"{error.message} (signature '{signature.name}')"
         # Files and examples that hold these inputs are answered as the inputs are.
-        is_encoded = signature.input.dtype == tf.string
-        of = _named(signatures, DEFAULT_SIGNATURE) if is_encoded else signature
-        expected = {name: value.numpy() for name, value in of.run(tensor).items()}
+        reference = default if signature.input.dtype == tf.string else signature
+        expected = {name: value.numpy() for name, value in reference.run(tensor).items()}
         if name := _different(expected, received, tolerance):
             return (
                 f"another '{name}' from the signature '{signature.name}' than from Keras: "
                 f"{_shown(received.get(name))} instead of {_shown(expected.get(name))}"
             )
     return ""
-
-
-def _named(signatures: Sequence[Signature], name: str) -> Signature:
-    return next(signature for signature in signatures if signature.name == name)
 
 
 def _different(
