@@ -133,12 +133,10 @@ class Rollout:
             moved = labels | {label: version}
             if label == STABLE and labels.get(STABLE, version) != version:
                 moved[PREVIOUS] = labels[STABLE]
-            moved = _without_a_stable_canary(self._of_existing(moved))
-            self._move(moved)
-            return moved
+            return self._move(moved)
 
     def rollback(self, label: str = STABLE) -> dict[str, int]:
-        """Let a label point to the version that it should not have left.
+        """Let a label point back to the version that its clients had before.
 
         Args:
             label: `stable`, which goes back to `previous`; `canary` is dropped if it pointed to the
@@ -165,9 +163,7 @@ class Rollout:
             moved = labels | {label: labels[source]}
             if label == STABLE:
                 del moved[PREVIOUS]
-            moved = _without_a_stable_canary(self._of_existing(moved))
-            self._move(moved)
-            return moved
+            return self._move(moved)
 
     def prune(self, keep: int) -> list[int]:
         """Remove versions from the disk, but the latest ones and those under a label.
@@ -214,13 +210,16 @@ class Rollout:
                 f"which are in '{self.base_path}'. Received: {version}."
             )
 
-    def _of_existing(self, labels: Mapping[str, int]) -> dict[str, int]:
-        """Leave out labels of versions that somebody has removed, which no server could load."""
-        versions = list_versions(self.base_path)
-        return {label: version for label, version in labels.items() if version in versions}
+    def _move(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """Take the server, or the file alone, from the labels as they are to others.
 
-    def _move(self, labels: Mapping[str, int]) -> None:
-        """Take the server, or the file alone, from the labels as they are to others."""
+        Returns:
+            Those others, without labels of versions that somebody has removed, which no server
+            could load, and without a canary that is stable.
+        """
+        versions = list_versions(self.base_path)
+        existing = {label: version for label, version in wanted.items() if version in versions}
+        labels = _without_a_stable_canary(existing)
         before = read_config(self.config)
         try:
             with _saying_that_nothing_moved(), contextlib.ExitStack() as undo:
@@ -229,7 +228,7 @@ class Rollout:
                 else:
                     if not self.server.polled:  # which has what its file names, and nothing else
                         before = self._with_what_is_served(self.server, before)
-                    self._move_on(self.server, before, labels, undo)
+                    self._move_at(self.server, before, labels, undo)
                 undo.pop_all()
                 self.replaced = latest_of(before, self.name)
         except OSError as error:
@@ -237,6 +236,7 @@ class Rollout:
                 f"Expected to write '{self.config}'. Received: {error.strerror}. Make room, or "
                 "change its permissions. No label was moved."
             ) from error
+        return labels
 
     def _with_what_is_served(
         self, server: ModelControl, config: ModelServerConfig
@@ -271,7 +271,7 @@ class Rollout:
         self.kept = [name for name in missing if name != self.name]
         return config
 
-    def _move_on(
+    def _move_at(
         self,
         server: ModelControl,
         before: ModelServerConfig,

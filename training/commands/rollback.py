@@ -1,4 +1,4 @@
-"""`keras-mas rollback`: let a label point to the version that it should not have left."""
+"""`keras-mas rollback`: let a label point back to the version that its clients had before."""
 
 import argparse
 
