@@ -30,7 +30,7 @@ _DOCKER_SECONDS = 10.0  # a client whose daemon does not answer
 
 _port = number(int, Bounds(at_least=0, at_most=65535))
 _seconds = number(float, Bounds(at_least=0, at_most=LONGEST_SECONDS))
-_FRACTION = number(float, Bounds(at_least=0, at_most=1))
+_fraction = number(float, Bounds(at_least=0, at_most=1))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ def _add_stand_in(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--sampling-rate",
-        type=_FRACTION,
+        type=_fraction,
         metavar="FRACTION",
         help="fraction of the requests to keep (default: 1)",
     )
@@ -229,10 +229,21 @@ def _serve_with_process(args: argparse.Namespace, chosen: str) -> None:
 
 def server_command(args: argparse.Namespace) -> list[str]:
     """Return the command line of `tensorflow_model_server`."""
-    batching = str(args.batching.resolve()) if isinstance(args.batching, Path) else None
+    flags: dict[str, Any] = {"port": args.port, "rest_api_port": args.rest_port}
     if args.config is not None:
-        return [EXECUTABLE, *_flags(args, str(args.config.resolve()), None, batching)]
-    return [EXECUTABLE, *_flags(args, None, str(args.model.resolve()), batching)]
+        flags |= {
+            "model_config_file": args.config.resolve(),
+            "model_config_file_poll_wait_seconds": _whole(args.config_poll),
+            "allow_version_labels_for_unavailable_models": "true",
+        }
+    else:
+        flags |= {"model_name": _model_name(args), "model_base_path": args.model.resolve()}
+    flags["file_system_poll_wait_seconds"] = _whole(args.poll)
+    if args.batching is not None:
+        flags["enable_batching"] = "true"
+    if isinstance(args.batching, Path):
+        flags["batching_parameters_file"] = args.batching.resolve()
+    return [EXECUTABLE, *(f"--{name}={value}" for name, value in flags.items())]
 
 
 def docker_command(args: argparse.Namespace) -> list[str]:
@@ -259,26 +270,6 @@ def _base_paths(config: Path) -> list[str]:
     from keras_mas.serving.standin.model_config import models_of, read_config
 
     return [model.base_path for model in models_of(read_config(config))]
-
-
-def _flags(
-    args: argparse.Namespace, config: str | None, base_path: str | None, batching: str | None
-) -> list[str]:
-    flags: dict[str, Any] = {"port": args.port, "rest_api_port": args.rest_port}
-    if config is not None:
-        flags |= {
-            "model_config_file": config,
-            "model_config_file_poll_wait_seconds": _whole(args.config_poll),
-            "allow_version_labels_for_unavailable_models": "true",
-        }
-    else:
-        flags |= {"model_name": _model_name(args), "model_base_path": base_path}
-    flags["file_system_poll_wait_seconds"] = _whole(args.poll)
-    if args.batching is not None:
-        flags["enable_batching"] = "true"
-    if batching is not None:
-        flags["batching_parameters_file"] = batching
-    return [f"--{name}={value}" for name, value in flags.items()]
 
 
 def _whole(seconds: float) -> int:
