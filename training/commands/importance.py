@@ -1,7 +1,10 @@
 """`keras-mas importance`: add Ω of inputs that came after a run to what it remembers."""
 
 import argparse
+import dataclasses
 import functools
+import glob
+import warnings
 from pathlib import Path
 
 from keras_mas.errors import UsageError
@@ -232,8 +235,6 @@ def _reader(args):
 
 def _paths(args):
     """Return the files and folders, with those that match a pattern in its place."""
-    import glob
-
     paths = []
     for path in args.from_requests or args.from_data:
         is_pattern = glob.has_magic(str(path)) and not path.exists()
@@ -250,8 +251,6 @@ def _paths(args):
 
 def _check_no_prefix(path):
     """Refuse what `serve --log-requests` was given, with which the names of its logs begin."""
-    import glob
-
     if logs := glob.glob(f"{glob.escape(str(path))}-*.tfrecord"):
         raise UsageError(
             f"Expected a log of requests in '{path}'. Received: no such file or directory, but "
@@ -383,8 +382,6 @@ def _drawn(stream, args):
 
 
 def _report(args, read, measured, added, drift):
-    import dataclasses
-
     return {
         "files": read.files,
         "read": read.examples,
@@ -437,8 +434,6 @@ def _drift_sentence(drift):
 
 
 def _warn(message):
-    import warnings
-
     warnings.warn(message, stacklevel=2)
 
 
@@ -452,8 +447,6 @@ def _warn_of_model(args, result, collector):
 
 
 def _warn_of_drift(drift):
-    import dataclasses
-
     if drift:
         _warn(
             f"the inputs have drifted from the training data: "
