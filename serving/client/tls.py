@@ -1,5 +1,6 @@
 """How a connection is encrypted."""
 
+import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,11 +36,7 @@ class Tls:
                 f"certificate {self.certificate}, key {self.key}. Name both files."
             )
         for file in filter(None, (self.roots, self.certificate, self.key)):
-            if "-----BEGIN " not in _text(file):
-                raise UsageError(
-                    f"Expected certificates or a key in PEM in '{file}'. Received: a file without "
-                    "'-----BEGIN'. Convert it, for example with `openssl x509 -inform der`."
-                )
+            read_pem(file)
         _check_pems(self)
 
 
@@ -88,11 +85,22 @@ def _reason(error: ssl.SSLError) -> str:
     return (error.reason or "PEM lib").lower().replace("_", " ")
 
 
-def _text(file: Path) -> str:
+def read_pem(file: str | os.PathLike) -> str:
+    """Return the text of a file of certificates or of a key, in PEM.
+
+    Raises:
+        UsageError: If it cannot be read, or is something else.
+    """
     try:
-        return Path(file).read_text(encoding="ascii", errors="replace")
+        text = Path(file).read_text(encoding="ascii", errors="replace")
     except OSError as error:
         raise UsageError(
             f"Expected certificates or a key in PEM in '{file}'. Received: "
             f"{(error.strerror or str(error)).lower()}. Correct the path."
         ) from error
+    if "-----BEGIN " not in text:
+        raise UsageError(
+            f"Expected certificates or a key in PEM in '{file}'. Received: a file without "
+            "'-----BEGIN'. Convert it, for example with `openssl x509 -inform der`."
+        )
+    return text

@@ -9,8 +9,12 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
+from google.protobuf import text_encoding
+
 from keras_mas.errors import UsageError
 from keras_mas.files import atomic_file, check_writable
+
+from ..client.tls import read_pem
 
 SSL = "ssl.config"
 
@@ -120,13 +124,5 @@ def ssl_config(
 
 
 def _quoted(path: str | os.PathLike) -> str:
-    try:
-        text = Path(path).read_text(encoding="ascii")
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "a file that is no text"
-        raise UsageError(f"Expected PEM in '{path}'. Received: {reason.lower()}.") from error
-    if "-----BEGIN " not in text:
-        raise UsageError(f"Expected PEM in '{path}'. Received: a file without '-----BEGIN'.")
-    # In the text format of protobuf a string is written as in C.
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + escaped.replace("\r", "").replace("\n", "\\n") + '"'
+    """Return the text of a file in PEM as a string in protobuf's text format."""
+    return f'"{text_encoding.CEscape(read_pem(path), as_utf8=True)}"'

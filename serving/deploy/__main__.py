@@ -28,7 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if (args.key is None) != (args.certificate is None) or (args.ca and not args.key):
-            raise UsageError("Expected --key and --certificate together, --ca with both.")
+            given = [name for name in ("key", "certificate", "ca") if getattr(args, name)]
+            raise UsageError(
+                "Expected --key and --certificate together, --ca with both. Received: "
+                f"{' and '.join(f'--{name}' for name in given)}. Give what is missing, too."
+            )
         ssl = ssl_config(args.key, args.certificate, args.ca) if args.key else None
         paths = write_files(args.folder, args.model, ssl=ssl, overwrite=args.overwrite)
     except (UsageError, OSError) as error:

@@ -363,7 +363,18 @@ def test_a_name_that_kubernetes_refuses_is_refused(tmp_path, model):
 @pytest.mark.parametrize("words", [["--key", "k"], ["--ca", "c"]])
 def test_tls_needs_a_key_and_a_certificate(tmp_path, capsys, words):
     assert main([str(tmp_path / "kit"), *words]) == 2
-    assert "--key and --certificate together" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--key and --certificate together" in said and f"Received: {words[0]}. Give" in said
+
+
+def test_a_key_that_is_no_pem_is_refused_and_nothing_is_written(tmp_path, capsys):
+    (tmp_path / "der").write_bytes(b"\x30\x82")
+    for name, received in (("der", "a file without '-----BEGIN'"), ("gone", "no such file")):
+        path = tmp_path / name
+        words = ["--key", str(path), "--certificate", str(path)]
+        assert main([str(tmp_path / "kit"), *words]) == 2
+        assert f"'{path}'. Received: {received}" in capsys.readouterr().err
+    assert not (tmp_path / "kit").exists()
 
 
 def test_the_command_needs_no_tensorflow(tmp_path):
