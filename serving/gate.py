@@ -38,11 +38,17 @@ BLESSING = "blessing.json"
 _FORMAT = 1
 _BATCH_SIZE = 128
 
-# What a judgement says of a task; None where there is nothing to say.
-_NUMBERS = (
-    *("accuracy", "interval"),
-    *("before", "drop", "drop_interval", "lost", "gained", "p_value"),
-)
+# What a judgement says of a task without examples; of a new one, from `before` on.
+_UNMEASURED: Mapping[str, None] = {
+    "accuracy": None,
+    "interval": None,
+    "before": None,
+    "drop": None,
+    "drop_interval": None,
+    "lost": None,
+    "gained": None,
+    "p_value": None,
+}
 
 
 class RefusedError(RuntimeError):
@@ -198,7 +204,7 @@ def _missing(compared: Compared, right: Collection[str]) -> list[str]:
 
 
 def _of_task(task: str, right: np.ndarray, compared: Compared | None) -> dict[str, Any]:
-    row = {"task": task, "examples": len(right), **dict.fromkeys(_NUMBERS)}
+    row: dict[str, Any] = {"task": task, "examples": len(right), **_UNMEASURED}
     if not len(right):
         return row
     row["accuracy"] = right.mean().item()
