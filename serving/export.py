@@ -155,7 +155,8 @@ def export_version(
     input_shape = _shared_input_shape(heads)
     _check_resize(resize, input_shape)
     warmup.check_batch_sizes(warmup_batch_sizes)
-    _check_manifest(manifest or {})
+    run = dict(manifest or {})
+    _check_manifest(run)
     labels = _labels(heads, classes or {})
     check_exportable(heads, directory.parent)
     if examples is not None:
@@ -174,7 +175,7 @@ def export_version(
                 **description_of(heads, input_name=input_name, classes=classes, resize=resize),
                 "weights": weights_checksum(_stored_weights(unfinished)),
                 "versions": library_versions(),
-                "run": dict(manifest or {}),
+                "run": run,
                 **judged,
             }
             write_manifest(unfinished, content)
@@ -242,9 +243,9 @@ def _stored_weights(directory: str | os.PathLike) -> Iterator[np.ndarray]:
             yield reader.get_tensor(name)
 
 
-def _check_manifest(manifest):
+def _check_manifest(run: Mapping[str, Any]) -> None:
     try:
-        json.dumps(dict(manifest), allow_nan=False)
+        json.dumps(run, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UsageError(
             "Expected `manifest` to hold what JSON can hold: strings, finite numbers, booleans, "
@@ -291,9 +292,9 @@ def _check_names(heads: Mapping[str, keras.Model], input_name: str) -> None:
     _check_task_names(list(heads))
     if not input_name.isidentifier() or keyword.iskeyword(input_name) or input_name == "self":
         raise UsageError(
-            f"Expected `input_name` to be a Python identifier other than 'self'. Received: "
-            f"{input_name!r}. "
-            "TensorFlow makes it the name of an argument; choose one such as 'inputs' or 'image'."
+            "Expected `input_name` to be a Python identifier other than 'self'. Received: "
+            f"{input_name!r}. TensorFlow makes it the name of an argument; choose one such as "
+            "'inputs' or 'image'."
         )
     for task, head in heads.items():
         _check_layer_names(task, head)

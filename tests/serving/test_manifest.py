@@ -38,12 +38,6 @@ def test_the_checksum_depends_on_values_shapes_and_types_alone():
     assert weights_checksum([a, b]) not in map(weights_checksum, others)
 
 
-def test_what_json_cannot_hold_is_refused_and_nothing_is_written(tmp_path, make_heads):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        export_version(make_heads(), tmp_path / "1", manifest={"loss": float("nan")})
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
