@@ -1,9 +1,11 @@
 """Models and servers for the conformance table."""
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
+import threading
 
 import keras
 import pytest
@@ -12,6 +14,7 @@ from google.protobuf import text_format
 
 from keras_mas.serving.client import RestClient
 from keras_mas.serving.standin import ServerOptions, StandIn, config_of
+from keras_mas.serving.standin.models import ServedVersion
 
 REAL_SERVER = "KERAS_MAS_MODEL_SERVER"
 
@@ -43,35 +46,53 @@ def conformance_ports(request, conformance_config, tmp_path_factory):
         yield ports
 
 
-class real_server:
-    """A `tensorflow_model_server` as a context manager, which returns its ports."""
-
-    def __init__(self, executable, config):
-        self.ports = [free_port(), free_port()]
-        self.command = [
-            executable,
-            f"--port={self.ports[0]}",
-            f"--rest_api_port={self.ports[1]}",
-            f"--model_config_file={config}",
-            "--allow_version_labels_for_unavailable_models",
-        ]
-
-    def __enter__(self):
-        self.process = subprocess.Popen(self.command)
-        with RestClient(f"127.0.0.1:{self.ports[1]}") as client:
-            for name in ("half_plus_two", "shop", "typed"):
-                client.wait_until_available(name, 60)
-        return self.ports
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        self.process.wait()
+@contextlib.contextmanager
+def real_server(executable, config):
+    """Run a `tensorflow_model_server`, and yield its ports once its models are loaded."""
+    grpc_port, rest_port = free_port(), free_port()
+    command = [
+        executable,
+        f"--port={grpc_port}",
+        f"--rest_api_port={rest_port}",
+        f"--model_config_file={config}",
+        "--allow_version_labels_for_unavailable_models",
+    ]
+    with subprocess.Popen(command) as process:
+        try:
+            with RestClient(f"127.0.0.1:{rest_port}") as client:
+                for name in ("half_plus_two", "shop", "typed"):
+                    client.wait_until_available(name, 60)
+            yield grpc_port, rest_port
+        finally:
+            process.terminate()
 
 
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_ports():
+    """Ports for gRPC and REST that nothing listens on, by the names of the stand-in's options."""
+    return {"grpc_port": free_port(), "rest_port": free_port()}
+
+
+@pytest.fixture
+def held_request(monkeypatch):
+    """Two events: the stand-in sets the first when a request runs, and waits for the second."""
+    running, finish = threading.Event(), threading.Event()
+    predict = ServedVersion.predict
+
+    def wait_and_predict(self, *request):
+        running.set()
+        assert finish.wait(30)
+        return predict(self, *request)
+
+    monkeypatch.setattr(ServedVersion, "predict", wait_and_predict)
+    yield running, finish
+    finish.set()
 
 
 def export_typed(directory):

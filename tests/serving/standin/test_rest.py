@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from keras_mas.serving.standin import StandIn, config_of, rest
-from keras_mas.serving.standin.models import ServedModels, ServedVersion
+from keras_mas.serving.standin.models import ServedModels
 
 HALF = "half_plus_two"
 PREDICT = f"/v1/models/{HALF}:predict"
@@ -282,16 +282,8 @@ def test_threads_are_bounded(server):
             connection.close()
 
 
-def test_stopping_lets_a_running_request_finish(models, monkeypatch):
-    running, finish = threading.Event(), threading.Event()
-    predict = ServedVersion.predict
-
-    def wait_and_predict(self, *request):
-        running.set()
-        assert finish.wait(30)
-        return predict(self, *request)
-
-    monkeypatch.setattr(ServedVersion, "predict", wait_and_predict)
+def test_stopping_lets_a_running_request_finish(models, held_request):
+    running, finish = held_request
     server = StandIn({HALF: models / HALF}, grpc_port=0, rest_port=0).start()
     url = f"http://127.0.0.1:{server.rest_port}{PREDICT}"
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -307,15 +299,11 @@ def test_stopping_lets_a_running_request_finish(models, monkeypatch):
         socket.create_connection(("127.0.0.1", server.rest_port))
 
 
-def test_a_request_that_does_not_end_is_dropped_after_the_grace_period(models, monkeypatch):
+def test_a_request_that_does_not_end_is_dropped_after_the_grace_period(
+    models, monkeypatch, held_request
+):
     monkeypatch.setattr(rest, "GRACE_SECONDS", 0.1)
-    running, finish = threading.Event(), threading.Event()
-
-    def wait(*_):
-        running.set()
-        finish.wait(30)
-
-    monkeypatch.setattr(ServedVersion, "predict", wait)
+    running, finish = held_request
     with (
         concurrent.futures.ThreadPoolExecutor(1) as pool,
         contextlib.closing(ServedModels(config_of({HALF: models / HALF}))) as served,

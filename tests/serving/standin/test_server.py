@@ -20,7 +20,6 @@ from tensorflow_serving.apis import (
 
 from keras_mas.errors import UsageError
 from keras_mas.serving.standin import PortError, StandIn, config_of
-from keras_mas.serving.standin.models import ServedVersion
 
 HALF = "half_plus_two"
 
@@ -255,21 +254,14 @@ def test_an_address_that_is_not_here_is_named(models, host):
 
 
 @pytest.mark.parametrize("taken", ["grpc_port", "rest_port"])
-def test_a_port_in_use_is_named_and_nothing_is_left_running(server, models, taken):
-    ports = {"grpc_port": free_port(), "rest_port": free_port()}
-    ports[taken] = getattr(server, taken)
+def test_a_port_in_use_is_named_and_nothing_is_left_running(server, models, free_ports, taken):
+    ports = free_ports | {taken: getattr(server, taken)}
     with pytest.raises(PortError, match=f"Expected port {ports[taken]} on 127.0.0.1 to be free"):
         StandIn({HALF: models / HALF}, **ports).start()
     del ports[taken]
     (other,) = ports.values()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", other))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_wait_lasts_until_stop_and_the_ports_are_closed(models):
@@ -287,16 +279,8 @@ def test_wait_lasts_until_stop_and_the_ports_are_closed(models):
             socket.create_connection(("127.0.0.1", port))
 
 
-def test_stopping_lets_a_running_grpc_request_finish(models, monkeypatch):
-    running, finish = threading.Event(), threading.Event()
-    predict = ServedVersion.predict
-
-    def wait_and_predict(self, *request):
-        running.set()
-        assert finish.wait(30)
-        return predict(self, *request)
-
-    monkeypatch.setattr(ServedVersion, "predict", wait_and_predict)
+def test_stopping_lets_a_running_grpc_request_finish(models, held_request):
+    running, finish = held_request
     server = StandIn({HALF: models / HALF}, grpc_port=0, rest_port=0).start()
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
