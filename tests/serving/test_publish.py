@@ -34,6 +34,15 @@ BOTH = held_out("pets", "fruit")
 NO_LOSS = Bounds(max_forgetting=0.0)
 
 
+@pytest.fixture(scope="module")
+def once_published(models, make_heads, tmp_path_factory):
+    """Folder of a model with version 1, and version 2 with the judgement of `publish`."""
+    folder = tmp_path_factory.mktemp("published") / "shop"
+    shutil.copytree(models / "shop" / "1", folder / "1")
+    publish(make_heads(), folder, BOTH)
+    return folder
+
+
 @pytest.fixture
 def shop(models, tmp_path):
     """Folder of a model with version 1, in which pets are right three times out of four."""
@@ -171,8 +180,10 @@ def without(*keys):
     ],
     ids=["manifest", "no judgement", "empty judgement"],
 )
-def test_a_version_without_its_records_is_damaged(shop, make_heads, damage, message):
-    published = publish(make_heads(), shop, BOTH)
+def test_a_version_without_its_records_is_damaged(
+    once_published, tmp_path, make_heads, damage, message
+):
+    published = shutil.copytree(once_published, tmp_path / "shop") / "2"
     assert is_published(make_heads(), published)
     damage(published)
     with pytest.raises(LoadError, match=f"damaged version.*{message}.*remove its"):
@@ -265,17 +276,32 @@ def test_a_task_without_examples_is_published_unmeasured(tmp_path, make_heads):
     assert blessing["note"] == "'pets' was not measured, since there are no examples of it."
 
 
-def test_images_are_answered_alike_as_pixels_files_and_examples(tmp_path):
+@pytest.fixture
+def photos():
+    """A head for images, and pixels to ask it about."""
     image = keras.Input((2, 2, 3))
     corner = keras.layers.Reshape([3])(keras.layers.Cropping2D(((0, 1), (0, 1)))(image))
     model = keras.Model(image, keras.layers.Rescaling(0.01)(corner))
     pixels = np.random.default_rng(0).integers(0, 256, [5, 2, 2, 3]).astype(np.uint8)
-    examples = [HeldOut("colour", "colour", np.zeros(5, int), lambda _: [pixels])]
-    folder = publish({"colour": model}, tmp_path / "photos", examples, resize="crop")
+    return {"colour": model}, pixels
+
+
+def colours(pixels):
+    return [HeldOut("colour", "colour", np.zeros(len(pixels), int), lambda _: [pixels])]
+
+
+@pytest.mark.slow
+def test_images_are_answered_alike_as_pixels_files_and_examples(tmp_path, photos):
+    heads, pixels = photos
+    folder = publish(heads, tmp_path / "photos", colours(pixels), resize="crop")
     assert set(LoadedVersion(folder).signatures) >= {"encoded", "examples"}
-    halves = [HeldOut("colour", "colour", np.zeros(5, int), lambda _: [pixels / 2])]
+
+
+def test_pixels_that_no_file_can_hold_are_refused(tmp_path, photos):
+    heads, pixels = photos
     with pytest.raises(UsageError, match="whole numbers from 0 to 255"):
-        publish({"colour": model}, tmp_path / "photos", halves, resize="crop")
+        publish(heads, tmp_path / "photos", colours(pixels / 2), resize="crop")
+    assert list_versions(tmp_path / "photos") == {}
 
 
 def test_what_a_killed_publisher_left_is_removed_by_the_next_one(shop):

@@ -74,12 +74,16 @@ def test_equal_inputs_are_measured_once(write):
     assert (collector.examples, collector.duplicates, len(collector)) == (9, 4, 5)
 
 
-def test_a_limited_number_is_drawn_evenly_and_by_seed(write):
-    values = np.stack([np.arange(40.0), np.zeros(40)], axis=1).astype(np.float32)
-    log = write(*(request(values[k : k + 4]) for k in range(0, 40, 4)))
-    drawn = [collect(log, limit=10, seed=seed).asked.inputs[:, 0] for seed in range(60)]
+def test_a_limited_number_is_drawn_evenly_and_by_seed():
+    def draw(seed):
+        collector = Collector(FORM, limit=10, seed=seed)
+        for number in range(40):
+            collector.add(np.array([number, 0.0]))
+        return collector.asked.inputs[:, 0]
+
+    drawn = [draw(seed) for seed in range(60)]
     assert all(len(set(each)) == 10 for each in drawn)
-    np.testing.assert_array_equal(drawn[7], collect(log, limit=10, seed=7).asked.inputs[:, 0])
+    np.testing.assert_array_equal(drawn[7], draw(7))
     # Of 60 draws of 10 out of 40, each is in 15 on average, with a standard deviation of 3.4.
     counts = np.bincount(np.concatenate(drawn).astype(int), minlength=40)
     assert counts.min() >= 3 and counts.max() <= 29

@@ -125,6 +125,7 @@ def test_a_huge_chunk_is_refused_before_it_is_sent(send):
     assert status == 413 and list(json.loads(body)) == ["error"]
 
 
+@pytest.mark.slow
 def test_malformed_and_oversized_requests_leave_no_memory_behind(send):
     post = [f"POST {PREDICT} HTTP/1.1", "Host: a"]
     bad = [
