@@ -133,6 +133,7 @@ def test_malformed_and_oversized_requests_leave_no_memory_behind(send):
         head(*post, "Content-Length: 1000000000") + bytes(10_000),
         head(*post, "Transfer-Encoding: chunked") + b"FFFFFFFFFF\r\n",
         head(*post, "Content-Length: 20000") + b"[" * 20_000,
+        head(*post, "Content-Length: 200000") + b"]" * 200_000,
     ]
 
     def memory_after(rounds):
@@ -142,7 +143,8 @@ def test_malformed_and_oversized_requests_leave_no_memory_behind(send):
         return psutil.Process().memory_info().rss
 
     before = memory_after(50)
-    assert memory_after(250) - before < 4 * 2**20  # the bodies alone are 7.5 MB
+    # The bodies alone are 57 MB; what is freed is not given back to the system at once.
+    assert memory_after(250) - before < 16 * 2**20
 
 
 @pytest.mark.parametrize("length", ["-1", "two", "1e3", "²"])
