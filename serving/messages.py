@@ -32,6 +32,8 @@ _ENUMS: dict[str, dict[str, int]] = {
         "DT_UINT16": 17,
         "DT_COMPLEX128": 18,
         "DT_HALF": 19,
+        "DT_RESOURCE": 20,
+        "DT_VARIANT": 21,
         "DT_UINT32": 22,
         "DT_UINT64": 23,
     },
@@ -160,6 +162,9 @@ GetModelStatusRequest = CLASSES["GetModelStatusRequest"]
 GetModelStatusResponse = CLASSES["GetModelStatusResponse"]
 ReloadConfigRequest = CLASSES["ReloadConfigRequest"]
 ReloadConfigResponse = CLASSES["ReloadConfigResponse"]
+
+DATA_TYPES: Mapping[int, str] = {number: name for name, number in _ENUMS["DataType"].items()}
+"""The types of tensors by number, as "DT_FLOAT"."""
 
 STATES: Mapping[int, str] = {number: name for name, number in _ENUMS["State"].items()}
 """The state of a version by its number."""

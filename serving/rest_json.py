@@ -22,6 +22,7 @@ import numpy as np
 
 from . import json_text
 from .json_text import excerpt
+from .messages import DATA_TYPES, TYPES
 from .protocol import RequestError, invalid_argument, unimplemented
 
 
@@ -36,21 +37,20 @@ _Infos = Mapping[str, _TensorInfo]
 _Arrays = dict[str, np.ndarray]
 
 
-# By the numbers of types.proto: what TensorFlow calls a type, and numpy's.
-_NAMES = {
-    **{1: "float", 2: "double", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 7: "string"},
-    **{8: "complex64", 9: "int64", 10: "bool", 14: "bfloat16", 17: "uint16", 18: "complex128"},
-    **{19: "half", 20: "resource", 21: "variant", 22: "uint32", 23: "uint64"},
-}
-_STRING = 7
-_NUMPY_TYPES = {
-    number: np.dtype({"float": "float32", "double": "float64"}.get(_NAMES[number], _NAMES[number]))
-    for number in (1, 2, 3, 4, 5, 6, 9, 10, 22, 23)
-}
-_WRITABLE = {dtype.name for dtype in _NUMPY_TYPES.values()}
+# By number: what TensorFlow calls a type in messages.
+_NAMES = {number: name.removeprefix("DT_").lower() for number, name in DATA_TYPES.items()}
+_STRING, _ = TYPES["object"]
 
 # Types of which JSON can give no value, but an empty list.
 _EMPTY_TYPES = {8: "complex64", 17: "uint16", 18: "complex128", 19: "float16"}
+
+# NumPy's types of the numbers, and of true and false, that JSON can give.
+_NUMPY_TYPES = {
+    number: np.dtype(name)
+    for name, (number, _) in TYPES.items()
+    if number not in _EMPTY_TYPES and number != _STRING
+}
+_WRITABLE = {dtype.name for dtype in _NUMPY_TYPES.values()}
 
 # The integers that are accepted for a type; the server stores the narrow ones in 32 bits, and what
 # does not fit then loses its upper bits.
@@ -365,6 +365,7 @@ def _check_leaves(value: Any, shape: list[int], level: int, dtype: int) -> int:
 
 
 def _check_leaf(value: Any, dtype: int) -> None:
+    is_known = dtype in _NUMPY_TYPES or dtype == _STRING
     if isinstance(value, dict) and dtype == _STRING:
         if not _is_base64(value):
             raise invalid_argument(
@@ -372,21 +373,15 @@ def _check_leaf(value: Any, dtype: int) -> None:
             )
         if _bytes_of(value) is None:
             raise invalid_argument("Unable to base64 decode")
-    elif isinstance(value, dict) or (
-        dtype in (*_NUMPY_TYPES, _STRING) and _is_of_other(value, dtype)
-    ):
+    elif isinstance(value, dict) or (is_known and _leaves([value], dtype) is None):
         raise invalid_argument(
             f"JSON Value: {excerpt(value)} Type: {_json_type(value)} "
             f"is not of expected type: {_NAMES.get(dtype, dtype)}"
         )
-    elif dtype not in (*_NUMPY_TYPES, _STRING):
+    elif not is_known:
         raise unimplemented(
             f"Conversion of JSON Value: {excerpt(value)} to type: {_NAMES.get(dtype, dtype)}"
         )
-
-
-def _is_of_other(value: Any, dtype: int) -> bool:
-    return _leaves([value], dtype) is None
 
 
 def _json_type(value: Any) -> str:
