@@ -8,7 +8,7 @@ import tensorflow as tf
 
 # A message of protobuf has at most 2 GiB, so a tensor that claims more numbers of four bytes was
 # never sent. A short one may claim any number: the last value stands for all that are missing.
-_MOST_VALUES = 2**29
+_MAX_VALUES = 2**29
 
 
 def array_of(proto: Any) -> np.ndarray:
@@ -21,7 +21,7 @@ def array_of(proto: Any) -> np.ndarray:
         ValueError: If it is damaged, of a type that no array has, or larger than what can be sent.
     """
     claimed = math.prod(dim.size for dim in proto.tensor_shape.dim)
-    if claimed > _MOST_VALUES:
+    if claimed > _MAX_VALUES:
         raise ValueError(f"a tensor of {claimed:,} values, more than a request can hold")
     try:
         return np.asarray(tf.make_ndarray(proto))

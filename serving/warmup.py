@@ -27,7 +27,7 @@ BATCH_SIZES = (1, 32)
 _PATH = Path("assets.extra") / "tf_serving_warmup_requests"
 
 # The server refuses a version with more.
-_MOST_RECORDS = 1000
+_MAX_RECORDS = 1000
 
 # Stands for a dimension of unknown size. 224 is customary for images, and every network of
 # keras.applications accepts it.
@@ -72,7 +72,7 @@ def write_warmup(
     path.parent.mkdir(exist_ok=True)
     pairs = itertools.product(batch_sizes, signatures)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for size, signature in itertools.islice(pairs, _MOST_RECORDS):
+        for size, signature in itertools.islice(pairs, _MAX_RECORDS):
             writer.write(_record(model, signature, size).SerializeToString(deterministic=True))
 
 

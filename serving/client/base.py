@@ -23,8 +23,8 @@ _Result = TypeVar("_Result")
 
 _POLL_SECONDS = 0.2
 
-# The number of a version has 64 bits, with a sign.
-_MOST_VERSIONS = 2**63
+# The number of a version is an int64 on the wire.
+_MAX_VERSION = 2**63 - 1
 
 # A number behind the last colon; what precedes it is any of the many kinds of addresses.
 _LAST_PORT = 65535
@@ -46,7 +46,7 @@ def _which(name: str, version: int | None, label: str | None) -> Which:
             f"Expected a version or a label of '{name}', which names one. Received: version "
             f"{version} and label '{label}'."
         )
-    if version is not None and (type(version) is not int or not 0 <= version < _MOST_VERSIONS):
+    if version is not None and (type(version) is not int or not 0 <= version <= _MAX_VERSION):
         raise UsageError(
             f"Expected a version of '{name}' as an integer from 0 to 2⁶³ − 1. Received: "
             f"{version!r}."

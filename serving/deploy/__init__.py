@@ -24,7 +24,7 @@ _EXAMPLE = "shop"  # the name of the model in the files
 # KServe: a DNS label, which the name of a model need not be.
 _NAMED = re.compile(rf"^(?P<resource> *name: ){_EXAMPLE}$|\b{_EXAMPLE}\b", re.MULTILINE)
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_LONGEST = 63
+_MAX_LENGTH = 63
 
 
 def file_names() -> list[str]:
@@ -90,11 +90,11 @@ def resource_name(model: str) -> str:
     name = re.sub("[^a-z0-9]+", "-", model.lower()).strip("-")
     if name[:1].isdigit():  # which KServe refuses
         name = f"model-{name}"
-    if not _MODEL.fullmatch(model) or len(name) > _LONGEST:
+    if not _MODEL.fullmatch(model) or len(name) > _MAX_LENGTH:
         raise UsageError(
             "Expected a name of ASCII letters, digits, '_', '.' and '-' for a model, a letter or "
-            f"digit first and at most {_LONGEST} in all, to make one of it as Kubernetes demands. "
-            f"Received: '{model}'."
+            f"digit first and at most {_MAX_LENGTH} in all, to make one of it as Kubernetes "
+            f"demands. Received: '{model}'. Give the model another name."
         )
     return name
 
