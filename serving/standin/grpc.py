@@ -18,12 +18,10 @@ from tensorflow_serving.apis import (
 )
 
 from ..protocol import MAX_REQUEST_BYTES, Code, RequestError, invalid_argument
-from .models import ServedModels
+from .models import GRACE_SECONDS, THREADS, ServedModels
 from .request_log import PredictLog
 from .tensors import write_tensor
 
-_THREADS = 32  # as many requests can be gathered into one batch
-_GRACE_SECONDS = 5.0  # in which running requests may finish when the server stops
 _MAX_MESSAGE_BYTES = 1024  # of an error
 _STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -58,7 +56,7 @@ def serve_grpc(
         ("grpc.max_receive_message_length", max_request_bytes),
         ("grpc.max_send_message_length", -1),
     ]
-    server = grpc.server(futures.ThreadPoolExecutor(_THREADS), options=options)
+    server = grpc.server(futures.ThreadPoolExecutor(THREADS), options=options)
     prediction = _Prediction(models, max_request_bytes)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(models), server)
@@ -68,7 +66,7 @@ def serve_grpc(
     try:
         yield port
     finally:
-        server.stop(_GRACE_SECONDS).wait()
+        server.stop(GRACE_SECONDS).wait()
 
 
 def _not_served(servicer: object, request: object, context: grpc.ServicerContext) -> None:

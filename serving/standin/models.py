@@ -37,7 +37,11 @@ from .request_log import LogSettings, PredictLog, RequestLogs, log_settings_of
 _State = get_model_status_pb2.ModelVersionStatus.State
 _Signatures = Mapping[str, meta_graph_pb2.SignatureDef]
 
-_GRACE_SECONDS = 5.0  # in which running requests may finish when the server stops
+GRACE_SECONDS = 5.0
+"""How long running requests may take to finish when the server stops."""
+
+THREADS = 32
+"""How many requests each interface answers at once; as many can be gathered into one batch."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -300,7 +304,7 @@ class ServedModels:
             for version in ready:
                 version.state = _State.UNLOADING
         for version in ready:
-            self._unload(version, _GRACE_SECONDS)
+            self._unload(version, GRACE_SECONDS)
         if self._batcher:
             self._batcher.close()
         self._logs.close()

@@ -36,16 +36,12 @@ from ..protocol import (
     invalid_argument,
     unimplemented,
 )
-from .models import ServedModels
+from .models import GRACE_SECONDS, THREADS, ServedModels
 from .request_log import PredictLog
 from .tensors import write_tensor
 
 _Arrays = Mapping[str, np.ndarray]
 
-GRACE_SECONDS = 5.0
-"""How long running requests may take to finish when the server stops."""
-
-_THREADS = 32  # as many requests can be gathered into one batch
 _MAX_CONNECTIONS = 1000  # further ones wait until the server accepts them
 _IDLE_SECONDS = 60  # after which a client that sends nothing is dropped
 _POLL_SECONDS = 0.02
@@ -100,7 +96,7 @@ def serve_rest(
     server = waitress.create_server(
         Application(models, max_request_bytes),
         sockets=[socket.create_server((host, port))],
-        threads=_THREADS,
+        threads=THREADS,
         connection_limit=_MAX_CONNECTIONS,
         channel_timeout=_IDLE_SECONDS,
         max_request_body_size=max_request_bytes,

@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from keras_mas.serving.standin import StandIn, config_of, rest
-from keras_mas.serving.standin.models import ServedModels
+from keras_mas.serving.standin.models import THREADS, ServedModels
 
 HALF = "half_plus_two"
 PREDICT = f"/v1/models/{HALF}:predict"
@@ -166,7 +166,7 @@ def test_a_length_too_small_cuts_the_body(send):
 
 def test_clients_that_hang_up_in_the_middle_of_their_body_keep_no_thread(server, url):
     # More of them than the server has threads.
-    for _ in range(2 * rest._THREADS):
+    for _ in range(2 * THREADS):
         with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
             request = head(f"POST {PREDICT} HTTP/1.1", "Host: a", "Content-Length: 9")
             connection.sendall(request + b"{")
