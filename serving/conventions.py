@@ -1,4 +1,4 @@
-"""Names and numbers that clients and servers of a model share; importing it takes no time."""
+"""Names and numbers that clients, servers and commands share; importing it takes no time."""
 
 from keras_mas.errors import without_operations
 

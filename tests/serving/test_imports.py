@@ -1,5 +1,14 @@
+import pkgutil
+import re
 import subprocess
 import sys
+
+from keras_mas import serving
+
+
+def test_the_docstring_of_the_package_names_every_module():
+    words = re.findall(r"\w+", serving.__doc__.partition("\n")[2])
+    assert {each.name for each in pkgutil.iter_modules(serving.__path__)} <= set(words)
 
 
 def test_importing_the_package_does_not_import_tensorflow():
