@@ -292,9 +292,9 @@ def fill(tensor: Any, array: np.ndarray, *, one_by_one: bool = False) -> None:
         data = np.ascontiguousarray(array, little_endian).tobytes()
         tensor.MergeFromString(_field(_PACKED[array.dtype.name], data))
     elif array.dtype == object or one_by_one:
-        bits = array.dtype == np.float16  # sent as an integer
-        values = array.ravel()
-        getattr(tensor, field).extend((values.view(np.uint16) if bits else values).tolist())
+        # The bits of a float16 are sent as an integer.
+        values = array.view(np.uint16) if array.dtype == np.float16 else array
+        getattr(tensor, field).extend(values.ravel().tolist())
     else:
         tensor.tensor_content = np.ascontiguousarray(array, little_endian).tobytes()
 
