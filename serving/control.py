@@ -1,6 +1,6 @@
-"""What a model server is told, and asked, while versions are moved: over gRPC.
+"""Telling a model server over gRPC to load versions and to move labels, and waiting until it has.
 
-TensorFlow is not imported: who goes back to an earlier version is in a hurry.
+TensorFlow is not imported, so that a rollback begins at once.
 """
 
 import time
@@ -31,7 +31,7 @@ class ControlError(RuntimeError):
 
 
 class ModelControl:
-    """One model server, while labels of its models are moved.
+    """A connection to a model server, on which labels of its models are moved.
 
     Args:
         host_port: Its gRPC port, as `localhost:8500`.

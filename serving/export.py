@@ -101,7 +101,7 @@ def export_version(
                           `serving_default`
 
     The last two need inputs of a known size. The graph itself refuses inputs of another shape and
-    what is no image, because no server compares a request with the signature. NaN is an input as
+    what is no image, because no server compares a request with the signature. NaN is an input like
     any other.
 
     Only the variables that inference reads are stored, each once, even if the heads share them: no
@@ -220,7 +220,7 @@ def description_of(
     """Return what the manifest of a version says of what it takes and answers.
 
     Args:
-        heads: As for `export_version`, as the others are.
+        heads: As for `export_version`.
         input_name: Name of the input.
         classes: Class names of tasks.
         resize: How images get the size of inputs.
@@ -456,7 +456,7 @@ def _write(signatures: Iterable[Signature], unfinished: Path, directory: Path) -
         with quiet():
             archive.write_out(str(unfinished), verbose=False)
     except tf.errors.OpError as error:
-        # Which file it was, in a folder that is gone, helps nobody.
+        # The path of the file, in a folder that has been removed, would help nobody.
         said = re.sub(rf"{re.escape(str(unfinished))}\S*; ", "", in_one_line(error.message))
         raise ExportError(
             f"Expected to write '{directory}'. Received: {said.rstrip('.')}. "

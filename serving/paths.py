@@ -78,13 +78,13 @@ def model_names(models: str | os.PathLike) -> list[str]:
 
 
 def check_model_folder(base_path: str | os.PathLike) -> None:
-    """Check that a folder can be that of a model, whose name its own is.
+    """Check that a folder can be the folder of a model, which is named after it.
 
     Args:
         base_path: Folder of the model, `models/NAME`; it need not exist.
 
     Raises:
-        UsageError: If its name is a number, as that of a version, or it has none of its own.
+        UsageError: If its name is a number, like that of a version, or it has no name, as `..`.
     """
     base_path = Path(base_path)
     if base_path.name in ("", "..") or _is_version(base_path.name):

@@ -206,7 +206,7 @@ def is_published(
     several runs may be one. Nor is what depends on the machine.
 
     Args:
-        heads: As for `publish`, as the others are.
+        heads: As for `publish`.
         directory: Folder of the version, which need not exist.
         input_name: Name of the input.
         classes: Class names of tasks.

@@ -256,7 +256,7 @@ def read_log(path: Path, collector: Collector, *, model: str | None = None) -> N
     """Collect the inputs of one file of several, which `check_requests` is called after.
 
     Args:
-        path: As for `read_requests`, as the others are.
+        path: A file, as for `read_requests`.
         collector: Takes the inputs.
         model: Name of the model.
 

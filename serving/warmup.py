@@ -82,9 +82,7 @@ def has_warmup(directory: str | os.PathLike) -> bool:
 
 
 def replay_warmup(directory: str | os.PathLike, version: LoadedVersion) -> None:
-    """Send a version the requests in its folder, as TensorFlow Serving does when it loads it.
-
-    There need not be any.
+    """Send a version the requests in its folder, if any, as TensorFlow Serving does on loading it.
 
     Args:
         directory: Folder of the version.

@@ -26,7 +26,7 @@ def as_array(name: str, value: ArrayLike) -> np.ndarray:
 
 
 def batches(arrays: Arrays, batch_size: int | None) -> Iterator[Arrays]:
-    """Yield the inputs in parts of at most so many."""
+    """Yield the inputs in parts of at most `batch_size` rows; all at once for None."""
     if batch_size is None:
         yield arrays
         return
@@ -45,7 +45,7 @@ def batches(arrays: Arrays, batch_size: int | None) -> Iterator[Arrays]:
 
 
 def without_rows(answer: Arrays, batch: Arrays) -> str:
-    """Return which outputs do not have a row per input, as what was received; empty for none.
+    """Describe the outputs that do not have one row per input; empty if all of them have.
 
     Args:
         answer: The outputs of a request.

@@ -13,13 +13,14 @@ _ADVICE = {
 }
 OTHER_ADVICE = "The log of the server may say more."
 
-# What Python says of a handshake that is never answered.
+# The beginning of what is said of a handshake that is never answered.
 NO_HANDSHAKE = "no answer to the TLS handshake"
 
-# What both libraries say of an answer to their TLS handshake that is none.
+# In what both libraries, OpenSSL and gRPC's, say where the other side does not speak TLS.
 _NO_TLS = "WRONG_VERSION_NUMBER"
 
-# How gRPC begins, if it has tried all addresses of a server; it ends with why the last one failed.
+# How gRPC's message begins if no address of a server can be connected to; it ends with the reason
+# for the last one.
 _NO_CONNECTION = "failed to connect"
 
 
