@@ -147,6 +147,7 @@ def judge(
     right: Mapping[str, np.ndarray],
     bounds: Bounds,
     compared: Compared | None,
+    incomparable: str = "",
 ) -> dict[str, Any]:
     """Compare a new version, task by task, with an earlier one.
 
@@ -156,6 +157,8 @@ def judge(
             right, bool `[N]`; N = 0 for a task that cannot be measured, whose numbers are None.
         bounds: What it has to meet.
         compared: The earlier version; None if there is none.
+        incomparable: Why an earlier version cannot be compared with, which is refused if there is a
+            bound for what a task may lose; empty if it can be, or if there is none.
 
     Returns:
         What `blessing.json` holds:
@@ -183,6 +186,7 @@ def judge(
             f"task '{task}', which {compared} answers, is not answered by a signature of that name"
             for task in missing
         ]
+        refusals += [incomparable.rstrip(".")] if incomparable else []
     is_judged = bounds != Bounds() and any(row["examples"] for row in tasks)
     return {
         "format": _FORMAT,

@@ -303,22 +303,24 @@ class _Gate:
     def _judge(self, number: int, version: LoadedVersion) -> dict[str, Any]:
         right = {each.task: answered_right(version, each) for each in self.held_out}
         earlier, label = self._earlier(number)
-        compared, failure, note = None, None, None
+        compared, incomparable, note = None, "", ""
         if earlier is None:
             note = "The first version: there is nothing to compare it with."
         else:
             try:
                 compared = self._compared(earlier, label)
             except (LoadError, tf.errors.OpError) as error:
-                failure = f"version {earlier} ({label or 'the latest'}), which it is compared with,"
-                note = f"{failure} cannot answer: {in_one_line(error)}"
-        blessing = judge(number, right, self.bounds, compared)
-        if failure is not None and self.bounds.max_forgetting is not None:
-            blessing["refusals"] = [*blessing["refusals"], str(note).rstrip(".")]
-            blessing["blessed"] = False
-        notes = [note, _unmeasured(self.held_out)]
-        note = " ".join(filter(None, notes)) or None
-        return {"model": self._model, **blessing, "forced": self.force, "note": note}
+                note = incomparable = (
+                    f"version {earlier} ({label or 'the latest'}), which it is compared with, "
+                    f"cannot answer: {in_one_line(error)}"
+                )
+        notes = [each for each in (note, _unmeasured(self.held_out)) if each]
+        return {
+            "model": self._model,
+            **judge(number, right, self.bounds, compared, incomparable),
+            "forced": self.force,
+            "note": " ".join(notes) or None,
+        }
 
     def _earlier(self, number: int) -> tuple[int | None, str]:
         """Return the version to compare with, and the label that makes it the one."""

@@ -84,6 +84,14 @@ def test_what_was_lost_is_said():
     assert comparison_sentence(first) == "the first version: nothing"
 
 
+def test_a_version_that_cannot_be_compared_with_is_refused_if_there_is_a_bound():
+    why = "version 2 (stable) cannot answer: it is damaged."
+    blessing = judge(3, {"pets": NOW}, Bounds(max_forgetting=1.0), None, why)
+    assert (blessing["blessed"], blessing["refusals"]) == (False, [why.rstrip(".")])
+    blessing = judge(3, {"pets": NOW}, Bounds(min_accuracy=0.1), None, why)
+    assert (blessing["blessed"], blessing["refusals"]) == (True, [])
+
+
 def test_a_gain_is_no_loss():
     blessing = judge(3, {"pets": BEFORE}, Bounds(0.0), compared(pets=NOW))
     assert blessing["blessed"] and blessing["tasks"][0]["drop"] == pytest.approx(-0.2)
