@@ -81,7 +81,7 @@ def test_policies(folder, tmp_path, policy, numbers):
     assert 2 not in found or found[2] == folder / "002"
 
 
-def test_a_missing_folder_leaves_all_as_it_is(tmp_path):
+def test_a_missing_folder_of_a_model_is_refused(tmp_path):
     (model,) = config_of({"a": tmp_path / "none"}).model_config_list.config
     with pytest.raises(RequestError, match=f"Could not find base path {tmp_path}/none for serva"):
         aspired_versions(model)
@@ -177,6 +177,17 @@ def test_a_folder_that_disappears_is_unloaded_and_may_come_back(models, base):
         (base / ".gone").rename(base / "2")
         wait_for(served, v2="AVAILABLE", v1="AVAILABLE")
         assert ask(served) == 2
+
+
+def test_a_folder_of_a_model_that_disappears_leaves_its_versions_loaded(base, caplog):
+    # As a share that is not mounted for a while; a version that disappears alone is unloaded.
+    with serving(latest(base)) as served:
+        base.rename(base.with_name("gone"))
+        deadline = time.monotonic() + 20
+        while len(caplog.records) < 3 and time.monotonic() < deadline:  # it has looked again
+            time.sleep(0.01)
+        assert f"Could not find base path {base}" in caplog.text
+        assert states(served) == {1: "AVAILABLE"} and ask(served) == 1
 
 
 def test_a_version_that_does_not_load_leaves_the_one_before(models, base):
