@@ -1,21 +1,21 @@
 """Tensors of requests that somebody else wrote to a file, and that may be damaged."""
 
 import math
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 
 # A message of protobuf has at most 2 GiB, so a tensor that claims more numbers of four bytes was
 # never sent. A short one may claim any number: the last value stands for all that are missing.
 _MAX_VALUES = 2**29
 
 
-def array_of(proto: Any) -> np.ndarray:
+def array_of(proto: tensor_pb2.TensorProto) -> np.ndarray:
     """Return the array in a `TensorProto`.
 
     Args:
-        proto: The message of TensorFlow.
+        proto: The message.
 
     Raises:
         ValueError: If it is damaged, of a type that no array has, or larger than what can be sent.

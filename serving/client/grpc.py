@@ -1,7 +1,7 @@
 """The client of a server's gRPC port."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from .batches import Arrays
 from .errors import error_of
 from .tls import grpc_channel
 from .versions import VersionStatus, statuses_of
+
+if TYPE_CHECKING:
+    import grpc
 
 # Service and method of every call to a model server, with the class of what it answers.
 _RESPONSES: dict[str, Any] = {
@@ -80,7 +83,7 @@ class GrpcClient(Client):
             raise error_of(name, self.host_port, error.code().name, error.details()) from error
 
 
-def rpc(channel: Any, method: str) -> Callable[..., Any]:
+def rpc(channel: "grpc.Channel", method: str) -> Callable[..., Any]:
     """Return the function that calls a method of a model server.
 
     Args:

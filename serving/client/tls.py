@@ -5,9 +5,12 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from keras_mas.errors import UsageError
+
+if TYPE_CHECKING:
+    import grpc
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Tls:
         _check_pems(self)
 
 
-def grpc_channel(host_port: str, tls: Tls | None, options: Sequence[tuple[str, int]] = ()) -> Any:
+def grpc_channel(
+    host_port: str, tls: Tls | None, options: Sequence[tuple[str, int]] = ()
+) -> "grpc.Channel":
     """Return a gRPC channel to a model server.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
     model_management_pb2,
     model_service_pb2_grpc,
@@ -116,7 +117,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     Classify = Regress = MultiInference = _not_served
 
-    def _array(self, name: str, proto: Any) -> np.ndarray:
+    def _array(self, name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
         """Return the tensor in a request, as TensorFlow itself reads it (`Tensor::FromProto`)."""
         try:
             _check_size(proto, self._max_tensor_bytes)
@@ -128,14 +129,14 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
             raise invalid_argument(f"tensor parsing error: {name}") from error
 
 
-def _check_size(proto: Any, limit: int) -> None:
+def _check_size(proto: tensor_pb2.TensorProto, limit: int) -> None:
     """Refuse a shape that takes more memory than a request may: one value can stand for many."""
     sizes = [dim.size for dim in proto.tensor_shape.dim]
     if min(sizes, default=0) < 0 or math.prod(sizes) * tf.as_dtype(proto.dtype).size > limit:
         raise ValueError(sizes)
 
 
-def _view(proto: Any) -> np.ndarray | None:
+def _view(proto: tensor_pb2.TensorProto) -> np.ndarray | None:
     """Return the bytes of a tensor of numbers as an array, if it has just those; else None."""
     dtype = tf.as_dtype(proto.dtype)
     shape = [dim.size for dim in proto.tensor_shape.dim]

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 
 from .. import messages
 
 
-def write_tensor(proto: Any, value: Any) -> None:
+def write_tensor(proto: tensor_pb2.TensorProto, value: Any) -> None:
     """Write an array, or the bare value of rank 0 that a session returns, into a `TensorProto`.
 
     The values are listed in the field of their type, where clients of the server look for them

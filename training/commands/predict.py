@@ -24,6 +24,8 @@ from . import basics
 if TYPE_CHECKING:
     import numpy as np
 
+    from keras_mas.serving.client import GrpcClient, RestClient
+
 # As many as a version is warmed up with, too.
 _BATCH_SIZE = 32
 
@@ -310,7 +312,9 @@ def _misshapen(outputs, needed):
     ]
 
 
-def _answers_about_images(args: argparse.Namespace, client: Any) -> Iterator[dict[str, Any]]:
+def _answers_about_images(
+    args: argparse.Namespace, client: "GrpcClient | RestClient"
+) -> Iterator[dict[str, Any]]:
     """Yield a row per file and task."""
     contents = [_read_image(path) for path in args.images]
     signatures = client.signatures(args.model, version=args.version, label=args.label)
@@ -369,7 +373,7 @@ def _read_image(path: Path) -> bytes:
     return content
 
 
-def _row(outputs: Mapping[str, Any], k: int) -> dict[str, Any]:
+def _row(outputs: "Mapping[str, np.ndarray]", k: int) -> dict[str, Any]:
     """Return the answer about example k; without a probability if one is NaN or infinite."""
     probabilities = [float(each) for each in outputs["probabilities"][k]]
     is_finite = all(map(math.isfinite, probabilities))

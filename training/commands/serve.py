@@ -16,6 +16,8 @@ from keras_mas.serving.ports import GRPC, REST
 from ..options import AT_LEAST_ONE, Bounds, file_or_folder, number
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from keras_mas.serving.standin import StandIn
     from keras_mas.serving.standin.server import ServerOptions
 
@@ -333,7 +335,7 @@ def _options(args: argparse.Namespace) -> "ServerOptions":
     )
 
 
-def _check_available(name: str, server: "StandIn", console: Any) -> None:
+def _check_available(name: str, server: "StandIn", console: "Console") -> None:
     """Print every version that did not load; fail if none did."""
     from keras_mas.serving.client import GrpcClient
 
