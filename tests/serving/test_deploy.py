@@ -73,7 +73,7 @@ def test_every_file_is_one_of_those_that_are_checked_here():
     ]
 
 
-def test_models():
+def test_the_configuration_serves_the_two_latest_versions():
     message = model_server_config_pb2.ModelServerConfig()
     text_format.Parse(text_of("models.config"), message)
     [model] = message.model_config_list.config
@@ -178,7 +178,7 @@ def test_kubernetes_manifests_fit_together():
     assert {f"/config/{name}" for name in objects["ConfigMap"]["data"]} == set(config)
 
 
-def test_compose_file_is_valid():
+def test_the_compose_file_is_valid_and_a_mistake_in_it_is_noticed():
     schemas = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
     schema = json.loads((schemas / "compose-spec.json").read_text(encoding="utf-8"))
     compose = yaml.safe_load(text_of("docker-compose.yml"))
@@ -238,7 +238,7 @@ KSERVE_MODEL = {
 }
 
 
-def test_kserve_manifest():
+def test_the_kserve_manifest_is_valid():
     [service] = documents("kserve.yaml")
     jsonschema.validate(service, KSERVE)
     model = service["spec"]["predictor"]["model"]
@@ -295,9 +295,12 @@ def test_probes_see_whether_a_version_is_available(models, tmp_path):
 # TLS, and writing the files.
 
 
-def test_tls(tmp_path):
+def test_the_example_of_tls_holds_a_key_and_asks_clients_for_a_certificate():
     message = text_format.Parse(text_of("ssl.config"), ABSENT["SSLConfig"]())
     assert message.client_verify and message.server_key.startswith("-----BEGIN PRIVATE KEY-----\n")
+
+
+def test_keys_of_ones_own_are_written_for_the_owner_alone_to_read(tmp_path):
     authority = trustme.CA()
     own = authority.issue_cert("model-server")
     for name, pem in (
@@ -315,7 +318,14 @@ def test_tls(tmp_path):
     assert message.custom_ca.encode() == authority.cert_pem.bytes()
     assert message.client_verify
     assert (tmp_path / "kit" / "ssl.config").stat().st_mode & 0o077 == 0
-    assert "client_verify: false" in deploy.ssl_config(tmp_path / "key", tmp_path / "certificate")
+
+
+def test_without_an_authority_clients_need_no_certificate(tmp_path):
+    own = trustme.CA().issue_cert("model-server")
+    own.private_key_pem.write_to_path(tmp_path / "key")
+    own.cert_chain_pems[0].write_to_path(tmp_path / "certificate")
+    text = deploy.ssl_config(tmp_path / "key", tmp_path / "certificate")
+    assert not text_format.Parse(text, ABSENT["SSLConfig"]()).client_verify
 
 
 def test_the_files_are_written_for_a_model_of_ones_own(tmp_path):

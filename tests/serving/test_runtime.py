@@ -17,7 +17,7 @@ def ask(version, x, signature="serve"):
     return version.run(signature, {"x": np.array(x, np.float32)})["y"].tolist()
 
 
-def test_half_plus_two(half_plus_two):
+def test_a_version_answers_as_the_function_that_was_exported(half_plus_two):
     assert ask(half_plus_two, [1, 2, 5]) == [2.5, 3.0, 4.5]
 
 

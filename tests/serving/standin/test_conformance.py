@@ -35,7 +35,7 @@ def marked(case):
 
 
 @pytest.mark.parametrize("case", [*map(marked, REST)])
-def test_rest(conformance_ports, case):
+def test_a_rest_request_is_answered_as_by_the_real_server(conformance_ports, case):
     body = case.body() if callable(case.body) else case.body
     data = body.encode() if isinstance(body, str) else body
     status, kind, text = send(conformance_ports[1], case, data)
@@ -94,7 +94,7 @@ def channel(conformance_ports):
 
 
 @pytest.mark.parametrize("case", [*map(marked, GRPC)])
-def test_grpc(channel, case):
+def test_a_grpc_request_is_answered_as_by_the_real_server(channel, case):
     request = REQUESTS[case.method](**case.request)
     for name, array in case.inputs.items():
         request.inputs[name].CopyFrom(tf.make_tensor_proto(array))

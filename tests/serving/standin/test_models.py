@@ -69,7 +69,7 @@ def folder(tmp_path):
         ("specific { versions: 1 versions: 2 versions: 7 }", [1, 2]),
     ],
 )
-def test_policies(folder, tmp_path, policy, numbers):
+def test_a_policy_chooses_among_the_versions_of_a_folder(folder, tmp_path, policy, numbers):
     path = tmp_path / "models.config"
     path.write_text(
         f'model_config_list {{ config {{ name: "a" base_path: "{folder}" '
