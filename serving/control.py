@@ -134,7 +134,8 @@ class ModelControl:
                 )
             return status.state == "AVAILABLE"
 
-        self._wait(is_available, f"version {version} of '{name}' to be available", failure)
+        what = f"version {version} of '{name}' to be available"
+        self._wait(is_available, what, reason=lambda: failure)
 
     def wait_until_labelled(self, name: str, label: str, version: int) -> None:
         """Wait until a label of a model points to a version.
@@ -151,15 +152,23 @@ class ModelControl:
         """Close the connection."""
         self._channel.close()
 
-    def _wait(self, reached: Callable[[float], bool], what: str, reason: str = "") -> None:
-        """Ask again and again, with the seconds that are left, until something is reached."""
+    def _wait(
+        self, reached: Callable[[float], bool], what: str, reason: Callable[[], str] = lambda: ""
+    ) -> None:
+        """Ask again and again, with the seconds that are left, until something is reached.
+
+        Args:
+            reached: Returns whether it is.
+            what: What it is, for the error when time is up.
+            reason: Returns why it is not, for the same, as far as is known.
+        """
         deadline = time.monotonic() + self.timeout
         while not reached(max(deadline - time.monotonic(), _POLL_SECONDS)):
             if time.monotonic() > deadline:
                 hint = "It polls another file, perhaps." if self.polled else "Its log may say more."
                 raise ControlError(
                     f"Expected {what} at {self.host_port} within {self.timeout:g} s. Received: "
-                    f"{reason or 'no change'}. {hint}"
+                    f"{reason() or 'no change'}. {hint}"
                 )
             time.sleep(_POLL_SECONDS)
 

@@ -210,6 +210,16 @@ def test_a_version_that_takes_too_long_moves_no_label(shop, rollout_on):
         assert not rollout.config.exists() and server.labels == {}
 
 
+def test_what_a_version_failed_on_before_is_no_reason_why_it_takes_too_long(shop, rollout_on):
+    with rollout_on(entry(shop, 1), broken=[3]) as (server, rollout):
+        with pytest.raises(ControlError, match="3 of 'shop' to load.* Could not find meta"):
+            rollout.promote(3)
+        server.control.timeout, server.broken = 1.0, []
+        server.loads.clear()
+        with pytest.raises(ControlError, match=r"3 of 'shop' to be .* 1 s. Received: no change"):
+            rollout.promote(3)
+
+
 def test_a_version_that_fails_again_in_the_same_way_is_not_waited_for(
     shop, rollout_on, monkeypatch
 ):
