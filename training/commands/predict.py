@@ -277,8 +277,11 @@ def _read_inputs(path):
     return inputs.astype("float32")
 
 
-def _ask(args, client, signature, inputs, heads=("",), needed=("label", "probabilities")):
-    """Return the version that answered, and the answers of heads by what their names begin with."""
+def _ask(args, client, signature, inputs, prefixes=("",), needed=("label", "probabilities")):
+    """Return the version that answered, and its outputs by the prefix of their names, without it.
+
+    The signature of all heads puts the name of each before its outputs, as in "pets/label".
+    """
     from keras_mas.serving.client import ServingError
 
     answer = client.predict(
@@ -290,10 +293,13 @@ def _ask(args, client, signature, inputs, heads=("",), needed=("label", "probabi
         batch_size=args.batch_size,
     )
     answers = {
-        head: {name.removeprefix(head): answer[name] for name in answer if name.startswith(head)}
-        for head in heads
+        prefix: {
+            name.removeprefix(prefix): answer[name] for name in answer if name.startswith(prefix)
+        }
+        for prefix in prefixes
     }
-    if wrong := [f"{head}{name}" for head in heads for name in _misshapen(answers[head], needed)]:
+    wrong = [f"{each}{name}" for each in prefixes for name in _misshapen(answers[each], needed)]
+    if wrong:
         raise ServingError(
             f"Expected '{args.model}' to answer with {' and '.join(needed)} for each example. "
             f"Received: no '{wrong[0]}' of the right shape. Export the model again with "
