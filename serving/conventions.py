@@ -17,6 +17,13 @@ IMAGE_BEGINNINGS: dict[str, bytes] = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xf
 MOST_PIXELS = 2**26
 """Pixels of the largest image that is decoded: a file of 400 kB may hold 400 million."""
 
+RESIZE_MODES = ("crop", "stretch", "none")
+"""How images get the size of a model's inputs.
+
+"crop": the short side is resized, and the middle of the long side is kept. "stretch": both sides
+are resized. "none": images of another size are refused.
+"""
+
 MAX_FORGETTING = 0.05
 """How much accuracy a task may lose from one version to the next unless another bound is given."""
 

@@ -21,8 +21,14 @@ from keras_mas.versions import library_versions
 
 from . import warmup
 from .answers import different_answer, tolerance_of
-from .conventions import DEFAULT_SIGNATURE, ENCODED, EXAMPLES, FEATURES, in_one_line
-from .images import RESIZE_MODES
+from .conventions import (
+    DEFAULT_SIGNATURE,
+    ENCODED,
+    EXAMPLES,
+    FEATURES,
+    RESIZE_MODES,
+    in_one_line,
+)
 from .manifest import weights_checksum, write_manifest
 from .paths import check_model_folder, new_version, parse_version, refuse_existing
 from .runtime import LoadedVersion, LoadError, damaged
@@ -130,7 +136,7 @@ def export_version(
         classes: Mapping from task name to its C class names, all different, for some or all tasks.
             Default: "0", "1", ….
         resize: If inputs are images `[N, H, W, 1 or 3]` of values from 0 to 255, how others get
-            this size, one of `images.RESIZE_MODES`; None if they are none.
+            this size, one of `conventions.RESIZE_MODES`; None if they are none.
         manifest: The entry `run` of the manifest, of what JSON can hold.
         warmup_batch_sizes: Batch sizes of the requests with which a server warms up.
         examples: Inputs `[n, *input_shape]`, to which every signature has to answer as the heads

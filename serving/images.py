@@ -14,13 +14,6 @@ import tensorflow as tf
 from .conventions import IMAGE_BEGINNINGS, MOST_PIXELS
 from .orientation import EXIF_BYTES, EXIF_MARKERS, SHORT, TAG
 
-RESIZE_MODES = ("crop", "stretch", "none")
-"""How images get the size of a model's inputs.
-
-"crop": the short side is resized, and the middle of the long side is kept. "stretch": both sides
-are resized. "none": images of another size are refused.
-"""
-
 _PNG, _JPEG = IMAGE_BEGINNINGS["PNG"], IMAGE_BEGINNINGS["JPEG"]
 
 
@@ -35,7 +28,7 @@ def decode(contents: tf.Tensor, shape: tuple[int, int, int], resize: str) -> tf.
         contents: String tensor `[N]`, the content of a JPEG or PNG file each, of `MOST_PIXELS` at
             most. Other content fails with `InvalidArgumentError` when the graph runs.
         shape: Height, width and channels, 1 or 3, of the result.
-        resize: One of `RESIZE_MODES`.
+        resize: One of `conventions.RESIZE_MODES`.
 
     Returns:
         float32 `[N, height, width, channels]`, whole numbers from 0 to 255.

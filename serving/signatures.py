@@ -53,8 +53,8 @@ def build_signatures(
         labels: Class names of every task.
         input_shape: Shape of one input.
         input_name: Name of the input.
-        resize: How images get the size of inputs, one of `images.RESIZE_MODES`; None if inputs are
-            no images.
+        resize: How images get the size of inputs, one of `conventions.RESIZE_MODES`; None if inputs
+            are no images.
     """
     joint = _joint(heads)
     classify = _classify_all(joint, heads, labels)

@@ -43,8 +43,8 @@ class InputForm:
         shape: Shape of one input, without N; None for a size that may differ.
         heads: The heads, which are signatures.
         name: Name of the input in the signatures that take inputs as they are.
-        resize: How files of images get this size, one of `images.RESIZE_MODES`; None if none are
-            taken.
+        resize: How files of images get this size, one of `conventions.RESIZE_MODES`; None if none
+            are taken.
     """
 
     shape: tuple[int | None, ...]

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_mas.serving.images import RESIZE_MODES, decode
+from keras_mas.serving.conventions import RESIZE_MODES
+from keras_mas.serving.images import decode
 from keras_mas.training.tasks import images as training
 from keras_mas.training.tasks.errors import BrokenFileError
 from keras_mas.training.tasks.images import ImageSize, read_image, resized

@@ -4,11 +4,10 @@ import argparse
 from pathlib import Path
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.conventions import MAX_FORGETTING
+from keras_mas.serving.conventions import MAX_FORGETTING, RESIZE_MODES
 
 from ..options import Bounds, count_or, file_or_folder, given_options, number, option_fields
 from ..tasks import LoadOptions
-from ..tasks.images import RESIZE_MODES
 from . import rollouts, shared
 
 SUMMARY = "publish a run's models as SavedModels to serve, unless they forgot too much"
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resize",
-        choices=(*RESIZE_MODES, "none"),
+        choices=RESIZE_MODES,
         help="how images get their size in the signature for JPEG and PNG files; none: images of "
         "another size are refused (default: as in training; earlier versions did not record it, "
         "and their runs have no such signature)",

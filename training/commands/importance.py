@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 
 from keras_mas.errors import UsageError
+from keras_mas.serving.conventions import RESIZE_MODES
 
 from ..options import file_or_folder
-from ..tasks.images import RESIZE_MODES
 from . import shared
 
 SUMMARY = "add Ω of logged requests, or of other inputs without labels, to a run's memory"
@@ -73,7 +73,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--resize",
-        choices=(*RESIZE_MODES, "none"),
+        choices=RESIZE_MODES,
         help="how files of images get the size of inputs; none: those of another size are left out "
         "(default: as in training; earlier versions did not record it, and with their runs files "
         "of images are left out)",
