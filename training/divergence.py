@@ -126,7 +126,7 @@ def warn_if_not_learned(
     if number:
         cure = "Hold less, as with `--strength auto:3`, or raise `--epochs`."
     most_frequent = np.bincount(labels).max() / len(labels)
-    if accuracy <= most_frequent:
+    if accuracy <= most_frequent < 1:  # of a single class there is nothing to tell apart yet
         warnings.warn(
             f"Task '{task}' was not learned with {title(settings.of_method)}: its accuracy is "
             f"{accuracy:.4f}, and naming the most frequent class every time gives "

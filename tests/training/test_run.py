@@ -411,6 +411,11 @@ def test_what_was_not_learned_is_told_of(settings, recwarn, number, strength, ac
     assert advice in said[0] if advice else not said
 
 
+def test_a_task_of_a_single_class_is_not_named(settings, recwarn):
+    warn_if_not_learned("bees", 0, settings, np.zeros(5, np.int64), 1.0)
+    assert not recwarn
+
+
 def test_a_later_task_that_auto_holds_too_still_is_named(stream, settings, tmp_path):
     asked = dataclasses.replace(settings, strength="auto:1000000", penalty="decoupled")
     one_head = dataclasses.replace(stream, scenario="domain")
