@@ -17,12 +17,17 @@ from keras_mas.files import atomic_file, check_writable
 from ..client.tls import read_pem
 
 SSL = "ssl.config"
+_KSERVE = "kserve.yaml"
 
 _EXAMPLE = "shop"  # the name of the model in the files
 
 # Alone in its line, and not quoted, it is the name of a resource of docker compose, Kubernetes or
-# KServe: a DNS label, which the name of a model need not be.
-_NAMED = re.compile(rf"^(?P<resource> *name: ){_EXAMPLE}$|\b{_EXAMPLE}\b", re.MULTILINE)
+# KServe: a DNS label, which the name of a model need not be. In a path it is what the server calls
+# the model.
+_NAMED = re.compile(
+    rf"^(?P<resource> *name: ){_EXAMPLE}$|(?P<path>/v1/models/){_EXAMPLE}\b|\b{_EXAMPLE}\b",
+    re.MULTILINE,
+)
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_LENGTH = 63
 
@@ -64,7 +69,10 @@ def write_files(
     folder.mkdir(parents=True, exist_ok=True)
     for path in paths:
         text = (resources.files(__name__) / path.name).read_text(encoding="utf-8")
-        text = _NAMED.sub(partial(_renamed, model=model, resource=resource), text)
+        # KServe starts the server with the name of its resource, `--model_name={{.Name}}`.
+        served = resource if path.name == _KSERVE else model
+        rename = partial(_renamed, model=model, resource=resource, served=served)
+        text = _NAMED.sub(rename, text)
         with atomic_file(path, "w") as file:
             file.write(ssl if path.name == SSL and ssl is not None else text)
         if path.name == SSL:
@@ -72,7 +80,9 @@ def write_files(
     return paths
 
 
-def _renamed(found: re.Match[str], model: str, resource: str) -> str:
+def _renamed(found: re.Match[str], model: str, resource: str, served: str) -> str:
+    if found["path"] is not None:
+        return f"{found['path']}{served}"
     before = found["resource"]
     return model if before is None else f"{before}{resource}"
 

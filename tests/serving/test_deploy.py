@@ -354,7 +354,10 @@ def test_a_model_keeps_its_name_and_resources_get_one_that_kubernetes_takes(tmp_
     assert (entry.name, entry.base_path) == ("My_shop.v2", "/models/My_shop.v2")
     kserve = yaml.safe_load((tmp_path / "kserve.yaml").read_text())
     assert kserve["metadata"]["name"] == "my-shop-v2"
-    assert kserve["spec"]["predictor"]["model"]["storageUri"] == "pvc://models/My_shop.v2"
+    model = kserve["spec"]["predictor"]["model"]
+    assert model["storageUri"] == "pvc://models/My_shop.v2"
+    # KServe's runtime starts the server with `--model_name={{.Name}}`, that of the resource.
+    assert model["readinessProbe"]["httpGet"]["path"] == "/v1/models/my-shop-v2/metadata"
     assert yaml.safe_load((tmp_path / "docker-compose.yml").read_text())["name"] == "my-shop-v2"
     assert deploy.resource_name("2_shops") == "model-2-shops"
     text = (tmp_path / "kubernetes.yaml").read_text()
