@@ -988,6 +988,11 @@ def classifier(*end):
         lambda: [layers.Dense(2, activation="sigmoid", name="head")],
         lambda: [layers.Dense(2, name="head"), layers.Softmax()],
         lambda: [layers.Dense(2, name="head"), layers.Activation("softmax")],
+        lambda: [layers.Dense(2, activation=keras.ops.softmax, name="head")],
+        lambda: [layers.Dense(2, activation=tf.nn.sigmoid, name="head")],
+        lambda: [layers.Dense(2, name="head"), layers.Activation(tf.nn.softmax)],
+        lambda: [layers.Dense(2, name="head"), keras.ops.softmax],
+        lambda: [layers.Dense(2, name="head"), keras.ops.sigmoid],
     ],
 )
 @BOTH

@@ -10,7 +10,12 @@ from keras import layers
 from .recording import Call, own_activation, recording_calls
 from .unchanged import flatten_layers
 
-_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
+PROBABILITIES = (
+    *(keras.activations.softmax, keras.activations.sigmoid),
+    *(keras.ops.softmax, keras.ops.sigmoid),
+    *(tf.nn.softmax, tf.nn.sigmoid),
+)
+"""Activations that make probabilities of logits."""
 
 # Layers that only apply an activation, which counts as that of the layer before them.
 _ACTIVATION_LAYERS = (
@@ -175,7 +180,8 @@ def _before_probabilities(tensor, calls):
     for call in calls:
         if call.output is tensor and _ends_in_probabilities(call.layer):
             return call.tensors[0] if call.preactivation is tensor else call.preactivation
-    return tensor
+    # Between layers or in `call` it was a function of Keras, which leaves this for Keras's losses.
+    return getattr(tensor, "_keras_logits", tensor)
 
 
 def _activated(call, calls):
@@ -195,5 +201,5 @@ def _ends_in_probabilities(layer):
     if isinstance(layer, layers.Softmax):
         return True
     if isinstance(layer, layers.Activation):
-        return layer.activation in _PROBABILITIES
-    return own_activation(layer) in _PROBABILITIES
+        return layer.activation in PROBABILITIES
+    return own_activation(layer) in PROBABILITIES
