@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_mas.errors import UsageError
 from keras_mas.files import check_writable
+from keras_mas.importance.outputs import PROBABILITIES
 from keras_mas.logs import quiet
 from keras_mas.versions import library_versions
 
@@ -42,7 +43,8 @@ _RESERVED = {DEFAULT_SIGNATURE, FEATURES, ENCODED, EXAMPLES, "signatures"}
 
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 
-_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
+# Of Keras, and of TensorFlow.
+_OPERATIONS = ("Softmax", "Sigmoid")
 
 # What TensorFlow accepts as a name scope inside another; each layer opens one of its name.
 _SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]+")
@@ -128,7 +130,7 @@ def export_version(
 
     Args:
         heads: Non-empty mapping from task name to a built Keras model with one input and logits
-            `[N, C]`, no probabilities. The input shapes are equal; C may differ. Runs with
+            `[N, C]`, no probabilities, C ≥ 2. The input shapes are equal; C may differ. Runs with
             `training=False`.
         directory: Folder of the version, `models/NAME/<integer>`. It must not exist; its parents
             are made.
@@ -393,6 +395,13 @@ def _count_logits(task: str, head: keras.Model) -> int:
             f"Expected the head of '{task}' to return logits of shape [N, C]. "
             f"Received: output shape {shape}. End it with a Dense layer of one unit per class."
         )
+    if shape[1] == 1:
+        raise UsageError(
+            f"Expected the head of '{task}' to return a logit for each class, two at least. "
+            f"Received: output shape {shape}, and the softmax of one logit is always 1. Where a "
+            "sigmoid tells two classes apart, put a zero before its logit: `keras.Model("
+            "model.input, keras.ops.pad(logit, [[0, 0], [1, 0]]))`."
+        )
     if last := _layer_of_probabilities(head):
         raise UsageError(
             f"Expected the head of '{task}' to return logits, of which the version computes the "
@@ -409,8 +418,19 @@ def _layer_of_probabilities(head: keras.Model) -> str:
     while isinstance(last, keras.Model) and getattr(last, "outputs", None):
         last = last.outputs[0]._keras_history.operation
     # Of `keras.layers` or of `keras.ops`.
-    makes = type(last).__name__ in ("Softmax", "Sigmoid")
-    return last.name if makes or getattr(last, "activation", None) in _PROBABILITIES else ""
+    makes = type(last).__name__ in _OPERATIONS or getattr(last, "activation", None) in PROBABILITIES
+    is_of_keras = type(last).__module__.startswith("keras.")
+    return last.name if makes or (not is_of_keras and _computes_probabilities(head)) else ""
+
+
+def _computes_probabilities(head: keras.Model) -> bool:
+    """Return whether a head whose last layer has a `call` of its own ends in probabilities."""
+    traced = tf.function(lambda inputs: head(inputs, training=False), autograph=False)
+    inputs = tf.TensorSpec([None, *head.input_shape[1:]], tf.float32)
+    operation = traced.get_concrete_function(inputs).outputs[0].op
+    while operation.type == "Identity":
+        operation = operation.inputs[0].op
+    return operation.type in _OPERATIONS
 
 
 def _is_shape(shape: object) -> bool:

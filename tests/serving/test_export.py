@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import logging
@@ -511,13 +512,28 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     assert names_in(tmp_path) == []
 
 
+class EndsIn(keras.layers.Layer):
+    """A layer, which might as well be a subclassed model, that ends its `call` in a function."""
+
+    def __init__(self, function, **options):
+        super().__init__(**options)
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
 @pytest.mark.parametrize(
     "last",
     [
         keras.layers.Dense(2, "softmax", name="last"),
         keras.layers.Dense(2, "sigmoid", name="last"),
+        keras.layers.Dense(2, keras.ops.softmax, name="last"),
         keras.layers.Activation("softmax", name="last"),
+        keras.layers.Activation(tf.nn.softmax, name="last"),
         keras.layers.Softmax(name="last"),
+        EndsIn(keras.ops.softmax, name="last"),
+        EndsIn(tf.nn.sigmoid, name="last"),
         keras.Sequential([keras.layers.Dense(2, "softmax", name="last")]),
     ],
 )
@@ -530,6 +546,23 @@ def test_a_head_that_ends_in_probabilities_is_refused(tmp_path, last, functional
     with pytest.raises(UsageError, match="to return logits.* probabilities, from the layer 'last'"):
         export_version({"a": head}, tmp_path / "1")
     assert names_in(tmp_path) == []
+
+
+def test_a_head_with_a_layer_of_ones_own_is_exported(tmp_path):
+    point = keras.Input((2,))
+    head = keras.Model(point, EndsIn(keras.ops.tanh)(point))
+    assert export_version({"a": head}, tmp_path / "1").is_dir()
+
+
+def test_a_head_of_one_logit_is_refused_and_what_the_error_advises_is_exported(tmp_path):
+    point = keras.Input((1,))
+    with pytest.raises(UsageError, match="two at least.* the softmax of one logit is always 1"):
+        export_version({"a": keras.Model(point, keras.layers.Identity()(point))}, tmp_path / "1")
+    assert names_in(tmp_path) == []
+    head = keras.Model(point, keras.ops.pad(point, [[0, 0], [1, 0]]))
+    with contextlib.closing(LoadedVersion(export_version({"a": head}, tmp_path / "1"))) as version:
+        answer = version.run("a", {"inputs": np.array([[np.log(3)]], np.float32)})
+    np.testing.assert_allclose(answer["probabilities"], [[0.25, 0.75]], rtol=1e-6)
 
 
 def test_the_folder_of_a_version_is_an_integer(tmp_path):
