@@ -62,9 +62,10 @@ class HeldOut:
     Attributes:
         task: Name of the task.
         head: Signature that answers for it, which tasks may share.
-        labels: The classes `[N]` as the head numbers them; none, N = 0, if there are no examples of
-            the task, which is then not measured.
-        batches: From a batch size to the inputs `[n, ...]`, batch after batch.
+        labels: The classes `[N]` as the head numbers them, from 0; none, N = 0, if there are no
+            examples of the task, which is then not measured.
+        batches: From a batch size to the N inputs in their order, `[n, ...]` batch after batch, as
+            often as it is called.
     """
 
     task: str
@@ -128,16 +129,23 @@ def answered_right(version: LoadedVersion, held_out: HeldOut) -> np.ndarray:
         Bool `[N]`: whether the class is the right one, and the probabilities are finite.
 
     Raises:
+        UsageError: If there are more inputs than labels, or fewer.
         tf.errors.OpError: If the version refuses the examples.
     """
     if not len(held_out.labels):
         return np.zeros(0, bool)
     [name] = version.signatures[held_out.head].inputs
     answers = [
-        version.run(held_out.head, {name: batch.astype(np.float32)})
+        version.run(held_out.head, {name: np.asarray(batch, np.float32)})
         for batch in held_out.batches(_BATCH_SIZE)
     ]
-    classes = np.concatenate([answer["class"] for answer in answers])
+    classes = np.concatenate([np.zeros(0, np.int64), *(answer["class"] for answer in answers)])
+    if len(classes) != len(held_out.labels):
+        raise UsageError(
+            f"Expected {len(held_out.labels)} held-out examples of '{held_out.task}' from "
+            f"`batches`, one for each label. Received: {len(classes)}. Return all of them every "
+            "time that it is called."
+        )
     probabilities = np.concatenate([answer["probabilities"] for answer in answers])
     return (classes == held_out.labels) & np.isfinite(probabilities).all(axis=-1)
 

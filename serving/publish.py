@@ -100,7 +100,7 @@ def publish(
 
     Raises:
         UsageError: As `export_version`; or if there are no held-out examples, and no `examples`
-            either, or `force` is empty.
+            either, they are not as `HeldOut` says, or `force` is empty.
         ExportError: As `export_version`; or if one of the versions `after` is missing. The message
             says which of them are there.
         RefusedError: If it does not meet the bounds, or there is no telling what was lost since
@@ -109,6 +109,7 @@ def publish(
     """
     base_path = Path(base_path)
     _check_held_out(heads, held_out, examples)
+    _check_labels(heads, held_out)
     if force is not None and not force.strip():
         raise UsageError(
             "Expected `force` to say why the version is published all the same. Received: nothing. "
@@ -396,6 +397,29 @@ def _check_held_out(
             f"Expected held-out examples of these heads: {', '.join(map(repr, heads))}. Received: "
             f"{', '.join(repr(each.head) for each in held_out)}. Every head needs some."
         )
+
+
+def _check_labels(heads: Mapping[str, keras.Model], held_out: Sequence[HeldOut]) -> None:
+    """Refuse labels that no answer can equal: they would count as wrong without a word."""
+    measured = [each for each in held_out if len(each.labels)]
+    classes = description_of(heads)["classes"] if measured else {}
+    for each in measured:
+        labels, count = np.asarray(each.labels), len(classes[each.head])
+        others = labels[~np.isin(labels, range(count))]
+        if labels.ndim != 1 or others.size:
+            shape = f"an array of shape {list(labels.shape)}"
+            received = shape if labels.ndim != 1 else f"{others[0].item()!r} among them"
+            raise UsageError(
+                f"Expected labels [N] of '{each.task}' that are numbers of classes, from 0 to "
+                f"{count - 1}, for '{each.head}' has {count}. Received: {received}. Number the "
+                "classes in the order of the logits."
+            )
+        if not callable(each.batches):
+            raise UsageError(
+                f"Expected `batches` of '{each.task}' to be a function from a batch size to "
+                f"batches of inputs. Received: {type(each.batches).__name__}. For an array x: "
+                "`lambda size: (x[k : k + size] for k in range(0, len(x), size))`."
+            )
 
 
 def _first_batch(held_out: HeldOut) -> np.ndarray:

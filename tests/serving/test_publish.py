@@ -262,6 +262,36 @@ def test_every_head_needs_held_out_examples(tmp_path, make_heads, examples, mess
     assert message in str(caught.value) and not (tmp_path / "shop").exists()
 
 
+@pytest.mark.parametrize(
+    ("labels", "batches", "message"),
+    [
+        (PETS + 1, [POINTS], "from 0 to 1, for 'pets' has 2. Received: 2 among them"),
+        (-PETS, [POINTS], "Received: -1 among them"),
+        (np.array(["dog", "cat"])[PETS], [POINTS], "Received: 'cat' among them"),
+        (np.eye(2)[PETS], [POINTS], "Received: an array of shape [4, 2]"),
+        (PETS[:, None], [POINTS], "Received: an array of shape [4, 1]"),
+        (PETS[:1], [POINTS], "Expected 1 held-out examples of 'pets' from `batches`"),
+        (PETS, [POINTS[:3]], "one for each label. Received: 3."),
+        (PETS, None, "`batches` of 'pets' to be a function from a batch size to"),
+    ],
+)
+def test_labels_that_are_not_those_of_the_examples_are_refused(
+    tmp_path, make_heads, labels, batches, message
+):
+    examples = HeldOut("pets", "pets", labels, batches and (lambda _: batches))
+    with pytest.raises(UsageError) as caught:
+        publish({"pets": make_heads()["pets"]}, tmp_path / "shop", [examples])
+    assert message in str(caught.value) and list_versions(tmp_path / "shop") == {}
+
+
+def test_held_out_examples_may_be_tensors_of_a_dataset(tmp_path, make_heads):
+    batches = tf.data.Dataset.from_tensor_slices(POINTS.astype(np.float64)).batch
+    examples = [HeldOut("pets", "pets", PETS.astype(np.float32), batches)]
+    folder = publish({"pets": make_heads()["pets"]}, tmp_path / "shop", examples)
+    [row] = blessing_of(folder / "assets.extra")["tasks"]
+    assert (row["examples"], row["accuracy"]) == (4, 0.75)
+
+
 def test_a_task_without_examples_is_published_unmeasured(tmp_path, make_heads):
     without = [HeldOut(name, name, PETS[:0], lambda _: iter([])) for name in ("pets", "fruit")]
     folder = publish(make_heads(), tmp_path / "shop", without, examples=POINTS)
