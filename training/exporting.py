@@ -57,6 +57,7 @@ class Exporter(Listener):
             "seed": settings.seed,
             "data": data or stream.data_fingerprint,
             "tasks": [task.name for task in stream.tasks],
+            "columns": list(stream.columns),
         }
         self.rows: list[list[float | None]] = []
         self.published: list[int] = []
@@ -253,6 +254,8 @@ def manifest_of(result: Mapping[str, Any], number: int, command: str) -> dict[st
         "tasks": result["tasks"][:number],
         "accuracy_matrix": [row[:number] for row in result["accuracy_matrix"][:number]],
         "command": command,
+        # Nothing else says in which order the inputs of a table are asked for.
+        **({"columns": result["columns"]} if result.get("columns") else {}),
     }
 
 

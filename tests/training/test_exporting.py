@@ -122,6 +122,15 @@ def test_a_manifest_says_what_was_known_after_its_task():
     }
 
 
+def test_the_manifest_of_a_table_lists_its_inputs(settings, tmp_path):
+    result = {"tasks": ["may"], "accuracy_matrix": [[0.9]], "columns": ["age", "city=Ulm"]}
+    assert manifest_of(result, 1, "")["columns"] == ["age", "city=Ulm"]
+    assert "columns" not in manifest_of(result | {"columns": []}, 1, "")
+    stream = dataclasses.replace(stream_of(np.zeros((4, 2), np.float32)), columns=("age", "size"))
+    exporter = exporting.Exporter(tmp_path / "animals", stream, settings, "")
+    assert exporter.result["columns"] == ["age", "size"]
+
+
 def test_tasks_without_examples_keep_their_place_and_their_heads():
     stream = stream_of(np.arange(8, dtype=np.float32).reshape(4, 2))
     [pets] = stream.tasks
