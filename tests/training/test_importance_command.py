@@ -140,6 +140,15 @@ def test_the_next_training_takes_the_memory(finished, later, log, tmp_path, caps
     assert drifted == pytest.approx(total, rel=1e-4)  # λ Σ Ω · 1²
 
 
+def test_one_file_is_said_to_be_one(finished, later, tmp_path, capsys):
+    np.save(tmp_path / "later.npy", later)
+    words = ["--from-data", tmp_path / "later.npy", "--output", tmp_path / "memory.npz"]
+    assert main(["importance", *map(str, [finished, *words])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "inputs: 12 read from 1 file, 0 equal to another, 12 measured"
+    assert lines[1].startswith("mean Ω of 2 tasks: ")
+
+
 def test_an_input_that_overflows_is_left_out_and_counted(finished, later, log, tmp_path, capsys):
     # At 3e38 the outputs overflow, and at 1e20 their squares do.
     requests = log(("", later), ("bees", 3e38 * np.sign(later[:2])), ("", 1e20 * later[:1]))

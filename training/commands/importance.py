@@ -397,18 +397,20 @@ def _report(args, read, measured, added, drift):
 
 
 def _print(report):
+    from keras_mas.methods.base import counted
+
     from ..console import result_console
 
     console = result_console()
     lines = [
-        f"inputs: {report['read']} read from {report['files']} files, {report['duplicates']} equal "
-        f"to another, {report['measured']} measured"
+        f"inputs: {report['read']} read from {counted(report['files'], 'file')}, "
+        f"{report['duplicates']} equal to another, {report['measured']} measured"
     ]
     if report["left_out"]:
         lines.append(f"left out: {_left_out(report['left_out'])}")
     mean = report["mean_importance"]
     lines.append(
-        f"mean Ω of {report['tasks']} tasks: {mean['before']:.4g}; of these inputs: "
+        f"mean Ω of {counted(report['tasks'], 'task')}: {mean['before']:.4g}; of these inputs: "
         f"{mean['added']:.4g}, added"
     )
     if drift := report["drift"]:
