@@ -247,6 +247,11 @@ def test_numbers_that_are_not_finite_are_null_and_named(answered):
     assert "about 'example 1 of pets', 'example 2 of pets'." in error
 
 
+def test_probabilities_are_shown_with_as_many_decimals_each(answered):
+    _, out, _ = answered({"label": LABELS, "probabilities": [[0.25, 0.75], [1.0, 0.0]]})
+    assert [line.split()[-1] for line in out.splitlines()[2:]] == ["0.7500", "1.0000"]
+
+
 def test_control_characters_of_labels_do_not_reach_the_terminal(answered):
     labels = np.array(["\x1b[31mred\0", "größe\u3000\x9b1m\nb"], object)
     _, out, _ = answered({"label": labels, "probabilities": [[1.0]] * 2})

@@ -415,6 +415,13 @@ def _visible(text: object) -> str:
     )
 
 
+def _shown(value: object) -> str:
+    """Return a cell of the table; probabilities have four decimals each, one below the other."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "–" if value is None else _visible(value)
+
+
 def _answers(question, args, client):
     """Return a row per example."""
     needed = ("label", "probabilities", *(["class"] if question.truth is not None else []))
@@ -454,8 +461,7 @@ def _print(rows, args):
         table.add_column(heading)
     for row in rows:
         wrong = [] if row.get("correct", True) else ["wrong"]
-        shown = ("–" if row[heading] is None else _visible(row[heading]) for heading in headings)
-        table.add_row(*shown, *wrong)
+        table.add_row(*(_shown(row[heading]) for heading in headings), *wrong)
     print_table(console, table)
     if "correct" in rows[0]:
         console.print(f"{sum(row['correct'] for row in rows)} of {len(rows)} right")
