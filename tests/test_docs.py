@@ -5,12 +5,15 @@ import re
 import shlex
 from pathlib import Path
 
+import keras
 import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from keras_mas.serving.manifest import read_manifest
+from keras_mas.serving.paths import list_versions
 from keras_mas.training.cli import build_parser
 from keras_mas.training.tasks import DataError, load_tasks, toml_file
 from keras_mas.training.tasks.files import read_folder
@@ -143,6 +146,21 @@ def test_what_is_said_of_text_is_so(load, tmp_path):
     (tmp_path / "may.csv").write_text(MAY.replace("34,Bonn,yes", "34,NA,true"))
     columns = load(MORE + 'csv = "may.csv"\nfeatures = ["city", "member"]').columns
     assert columns == ("city=Bonn", "city=NA", "city=Ulm", "member=no", "member=true", "member=yes")
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_is_published_as_the_page_on_serving_says(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "serving.md").read_text()
+    script = next(
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "fit" in code
+    )
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    exec(script, {})
+    assert list(list_versions("models/months")) == [1, 2]
+    manifest = read_manifest("models/months/2")
+    assert manifest["classes"] == dict.fromkeys(["january", "february"], ["low", "high"])
+    assert manifest["blessing"]["blessed"]
 
 
 def test_some_pages_have_commands():
