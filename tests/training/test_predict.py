@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_mas.errors import UsageError
 from keras_mas.serving.client import RestClient
 from keras_mas.serving.export import export_version
 from keras_mas.serving.rollout import Rollout
@@ -197,13 +198,33 @@ def test_a_model_of_other_inputs_takes_no_images(tmp_path, files, capsys):
     )
 
 
+@pytest.mark.parametrize("via", ["rest", "grpc"])
+def test_an_input_of_another_name_is_asked_by_it(tmp_path, capsys, via):
+    x = keras.Input((2,))
+    head = keras.Model(x, keras.layers.Identity()(x))
+    export_version({"a": head}, tmp_path / "rows" / "1", input_name="row", warmup_batch_sizes=[1])
+    np.save(tmp_path / "x.npy", [[0.0, np.log(3)]])
+    with StandIn({"rows": tmp_path / "rows"}, grpc_port=0, rest_port=0) as server:
+        port = server.rest_port if via == "rest" else server.grpc_port
+        words = ["--via", via, "--server", f"127.0.0.1:{port}", "--input", str(tmp_path / "x.npy")]
+        assert main(["predict", "rows", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["a", "1", "0.7500"]
+
+
+def test_a_head_of_two_inputs_cannot_be_asked():
+    signatures = {"a": argparse.Namespace(inputs={"left": None, "right": None})}
+    with pytest.raises(UsageError, match="one input. Received: a signature of 'left', 'right'"):
+        predict._input_name(argparse.Namespace(model="rows"), "a", signatures)
+
+
 @pytest.fixture
 def answered(tmp_path, monkeypatch, capsys):
     """A function that asks about two inputs a server that answers what it is given."""
 
     def answered(outputs, *words, outputs_of_metadata=None):
         names = outputs if outputs_of_metadata is None else outputs_of_metadata
-        signatures = {"pets": argparse.Namespace(outputs=dict.fromkeys(names))}
+        signature = argparse.Namespace(inputs={"inputs": None}, outputs=dict.fromkeys(names))
+        signatures = {"pets": signature}
         arrays = {name: np.array(value) for name, value in outputs.items()}
         monkeypatch.setattr(RestClient, "_metadata", lambda *_: (signatures, 1))
         monkeypatch.setattr(RestClient, "_predict", lambda *_: (arrays, 1))

@@ -131,6 +131,7 @@ class _Question:
         task: Name of the task.
         head: Name of the head that answers, which is the signature that is asked.
         inputs: Array `[N, ...]`.
+        input_name: What the signature calls it.
         truth: The classes `[N]` as the head numbers them; None if they are not known.
         classes: Class names of the head, if the classes are known.
     """
@@ -138,6 +139,7 @@ class _Question:
     task: str
     head: str
     inputs: "np.ndarray"
+    input_name: str = "inputs"
     truth: "np.ndarray | None" = None
     classes: tuple[str, ...] = ()
 
@@ -172,7 +174,8 @@ def _from_stream(args):
         chosen = np.random.default_rng(0).permutation(len(task.test))[: args.count]
         inputs = task.test.read(chosen).astype("float32")
         truth = task.test.labels[chosen] + head.offset
-        questions.append(_Question(task.name, head.name, inputs, truth, head.classes))
+        asked = _Question(task.name, head.name, inputs, truth=truth, classes=head.classes)
+        questions.append(asked)
     return questions
 
 
@@ -181,7 +184,11 @@ def _known(questions, args, client):
     signatures = client.signatures(args.model, version=args.version, label=args.label)
     heads = _heads_among(signatures)
     _check_any_head(args, heads, signatures)
-    known = [question for question in questions if question.head in heads]
+    known = [
+        dataclasses.replace(question, input_name=_input_name(args, question.head, signatures))
+        for question in questions
+        if question.head in heads
+    ]
     if not known:
         asked = list(dict.fromkeys(question.head for question in questions))
         raise UsageError(
@@ -222,8 +229,20 @@ def _encoding_of(run):
 
 
 def _about_inputs(inputs, args, client):
-    head = _head(args, client.signatures(args.model, version=args.version, label=args.label))
-    return _Question(args.task or head, head, inputs)
+    signatures = client.signatures(args.model, version=args.version, label=args.label)
+    head = _head(args, signatures)
+    return _Question(args.task or head, head, inputs, _input_name(args, head, signatures))
+
+
+def _input_name(args, head, signatures):
+    """Return the name of the only input of a head: `export_version` takes any."""
+    names = sorted(signatures[head].inputs)
+    if len(names) != 1:
+        raise UsageError(
+            f"Expected '{head}' of '{args.model}' to take one input. Received: a signature of "
+            f"{one_of(names) or 'none'}. Ask it with `RestClient` or `GrpcClient`."
+        )
+    return names[0]
 
 
 def _head(args, signatures):
@@ -425,7 +444,7 @@ def _shown(value: object) -> str:
 def _answers(question, args, client):
     """Return a row per example."""
     needed = ("label", "probabilities", *(["class"] if question.truth is not None else []))
-    inputs = {"inputs": question.inputs}
+    inputs = {question.input_name: question.inputs}
     version, answers = _ask(args, client, question.head, inputs, needed=needed)
     answer = answers[""]
     rows = []
