@@ -6,7 +6,7 @@ import keyword
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,7 @@ def export_version(
     """
     directory = Path(directory)
     refuse_existing(directory)
+    check_heads(heads)
     _check_names(heads, input_name)
     input_shape = _shared_input_shape(heads)
     _check_resize(resize, input_shape)
@@ -291,12 +292,17 @@ def _repeated(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name, count in Counter(names).items() if count > 1)
 
 
-def _check_names(heads: Mapping[str, keras.Model], input_name: str) -> None:
-    if not heads:
+def check_heads(heads: object) -> None:
+    """Raise a UsageError if the heads of a version are no mapping, or an empty one."""
+    if not isinstance(heads, Mapping) or not heads:
+        received = "no heads" if isinstance(heads, Mapping) else type(heads).__name__
         raise UsageError(
             "Expected a mapping from task name to model, with at least one task. "
-            "Received: no heads. Pass the heads to serve, as in `{'flowers': model}`."
+            f"Received: {received}. Pass the heads to serve, as in `{{'flowers': model}}`."
         )
+
+
+def _check_names(heads: Mapping[str, keras.Model], input_name: str) -> None:
     _check_task_names(list(heads))
     if not input_name.isidentifier() or keyword.iskeyword(input_name) or input_name == "self":
         raise UsageError(
@@ -363,6 +369,12 @@ def _labels(
     labels = {}
     for task, head in heads.items():
         count = _count_logits(task, head)
+        if isinstance(classes.get(task), str | Set):
+            raise UsageError(
+                f"Expected the class names of '{task}' as a list, in the order of the logits. "
+                f"Received: {type(classes[task]).__name__} in `classes`. Name every class, in "
+                "training order."
+            )
         labels[task] = [_class_name(task, name) for name in classes.get(task, range(count))]
         if len(labels[task]) != count:
             raise UsageError(

@@ -23,6 +23,7 @@ from .export import (
     Approval,
     ExportError,
     check_exportable,
+    check_heads,
     description_of,
     export_version,
     is_exported,
@@ -108,6 +109,7 @@ def publish(
         ConfigError: If the labels cannot be read.
     """
     base_path = Path(base_path)
+    check_heads(heads)
     _check_held_out(heads, held_out, examples)
     _check_labels(heads, held_out)
     if force is not None and not force.strip():
@@ -396,6 +398,13 @@ def _check_held_out(
         raise UsageError(
             f"Expected held-out examples of these heads: {', '.join(map(repr, heads))}. Received: "
             f"{', '.join(repr(each.head) for each in held_out)}. Every head needs some."
+        )
+    tasks = [each.task for each in held_out]
+    if repeated := [task for task in dict.fromkeys(tasks) if tasks.count(task) > 1]:
+        raise UsageError(
+            "Expected the held-out examples of each task together. Received: those of "
+            f"'{repeated[0]}' {tasks.count(repeated[0])} times. Join them, or name the tasks "
+            "differently."
         )
 
 

@@ -471,6 +471,7 @@ def sequences():
 
 REFUSED = [
     ({}, {}, "at least one task. Received: no heads."),
+    (small(), {}, "one task. Received: Sequential. Pass the heads to serve, as in `{'flowers'"),
     ({"a": keras.Sequential([keras.layers.Dense(2)])}, {}, "Received: Sequential without one."),
     ({"a": two_inputs()}, {}, "to take one input of shape [N, ...]. Received: input shape [("),
     (
@@ -489,6 +490,8 @@ REFUSED = [
     ({"a": small()}, {"classes": {"a": ["0", 0]}}, "'a', which identify a class. Received: '0'"),
     ({"a": small(units=3)}, {"classes": {"a": ["x", "y"]}}, "Expected 3 class names for 'a'"),
     ({"a": small()}, {"classes": {"b": ["x", "y"]}}, "among ['a']. Received: 'b'."),
+    ({"a": small()}, {"classes": {"a": {"x", "y"}}}, "in the order of the logits. Received: set"),
+    ({"a": small()}, {"classes": {"a": "xy"}}, "in the order of the logits. Received: str in"),
     ({"a": small()}, {"classes": {"a": [b"x", b"y"]}}, "of 'a' that are text, which clients read"),
     ({"a": small()}, {"classes": {"a": ["\ud800", "y"]}}, "Received: '\\ud800' in `classes`."),
     ({"a": small()}, {"input_name": "my input"}, "Received: 'my input'."),

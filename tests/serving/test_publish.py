@@ -254,12 +254,18 @@ def test_a_model_that_answers_otherwise_than_keras_is_not_published(tmp_path):
             [HeldOut("cats", "cats", PETS, lambda _: [POINTS]), *BOTH],
             "Received: 'cats', 'pets', 'fruit'",
         ),
+        ([*BOTH, *BOTH], "Received: those of 'pets' 2 times. Join them"),
     ],
 )
 def test_every_head_needs_held_out_examples(tmp_path, make_heads, examples, message):
     with pytest.raises(UsageError) as caught:
         publish(make_heads(), tmp_path / "shop", examples)
     assert message in str(caught.value) and not (tmp_path / "shop").exists()
+
+
+def test_a_model_alone_is_no_mapping_of_tasks(tmp_path, make_heads):
+    with pytest.raises(UsageError, match="mapping from task name to model, with .* Functional"):
+        publish(make_heads()["pets"], tmp_path / "shop", held_out("pets"))
 
 
 @pytest.mark.parametrize(
