@@ -210,7 +210,7 @@ class ModelControl:
         return (
             f"Expected a model server to answer at {self.host_port}, its gRPC port. Received: "
             f"{failure_of(details).rstrip('.')}. Start one with `keras-mas serve`, correct "
-            "--server and whether it speaks TLS (--tls), or, if none is to run, give --offline."
+            "--server, give --tls if it speaks TLS, or, if none is to run, give --offline."
         )
 
     def _refusal(self, message: str | None) -> str:

@@ -67,7 +67,13 @@ def _check_timeout(timeout: object) -> None:
         )
 
 
-def _check_port(host_port: str) -> None:
+def _check_address(host_port: str) -> None:
+    scheme, is_url, _ = host_port.partition("://")
+    if is_url and scheme in ("http", "https"):
+        raise UsageError(
+            f"Expected the address of a server as HOST:PORT. Received: '{host_port}'. Leave out "
+            f"'{scheme}://' and what follows the port; TLS is an option of its own."
+        )
     port = _PORT.search(host_port)
     if port and not 1 <= int(port[1]) <= _LAST_PORT and not host_port.startswith("unix"):
         raise UsageError(
@@ -105,7 +111,7 @@ class Client(abc.ABC):
 
     Raises:
         UsageError: If `timeout` is no positive number up to `LONGEST_SECONDS`, `retries` no integer
-            ≥ 0, or the port none from 1 to 65535.
+            ≥ 0, the port none from 1 to 65535, or the address a URL.
     """
 
     def __init__(
@@ -119,7 +125,7 @@ class Client(abc.ABC):
         _check_timeout(timeout)
         if type(retries) is not int or retries < 0:
             raise UsageError(f"Expected `retries` to be an integer ≥ 0. Received: {retries!r}.")
-        _check_port(host_port)
+        _check_address(host_port)
         self.host_port = host_port
         self.timeout = timeout
         self.retries = retries

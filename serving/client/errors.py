@@ -8,7 +8,8 @@ _ADVICE = {
     "NOT_FOUND": "Check the name and the version against the status of the model.",
     "RESOURCE_EXHAUSTED": "Send fewer inputs at once, as with `batch_size`, or try again later.",
     "CANCELLED": "The server was stopping, perhaps: send the request again.",
-    "UNAVAILABLE": "Start the server, or correct its host and port, and whether it speaks TLS.",
+    "UNAVAILABLE": "Start the server, or check its host, its port, which is another one for gRPC "
+    "than for REST, and whether it speaks TLS.",
     "DEADLINE_EXCEEDED": "Allow more time, or send fewer inputs at once.",
 }
 OTHER_ADVICE = "The log of the server may say more."

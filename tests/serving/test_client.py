@@ -109,7 +109,9 @@ def test_no_server_is_an_error(make):
     with make("127.0.0.1:1") as client, pytest.raises(ServingError) as caught:
         client.status("shop")
     assert "about model 'shop' from 127.0.0.1:1. Received: UNAVAILABLE: " in str(caught.value)
-    assert "Start the server, or correct its host and port, and" in str(caught.value)
+    assert "Start the server, or check its host, its port, which is another one for" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
@@ -331,6 +333,12 @@ def test_a_request_may_have_a_timeout_of_its_own(make, silent_port):
 def test_a_port_is_a_number_of_sixteen_bits(make, address):
     with pytest.raises(UsageError, match="a port from 1 to 65535. Received: '.*:.*'"):
         make(address)
+
+
+@pytest.mark.parametrize("make", [RestClient, GrpcClient])
+def test_a_url_is_no_address(make):
+    with pytest.raises(UsageError, match="as HOST:PORT. Received: 'http://shop:8501'. Leave out"):
+        make("http://shop:8501")
 
 
 @pytest.mark.parametrize("address", ["no such host:1", "", "[::1"])

@@ -416,7 +416,7 @@ def test_labels_are_moved_over_tls_too(start, authority, files):
     address = f"127.0.0.1:{start(GrpcClient, authority)}"
     with ModelControl(address, timeout=5.0, tls=Tls(**files)) as control:
         assert control.labels("m", ["stable"]) == {}  # says the server, which has no label
-    advice = r"correct --server and whether it speaks TLS \(--tls\)"
+    advice = "correct --server, give --tls if it speaks TLS"
     with ModelControl(address) as control, pytest.raises(ControlError, match=advice):
         control.labels("m", ["stable"])
 

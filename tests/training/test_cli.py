@@ -437,7 +437,7 @@ def test_a_version_that_forgot_is_refused_and_others_come_and_go(here, capsys):
     assert "no such folder" in refusal(capsys, 2, "promote", "wasps", "--offline").lower()
     sentence = refusal(capsys, 1, "promote", "insects", "--server", "127.0.0.1:1")
     assert "answer at 127.0.0.1:1, its gRPC port. Received: no connection (Conn" in sentence
-    assert "correct --server and whether it speaks TLS (--tls), or, if none is to r" in sentence
+    assert "correct --server, give --tls if it speaks TLS, or, if none is to r" in sentence
     assert "--offline. No label was moved" in sentence and "ipv4" not in sentence
     (models / "3/saved_model.pb").rename(here / "saved_model.pb")
     (models / "3/saved_model.pb").write_bytes(b"damaged")
