@@ -133,6 +133,7 @@ def test_docker_that_does_not_answer_does_not_run(here, monkeypatch):
         (["models/flowers", "--with", "server"], "'tensorflow_model_server' on the PATH for --wi"),
         (["models/flowers", "--with", "docker"], "a running Docker for --with docker"),
         (["models/none"], "folders 'models/none/<integer>/'. Received: no such folder"),
+        (["models"], "folder. Name one of the models in it, 'models/flowers', or all of them by"),
         (["--config", "none.config"], "to hold a ModelServerConfig as protobuf text"),
         (["--config", "batching.txt"], "to hold a ModelServerConfig as protobuf text"),
         (["models/flowers", "--config", "models.config"], "not allowed with argument"),

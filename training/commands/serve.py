@@ -14,6 +14,7 @@ from keras_mas.serving.conventions import LONGEST_SECONDS
 from keras_mas.serving.ports import GRPC, REST
 
 from ..options import AT_LEAST_ONE, Bounds, file_or_folder, number
+from ..wording import one_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -197,9 +198,14 @@ def _check(args: argparse.Namespace, chosen: str) -> None:
             f"Received: --port {args.port} --rest-port {args.rest_port}."
         )
     if args.model is not None and not list_versions(args.model):
+        folders = sorted(args.model.iterdir()) if args.model.is_dir() else []
+        models = [str(folder) for folder in folders if list_versions(folder)]
+        advice = "Export a version first, or correct the path."
+        if models:
+            advice = f"Name one of the models in it, {one_of(models)}, or all of them by --config."
         raise UsageError(
             f"Expected versions of a model as folders '{args.model}/<integer>/'. Received: no "
-            "such folder. Export a version first, or correct the path."
+            f"such folder. {advice}"
         )
 
 
