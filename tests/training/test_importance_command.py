@@ -149,6 +149,14 @@ def test_one_file_is_said_to_be_one(finished, later, tmp_path, capsys):
     assert lines[1].startswith("mean Ω of 2 tasks: ")
 
 
+def test_of_inputs_of_which_some_are_drawn_the_numbers_add_up(finished, later, tmp_path, capsys):
+    np.save(tmp_path / "later.npy", np.concatenate([later, later[:3]]))
+    words = ["--from-data", tmp_path / "later.npy", "--output", tmp_path / "memory.npz"]
+    assert main(["importance", *map(str, [finished, *words, "--max-examples", 10])]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line == "inputs: 15 read from 1 file, 3 equal to another, 10 of the other 12 measured"
+
+
 def test_an_input_that_overflows_is_left_out_and_counted(finished, later, log, tmp_path, capsys):
     # At 3e38 the outputs overflow, and at 1e20 their squares do.
     requests = log(("", later), ("bees", 3e38 * np.sign(later[:2])), ("", 1e20 * later[:1]))

@@ -402,9 +402,11 @@ def _print(report):
     from ..console import result_console
 
     console = result_console()
+    different = report["read"] - report["duplicates"]
+    of_others = f" of the other {different}" if report["measured"] < different else ""
     lines = [
         f"inputs: {report['read']} read from {counted(report['files'], 'file')}, "
-        f"{report['duplicates']} equal to another, {report['measured']} measured"
+        f"{report['duplicates']} equal to another, {report['measured']}{of_others} measured"
     ]
     if report["left_out"]:
         lines.append(f"left out: {_left_out(report['left_out'])}")
