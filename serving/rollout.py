@@ -280,9 +280,10 @@ class Rollout:
     ) -> None:
         wanted, available = set(labels.values()), server.available(self.name)
         if not wanted <= available:
-            # What is served stays served until the labels have moved. Labels that the server cannot
-            # have, since it was started without them, would make it refuse everything.
-            old = {k: v for k, v in labels_of(before, self.name).items() if v in available}
+            # What is served stays served until the labels have moved: where the server has them,
+            # which is not where the file does if it was started without them, or if a promotion was
+            # killed before the server was told. It would refuse labels of what it has not loaded.
+            old = server.labels(self.name, labels_of(before, self.name))
             loaded = wanted | available | listed_versions(before, self.name)
             failures = server.failures(self.name)
             server.take_over(self._write(before, old, loaded, undo))

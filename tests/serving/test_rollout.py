@@ -14,7 +14,13 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from keras_mas.errors import UsageError
 from keras_mas.serving import config as config_module
 from keras_mas.serving import control as control_module
-from keras_mas.serving.config import ConfigError, read_config, with_labels, write_config
+from keras_mas.serving.config import (
+    ConfigError,
+    labels_of,
+    read_config,
+    with_labels,
+    write_config,
+)
 from keras_mas.serving.control import ControlError, ModelControl
 from keras_mas.serving.paths import list_versions
 from keras_mas.serving.rollout import Rollout
@@ -290,6 +296,14 @@ def test_labels_that_a_server_was_started_without_do_not_keep_it_from_others(sho
     with rollout_on(entry(shop, 2)) as (server, rollout):
         assert rollout.promote(3) == {"stable": 3, "canary": 1}
         assert server.has("shop", 1, 3)
+
+
+def test_a_label_stays_where_the_server_has_it_while_the_file_is_ahead(shop, rollout_on):
+    with rollout_on(entry(shop, 2)) as (server, rollout):
+        rollout.promote(2)
+        Rollout(shop).promote(1)  # as one that was killed before the server was told
+        assert rollout.promote(3) == {"stable": 3, "previous": 1}
+        assert [labels_of(config, "shop").get("stable") for config in server.configs] == [2, 2, 3]
 
 
 def test_a_configuration_that_is_refused_leaves_the_server_alone(shop, tmp_path, rollout_on):
