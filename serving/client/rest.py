@@ -35,7 +35,7 @@ class RestClient(Client):
     """Client of a model server's REST port, by default 8501."""
 
     def __init__(self, host_port: str, **options: Any):
-        import urllib3  # which a client over gRPC need not wait for
+        from .pool import connection_pool  # which a client over gRPC need not wait for
 
         super().__init__(host_port, **options)
         files: dict[str, Any] = {}
@@ -44,7 +44,7 @@ class RestClient(Client):
             paths = (self.tls.roots, self.tls.certificate, self.tls.key)
             files = {name: str(path) for name, path in zip(names, paths, strict=True) if path}
         self._scheme = "http" if self.tls is None else "https"
-        self._pool = urllib3.PoolManager(maxsize=32, retries=False, **files)
+        self._pool = connection_pool(maxsize=32, **files)
         self._signatures: dict[Which, Mapping[str, Any]] = {}
 
     def _close(self) -> None:
@@ -141,24 +141,17 @@ class RestClient(Client):
         self, method: str, name: str, path: str, seconds: float, body: bytes | None
     ) -> tuple[int, bytes]:
         """Send a request; return the status and the body of the response."""
-        from urllib3 import exceptions
+        from urllib3 import Timeout, exceptions
 
         url = f"{self._scheme}://{self.host_port}{path}"
-        deadline = time.monotonic() + seconds
         late = error_of(
             name, self.host_port, "DEADLINE_EXCEEDED", f"no answer within {seconds:.3g} s"
         )
         try:
             response = self._pool.request(
-                method, url, body=body, timeout=seconds, preload_content=False
+                method, url, body=body, timeout=Timeout(total=seconds), preload_content=False
             )
-            # A timeout of urllib3 is for each part of the answer; the deadline is for all of it.
-            parts = []
-            while part := response.read1(_READ_BYTES):
-                parts.append(part)
-                if time.monotonic() > deadline:
-                    response.close()
-                    raise late
+            content = b"".join(iter(lambda: response.read1(_READ_BYTES), b""))
             response.release_conn()
         except exceptions.NewConnectionError as error:  # a kind of timeout to urllib3
             raise _unavailable(name, self.host_port, error) from error
@@ -171,7 +164,7 @@ class RestClient(Client):
             if any(isinstance(cause, TimeoutError) for cause in _causes(error)):  # while sending
                 raise late from error
             raise _unavailable(name, self.host_port, error) from error
-        return response.status, b"".join(parts)
+        return response.status, content
 
 
 def _check_shapes(arrays: Arrays) -> None:

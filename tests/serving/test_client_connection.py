@@ -342,7 +342,16 @@ def test_a_closed_client_says_so(connect, half):
     assert not half.asked
 
 
-def test_the_timeout_is_for_the_whole_answer():
+@pytest.mark.parametrize(
+    ("head", "part"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 ", b"O"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["body", "head", "nothing but 100"],
+)
+def test_the_timeout_is_for_the_whole_answer(head, part):
     """A server that sends a byte now and then would hold a client for ever otherwise."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -352,11 +361,11 @@ def test_the_timeout_is_for_the_whole_answer():
             connection, _ = listener.accept()
             with connection:
                 connection.recv(10_000)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                connection.sendall(head)
                 for _ in range(40):
                     time.sleep(0.05)
                     try:
-                        connection.sendall(b" ")
+                        connection.sendall(part)
                     except OSError:  # the client has gone
                         return
 
