@@ -341,6 +341,12 @@ def test_a_url_is_no_address(make):
         make("http://shop:8501")
 
 
+@pytest.mark.parametrize("address", ["http://shop:8501", "shop:8501/", "shop:8501#", "me@shop:80"])
+def test_the_address_of_a_page_is_none_of_a_server(address):
+    with pytest.raises(UsageError, match=f"as HOST:PORT.* Received: '{address}'. Leave out 'http:"):
+        RestClient(address)
+
+
 @pytest.mark.parametrize("address", ["no such host:1", "", "[::1"])
 def test_an_invalid_address_is_an_error(address):
     with RestClient(address) as client, pytest.raises(ServingError, match="UNAVAILABLE: "):
