@@ -46,6 +46,9 @@ _NO_UTF8 = re.compile("[\ud800-\udfff]")
 # Of Keras, and of TensorFlow.
 _OPERATIONS = ("Softmax", "Sigmoid")
 
+# Operations that change a variable.
+_CHANGES = re.compile(r"Assign\w*VariableOp|ResourceScatter|Resource\w*Apply")
+
 # What TensorFlow accepts as a name scope inside another; each layer opens one of its name.
 _SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]+")
 
@@ -130,7 +133,7 @@ def export_version(
 
     Args:
         heads: Non-empty mapping from task name to a built Keras model with one input and logits
-            `[N, C]`, no probabilities, C ≥ 2. The input shapes are equal; C may differ. Runs with
+            `[N, C]`, no probabilities. The input shapes are equal; C may differ. Runs with
             `training=False`.
         directory: Folder of the version, `models/NAME/<integer>`. It must not exist; its parents
             are made.
@@ -153,7 +156,8 @@ def export_version(
     Raises:
         UsageError: If the version exists or cannot be written, or a name, a head, a list of
             classes or an option is not as above. Nothing has been written then.
-        ExportError: If a head has a lookup table, the disk is full, or the written model does not
+        ExportError: If a head has a lookup table, cannot be traced with a batch of any size, or
+            changes a variable with a request; if the disk is full; or if the written model does not
             load or run, or answers something else than the heads. What was written has been
             removed.
     """
@@ -381,6 +385,14 @@ def _labels(
                 f"Expected {count} class names for '{task}', one per logit. "
                 f"Received: {len(labels[task])} in `classes`. Name every class, in training order."
             )
+        if count == 1 and task not in classes:
+            raise UsageError(
+                f"Expected the head of '{task}' to return a logit for each of its classes. "
+                "Received: a single one, whose softmax is 1 whatever it is. Where a sigmoid tells "
+                "two classes apart, put a zero before its logit: `keras.Model(model.input, "
+                "keras.ops.pad(logit, [[0, 0], [1, 0]]))`. Name the class in `classes` if there is "
+                "but one."
+            )
         if repeated := _repeated(labels[task]):
             raise UsageError(
                 f"Expected different class names for '{task}', which identify a class. "
@@ -407,19 +419,17 @@ def _count_logits(task: str, head: keras.Model) -> int:
             f"Expected the head of '{task}' to return logits of shape [N, C]. "
             f"Received: output shape {shape}. End it with a Dense layer of one unit per class."
         )
-    if shape[1] == 1:
-        raise UsageError(
-            f"Expected the head of '{task}' to return a logit for each class, two at least. "
-            f"Received: output shape {shape}, and the softmax of one logit is always 1. Where a "
-            "sigmoid tells two classes apart, put a zero before its logit: `keras.Model("
-            "model.input, keras.ops.pad(logit, [[0, 0], [1, 0]]))`."
-        )
     if last := _layer_of_probabilities(head):
         raise UsageError(
             f"Expected the head of '{task}' to return logits, of which the version computes the "
             f"softmax. Received: probabilities, from the layer '{last}', which would be "
             "flattened by a second one. End it before its activation: set "
             "`activation=None`, or pass `keras.Model(model.input, logits)`."
+        )
+    if isinstance(getattr(head, "output", None), dict):
+        raise UsageError(
+            f"Expected the head of '{task}' to return a tensor of logits. Received: a dict with "
+            "one. Pass `keras.Model(model.input, logits)`."
         )
     return shape[1]
 
@@ -489,7 +499,8 @@ def _write(signatures: Iterable[Signature], unfinished: Path, directory: Path) -
     # with them whatever else a model holds: Ω, θ* and the optimizer.
     archive = keras.export.ExportArchive()
     for signature in signatures:
-        archive.add_endpoint(signature.name, signature.run, [signature.input])
+        endpoint = archive.add_endpoint(signature.name, signature.run, [signature.input])
+        _check_depends_on_input_alone(endpoint, signature, directory)
     try:
         with quiet():
             archive.write_out(str(unfinished), verbose=False)
@@ -506,6 +517,32 @@ def _write(signatures: Iterable[Signature], unfinished: Path, directory: Path) -
             f"of another kind, such as a lookup table, for '{directory}'. "
             f"{_not_published(directory)}; look words and categories up before the model."
         ) from error
+
+
+def _check_depends_on_input_alone(endpoint: Any, signature: Signature, directory: Path) -> None:
+    """Trace a signature; refuse one that changes a variable, which the next request would see.
+
+    So do recurrent layers with a state, layers that draw random numbers and statistics of the
+    batch: whatever is compared with the Keras model once answers otherwise later.
+    """
+    try:
+        with quiet():
+            graph = endpoint.get_concrete_function().graph.as_graph_def()
+    except Exception as error:  # layers raise errors of many classes
+        raise ExportError(
+            f"Expected the heads to take {signature.input.dtype.name} inputs of shape "
+            f"{signature.input.shape.as_list()}, in a graph. Received: "
+            f"{in_one_line(error).rstrip('.')} (signature '{signature.name}'). "
+            f"{_not_published(directory)}."
+        ) from error
+    nodes = [*graph.node, *(node for each in graph.library.function for node in each.node_def)]
+    if changes := sorted({node.name for node in nodes if _CHANGES.match(node.op)}):
+        raise ExportError(
+            "Expected answers that depend on the input alone. Received: a layer that changes a "
+            "variable with every request, as of a recurrent state or of random numbers, in "
+            f"'{changes[0]}' (signature '{signature.name}'). {_not_published(directory)}; pass "
+            "`training=False` to the layer, or make it one without a state."
+        )
 
 
 def _load(directory: Path) -> LoadedVersion:

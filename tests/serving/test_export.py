@@ -431,6 +431,60 @@ def test_a_lookup_table_is_refused(tmp_path):
     assert names_in(tmp_path) == []
 
 
+class Counting(keras.layers.Layer):
+    """Adds the number of the request."""
+
+    def build(self, shape):
+        self.requests = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        self.requests.assign_add(1.0)
+        return inputs + self.requests
+
+
+class Noise(keras.layers.Layer):
+    """Adds random numbers, in training or not."""
+
+    def build(self, shape):
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, inputs):
+        return inputs + keras.random.normal((3,), seed=self.seeds)
+
+
+def on(shape, *more):
+    """Return a head of the layers, and a dense one; the batch of the input is of one size."""
+    inputs = keras.Input(batch_shape=(2, *shape))
+    features = inputs
+    for layer in more:
+        features = layer(features)
+    return keras.Model(inputs, keras.layers.Dense(2)(features))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: on((3,), Counting()),
+        lambda: on((3, 2), keras.layers.SimpleRNN(2, stateful=True)),
+        lambda: on((3,), Noise()),
+    ],
+    ids=["counter", "recurrent state", "noise"],
+)
+def test_answers_that_depend_on_earlier_requests_are_refused(tmp_path, make):
+    with pytest.raises(ExportError, match="input alone. Received: a layer that changes a variable"):
+        export_version({"a": make()}, tmp_path / "1", warmup_batch_sizes=[2])
+    assert names_in(tmp_path) == []
+
+
+def test_a_layer_that_takes_no_batch_of_another_size_is_refused(tmp_path):
+    inputs = keras.Input(batch_shape=(1, 3, 2))
+    state = keras.layers.SimpleRNN(2, stateful=True)(inputs)
+    head = keras.Model(inputs, keras.layers.Dense(2)(state))
+    with pytest.raises(ExportError, match=r"of shape \[None, 3, 2\], in a graph. Received: .*RNN"):
+        export_version({"a": head}, tmp_path / "1")
+    assert names_in(tmp_path) == []
+
+
 def test_an_interrupted_export_leaves_nothing(tmp_path, make_heads, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -465,6 +519,11 @@ def two_inputs():
     return keras.Model([a, b], keras.layers.Add()([a, b]))
 
 
+def named_logits():
+    point = keras.Input((2,))
+    return keras.Model(point, {"logits": keras.layers.Dense(2)(point)})
+
+
 def sequences():
     return keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2)])
 
@@ -479,6 +538,8 @@ REFUSED = [
         {},
         "(2,), as 'a' does. Received: shape (3,) from 'b'",
     ),
+    ({"a": named_logits()}, {}, "a tensor of logits. Received: a dict with one."),
+    ({"a": small(units=1)}, {}, "Received: a single one, whose softmax is 1 whatever it is."),
     ({"a": sequences()}, {}, "Received: output shape (None, 4, 2)"),
     ({"serving_default": small()}, {}, "Received: 'serving_default'. Rename the task."),
     ({"_a": small()}, {}, "Received: '_a'. Rename the task."),
@@ -559,7 +620,7 @@ def test_a_head_with_a_layer_of_ones_own_is_exported(tmp_path):
 
 def test_a_head_of_one_logit_is_refused_and_what_the_error_advises_is_exported(tmp_path):
     point = keras.Input((1,))
-    with pytest.raises(UsageError, match="two at least.* the softmax of one logit is always 1"):
+    with pytest.raises(UsageError, match="a single one, whose softmax is 1 whatever it is"):
         export_version({"a": keras.Model(point, keras.layers.Identity()(point))}, tmp_path / "1")
     assert names_in(tmp_path) == []
     head = keras.Model(point, keras.ops.pad(point, [[0, 0], [1, 0]]))
