@@ -4,6 +4,7 @@ A process that is killed leaves no version, or a whole one; see `paths.new_versi
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -71,7 +72,8 @@ def publish(
 
     The version is exported as `export_version` does it, and answers some of the held-out examples
     as the Keras models do. Then it is judged by all of them, beside the version now labelled
-    `stable`, or the latest one before it if none is. The judgement, as `gate.judge` describes it,
+    `stable`, or the latest one before it if none is; classes are the same by their names, however a
+    version numbers them. The judgement, as `gate.judge` describes it,
     is written to `blessing.json` in the folder of the model and, if the version is published, in
     its `assets.extra`. It has besides
 
@@ -120,7 +122,8 @@ def publish(
     _check_still_there(base_path, after)
     check_exportable(heads, base_path)
     labels = config if config is not None else config_path(base_path)
-    gate = _Gate(base_path, held_out, bounds or Bounds(), force, Path(labels), after)
+    classes = description_of(heads, classes=options.get("classes"))["classes"]
+    gate = _Gate(base_path, held_out, classes, bounds or Bounds(), force, Path(labels), after)
     batches = [_first_batch(each) for each in held_out if len(each.labels)]
     examples = np.concatenate(batches) if batches else examples
     while True:
@@ -267,6 +270,7 @@ class _Gate:
     Args:
         base_path: Folder of the model.
         held_out: As for `publish`.
+        classes: Class names of every head.
         bounds: As for `publish`.
         force: As for `publish`.
         config: The model server configuration, which need not exist.
@@ -277,13 +281,14 @@ class _Gate:
         self,
         base_path: Path,
         held_out: Sequence[HeldOut],
+        classes: Mapping[str, Sequence[str]],
         bounds: Bounds,
         force: str | None,
         config: Path,
         after: Collection[int],
     ):
-        self.base_path, self.held_out, self.bounds = base_path, held_out, bounds
-        self.force, self.config, self.after = force, config, after
+        self.base_path, self.held_out, self.classes = base_path, held_out, classes
+        self.bounds, self.force, self.config, self.after = bounds, force, config, after
 
     def approve(self, number: int) -> Approval:
         """Return what approves version `number`, for `export_version`."""
@@ -335,9 +340,11 @@ class _Gate:
     def _compared(self, earlier: int, label: str) -> Compared:
         folder = list_versions(self.base_path).get(earlier, version_path(self.base_path, earlier))
         with contextlib.closing(LoadedVersion(folder)) as version:
-            tasks = _tasks_of(folder, version)
+            tasks, classes = _tasks_of(folder, version), _classes_of(folder)
             right = {
-                each.task: answered_right(version, each)
+                each.task: answered_right(
+                    version, _numbered(each, self.classes[each.head], classes.get(each.head, ()))
+                )
                 for each in self.held_out
                 if each.task in tasks and each.head in version.signatures
             }
@@ -351,6 +358,32 @@ def _tasks_of(folder: Path, version: LoadedVersion) -> list[str]:
         return list(manifest["run"].get("tasks", manifest["classes"]))
     except (ManifestError, KeyError, AttributeError, TypeError):  # it was exported by other means
         return [name for name, sig in version.signatures.items() if "class" in sig.outputs]
+
+
+def _classes_of(folder: Path) -> Mapping[str, Sequence[str]]:
+    """Return the class names of every head of a version; none if it was exported by other means."""
+    try:
+        return dict(read_manifest(folder)["classes"])
+    except (ManifestError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _numbered(held_out: HeldOut, ours: Sequence[str], theirs: Sequence[str]) -> HeldOut:
+    """Return held-out examples with the numbers that another version has for their classes.
+
+    A class is known by its name. One that the other version lacks has the same number there if that
+    is of no other class of ours, as of one that was renamed; or else it has none, -1.
+    """
+
+    def number(index: int, name: str) -> int:
+        if name in theirs:
+            return theirs.index(name)
+        return -1 if index < len(theirs) and theirs[index] in ours else index
+
+    numbers = [number(index, name) for index, name in enumerate(ours)]
+    if numbers == list(range(len(ours))) or not len(held_out.labels):
+        return held_out
+    return dataclasses.replace(held_out, labels=np.array(numbers)[held_out.labels])
 
 
 def _check_still_there(base_path: Path, versions: Collection[int]) -> None:

@@ -115,6 +115,33 @@ def test_the_version_labelled_stable_is_the_one_to_compare_with(shop, models, ma
     assert publish(make_heads(sign=-1.0), shop, BOTH, bounds=NO_LOSS, config=other) == shop / "3"
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("cat dog", "dog cat"),
+        ("cat dog", "cat hound"),
+        ("cat dog", "kitten puppy"),
+        ("dog cat", "hen cat dog"),
+    ],
+)
+def test_classes_are_the_same_by_their_names(tmp_path, before, now):
+    """Of three dogs and a cat, a version that says dog has lost half to one that says cat."""
+
+    def publish_one_that_says(answer, classes):
+        kinds = [{"cat": 0, "kitten": 0, "hen": 2}.get(name, 1) for name in classes]
+        point = keras.Input((2,))
+        head = keras.Model(point, keras.layers.Dense(len(classes), use_bias=False)(point))
+        head.set_weights([np.full((2, 1), 1.0) * [kind == answer for kind in kinds]])
+        labels = np.array([kinds.index(kind) for kind in (1, 0, 1, 1)])
+        held_out = [HeldOut("pets", "pets", labels, lambda _: [POINTS])]
+        options = {"classes": {"pets": classes}, "bounds": NO_LOSS}
+        return publish({"pets": head}, tmp_path / "shop", held_out, **options)
+
+    publish_one_that_says(1, before.split())
+    with pytest.raises(RefusedError, match="task 'pets' lost 0.5000 of its accuracy, from 0.7500"):
+        publish_one_that_says(0, now.split())
+
+
 def test_a_version_without_a_task_of_the_stable_one_is_refused(shop, make_heads):
     pets = {"pets": make_heads()["pets"]}
     with pytest.raises(RefusedError, match="task 'fruit', which version 1"):
