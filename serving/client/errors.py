@@ -24,6 +24,9 @@ _NO_TLS = "WRONG_VERSION_NUMBER"
 # for the last one.
 _NO_CONNECTION = "failed to connect"
 
+# Of a handshake in which a certificate was refused, it says why before the end.
+_HANDSHAKE, _HANDSHAKE_ENDS = "handshake failed", ": OK"
+
 
 class ServingError(RuntimeError):
     """A model server refused a request, failed or could not be reached; the message says why.
@@ -42,7 +45,9 @@ def failure_of(message: str) -> str:
     if _NO_TLS in message:
         return "no encrypted connection, for what answers does not speak TLS"
     if message.startswith(_NO_CONNECTION):
-        return f"no connection ({message.rstrip('.').rpartition(': ')[2]})"
+        what = "no encrypted connection" if _HANDSHAKE in message else "no connection"
+        reason = message.rstrip(".").removesuffix(_HANDSHAKE_ENDS).rpartition(": ")[2]
+        return f"{what} ({reason})"
     return message
 
 

@@ -454,6 +454,14 @@ def test_a_server_of_another_name_is_refused(start, kind, authority, files):
         client.predict("m", {"x": X})
 
 
+def test_why_a_certificate_is_refused_is_said(start, kind, authority, tmp_path):
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    client = kind(f"127.0.0.1:{start(kind, authority)}", tls=Tls(tmp_path / "other.pem"), retries=0)
+    message = r"no encrypted connection \(.*(issuer certificate|self-signed certificate)"
+    with client, pytest.raises(ServingError, match=message):
+        client.status("m")
+
+
 def test_a_server_without_tls_is_said_to_have_none(start, kind, files):
     client = kind(f"127.0.0.1:{start(kind)}", tls=Tls(files["roots"]), retries=0)
     with client, pytest.raises(ServingError, match="does not speak TLS. Connect without TLS, or"):
