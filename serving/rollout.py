@@ -121,7 +121,7 @@ class Rollout:
                 Whatever fails, the configuration is what it was.
         """
         with changing(self.config):
-            labels = _without_a_stable_canary(self.labels)  # somebody wrote it by hand, perhaps
+            labels = self._labels_to_move()
             if version is None:
                 version = self._next(label, labels)
             self._check_exists(version)
@@ -151,7 +151,7 @@ class Rollout:
             ControlError: As for `promote`.
         """
         with changing(self.config):
-            labels = _without_a_stable_canary(self.labels)
+            labels = self._labels_to_move()
             source = PREVIOUS if label == STABLE else STABLE
             if source not in labels:
                 raise ConfigError(
@@ -187,6 +187,17 @@ class Rollout:
             removed = [version for version in versions[:-keep] if version not in used]
             remove_versions(self.base_path, removed)
         return removed
+
+    def _labels_to_move(self) -> dict[str, int]:
+        """Return the version under each label, as the server has them if the file names none.
+
+        Such a server was started with another file. Its clients go on to ask for its labels.
+        """
+        labels = self.labels
+        if not labels and self.server is not None and not self.server.polled:
+            with _saying_that_nothing_moved():
+                labels = self.server.labels(self.name, (*LABELS, PREVIOUS))
+        return _without_a_stable_canary(labels)  # somebody wrote them by hand, perhaps
 
     def _next(self, label: str, labels: Mapping[str, int]) -> int:
         """Return the version to promote if none is named, which is no step back for `stable`."""

@@ -306,6 +306,17 @@ def test_a_label_stays_where_the_server_has_it_while_the_file_is_ahead(shop, rol
         assert [labels_of(config, "shop").get("stable") for config in server.configs] == [2, 2, 3]
 
 
+def test_labels_that_a_server_has_from_another_file_stay(shop, tmp_path, rollout_on):
+    with rollout_on(entry(shop, 1)) as (server, rollout):
+        rollout.promote(1)
+        rollout.promote(2)
+        other = Rollout(shop, config=tmp_path / "other.config", server=server.control)
+        assert other.promote(3, "canary") == {"stable": 2, "canary": 3, "previous": 1}
+        assert server.labels == other.labels and server.has("shop", 1, 2, 3)
+        lost = Rollout(shop, config=tmp_path / "lost.config", server=server.control)
+        assert lost.rollback("canary") == {"stable": 2, "previous": 1} == server.labels
+
+
 def test_a_configuration_that_is_refused_leaves_the_server_alone(shop, tmp_path, rollout_on):
     Rollout(shop).promote(2)
     file = shop.parent / "models.config"
