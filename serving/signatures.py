@@ -64,8 +64,7 @@ def build_signatures(
         functions[FEATURES] = _features(trunk)
     spec = tf.TensorSpec([None, *input_shape], tf.float32, name=input_name)
     signatures = [
-        Signature(name, spec, _checked(function, input_shape), 0.0)
-        for name, function in functions.items()
+        Signature(name, spec, _checked(function, spec), 0.0) for name, function in functions.items()
     ]
     known = [size for size in input_shape if size is not None]
     if len(known) < len(input_shape):  # one batch cannot hold examples of several sizes
@@ -85,7 +84,7 @@ def _of_images(classify: _Endpoint, input_shape: Sequence[int], resize: str) -> 
 
     black = np.zeros((1, height, width, channels))
     spec = tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)
-    return Signature(ENCODED, spec, run, _png_files(black)[0], _png_files)
+    return Signature(ENCODED, spec, _checked(run, spec), _png_files(black)[0], _png_files)
 
 
 def _png_files(pixels: np.ndarray) -> np.ndarray:
@@ -114,7 +113,7 @@ def _of_examples(of: Signature) -> Signature:
 
     sample = np.full(shape, of.sample, object if dtype == tf.string else None)
     spec = tf.TensorSpec([None], tf.string, name=EXAMPLES)
-    return Signature(EXAMPLES, spec, run, example(sample), encode)
+    return Signature(EXAMPLES, spec, _checked(run, spec), example(sample), encode)
 
 
 def _classify_one(head: keras.Model, labels: Sequence[str]) -> _Endpoint:
@@ -213,10 +212,10 @@ def _classification(logits: tf.Tensor, labels: Sequence[str]) -> _Outputs:
     return {"probabilities": probabilities, "class": index, "label": label}
 
 
-def _checked(function: _Endpoint, input_shape: Shape) -> _Endpoint:
+def _checked(function: _Endpoint, spec: tf.TensorSpec) -> _Endpoint:
     def endpoint(inputs: tf.Tensor) -> _Outputs:
         # The shape in the signature is only metadata. Without this operation an image of the wrong
         # size fails deep in the graph or, under global pooling, is classified all the same.
-        return function(tf.ensure_shape(inputs, [None, *input_shape], name="check_input_shape"))
+        return function(tf.ensure_shape(inputs, spec.shape, name="check_input_shape"))
 
     return endpoint

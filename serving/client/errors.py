@@ -20,6 +20,16 @@ NO_HANDSHAKE = "no answer to the TLS handshake"
 # In what both libraries, OpenSSL and gRPC's, say where the other side does not speak TLS.
 _NO_TLS = "WRONG_VERSION_NUMBER"
 
+# What to do about messages that tell more than their code does, by what they contain.
+_ADVICE_ON = {
+    "servable version label": "`keras-mas status {name}` shows which versions have labels.",
+    "request: Specific(": "`keras-mas status {name}` shows which versions are loaded: without "
+    "labels only the newest one, and with labels those that have one.",
+    "to be float but double": "Convert the input with `astype('float32')`.",
+    _NO_TLS: "Connect without TLS, or correct the port.",
+    NO_HANDSHAKE: "Connect without TLS, correct the port, or allow more time.",
+}
+
 # How gRPC's message begins if no address of a server can be connected to; it ends with the reason
 # for the last one.
 _NO_CONNECTION = "failed to connect"
@@ -60,19 +70,10 @@ def error_of(name: str, host_port: str, code: str, message: str | None) -> Servi
         code: Name of a gRPC status code.
         message: What the server or the connection says, if anything.
     """
-    advice = _ADVICE.get(code, OTHER_ADVICE)
-    if "servable version label" in (message or ""):
-        advice = f"`keras-mas status {name}` shows which versions have labels."
-    elif "request: Specific(" in (message or ""):
-        advice = (
-            f"`keras-mas status {name}` shows which versions are loaded: without labels only the "
-            "newest one, and with labels those that have one."
-        )
-    if _NO_TLS in (message or ""):
-        advice = "Connect without TLS, or correct the port."
-    if NO_HANDSHAKE in (message or ""):
-        advice = "Connect without TLS, correct the port, or allow more time."
-    said = in_one_line(failure_of(message or "no reason")).rstrip(".")
+    message = message or "no reason"
+    told = [advice for text, advice in _ADVICE_ON.items() if text in message]
+    advice = told[0].format(name=name) if told else _ADVICE.get(code, OTHER_ADVICE)
+    said = in_one_line(failure_of(message)).rstrip(".")
     return ServingError(
         f"Expected an answer about model '{name}' from {host_port}. "
         f"Received: {code}: {said}. {advice}",

@@ -104,6 +104,12 @@ def test_refusals_are_reported_with_the_message_of_the_server(client, arguments,
         client.predict(**arguments)
 
 
+def test_float64_is_refused_over_grpc_with_what_to_do(server):
+    refused = pytest.raises(ServingError, match=r"Convert the input with `astype\('float32'\)`")
+    with GrpcClient(f"localhost:{server.grpc_port}") as client, refused:
+        client.predict("shop", {"inputs": np.zeros([1, 2])})
+
+
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
 def test_no_server_is_an_error(make):
     with make("127.0.0.1:1") as client, pytest.raises(ServingError) as caught:

@@ -303,6 +303,12 @@ def test_a_wrong_number_of_features_is_refused_with_both_shapes(shop):
     assert "check_input_shape" in caught.value.message
 
 
+def test_one_example_in_place_of_a_list_is_refused_with_its_shape(shop):
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        shop.run("examples", {"examples": np.array(b"", object)})
+    assert "[] is not compatible with expected shape [?]" in caught.value.message
+
+
 @pytest.mark.parametrize("signature", ["a", "serving_default"])
 @pytest.mark.parametrize("shape", [(1, 5, 4, 3), (1, 4, 4), (1, 4, 4, 1)])
 def test_a_wrong_image_is_refused_even_under_global_pooling(pooled, signature, shape):
