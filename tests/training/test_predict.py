@@ -113,6 +113,16 @@ def test_going_back_does_not_wait_for_tensorflow(folder, tmp_path):
             assert said in without_tensorflow([*words, *to_server])[0]
 
 
+def test_a_canary_that_there_is_not_is_said_to_be_none(folder, tmp_path, capsys):
+    models = str(shutil.copytree(folder, tmp_path / "models" / "colours"))
+    Rollout(models).promote(1)
+    Rollout(models).promote(2, "canary")
+    drop = ["rollback", models, "--label", "canary", "--offline"]
+    for said in ("", "there is no canary to drop; no label was moved\n"):
+        assert main(drop) == 0
+        assert capsys.readouterr() == ("colours: stable is version 1\n", said)
+
+
 def test_one_task_of_several_can_be_asked_for(server, files, capsys):
     assert main(ask(server, "rest", "--task", "hue", "--images", *files)) == 0
     assert [line.split()[1:3] for line in capsys.readouterr().out.splitlines()[2:]] == [

@@ -25,7 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from ..console import stderr_console
+
     with rollouts.rollout_of(args) as rollout:
+        before = rollout.labels
         labels = rollout.rollback(args.label)
     rollouts.print_changes(rollout)
+    if labels == before:
+        said = f"there is no {args.label} to drop; no label was moved"
+        stderr_console().print(said, soft_wrap=True)
     rollouts.print_labels(rollout.name, labels, args.json)
