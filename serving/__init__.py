@@ -4,11 +4,11 @@ The modules, by what happens in them:
 
     a version is written       export  signatures  images  orientation  warmup  manifest
     and checked, and judged    publish  answers  gate  runtime
-    labels are moved           rollout  config  control  labels
+    labels are moved           rollout  config  control
     requests are sent          client
     and logged ones are read   traffic  logged
-    a server is stood in for   standin  rest_json  json_text  json_errors  protocol
+    a server is stood in for   standin
     a server is deployed       deploy
 
-`paths`, `messages`, `conventions` and `ports` are what several of them use.
+`paths`, `messages` and `conventions` are what several of them use.
 """

@@ -2,6 +2,9 @@
 
 from keras_mas.errors import without_operations
 
+GRPC_PORT, REST_PORT = 8500, 8501
+"""The default ports of TensorFlow Serving, which are also those of the stand-in."""
+
 DEFAULT_SIGNATURE = "serving_default"
 """The signature of a request that names none."""
 
@@ -14,7 +17,7 @@ IMAGE_BYTES = "image_bytes"
 IMAGE_BEGINNINGS: dict[str, bytes] = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 """What the files that the signature `encoded` takes begin with."""
 
-MOST_PIXELS = 2**26
+MAX_PIXELS = 2**26
 """Pixels of the largest image that is decoded: a file of 400 kB may hold 400 million."""
 
 RESIZE_MODES = ("crop", "stretch", "none")
@@ -24,10 +27,16 @@ RESIZE_MODES = ("crop", "stretch", "none")
 are resized. "none": images of another size are refused.
 """
 
+STABLE, CANARY, PREVIOUS = "stable", "canary", "previous"
+"""The labels: what all clients get, what some try, and what `stable` was before."""
+
+LABELS = (STABLE, CANARY)
+"""The labels that can be moved; `previous` follows `stable`."""
+
 MAX_FORGETTING = 0.05
 """How much accuracy a task may lose from one version to the next unless another bound is given."""
 
-LONGEST_SECONDS = 1_000_000
+MAX_SECONDS = 1_000_000
 """The longest time, eleven days, that anything may be asked to wait; the system counts no further
 than 292 years."""
 

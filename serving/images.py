@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from .conventions import IMAGE_BEGINNINGS, MOST_PIXELS
+from .conventions import IMAGE_BEGINNINGS, MAX_PIXELS
 from .orientation import EXIF_BYTES, EXIF_MARKERS, SHORT, TAG
 
 _PNG, _JPEG = IMAGE_BEGINNINGS["PNG"], IMAGE_BEGINNINGS["JPEG"]
@@ -25,7 +25,7 @@ def decode(contents: tf.Tensor, shape: tuple[int, int, int], resize: str) -> tf.
     become grey.
 
     Args:
-        contents: String tensor `[N]`, the content of a JPEG or PNG file each, of `MOST_PIXELS` at
+        contents: String tensor `[N]`, the content of a JPEG or PNG file each, of `MAX_PIXELS` at
             most. Other content fails with `InvalidArgumentError` when the graph runs.
         shape: Height, width and channels, 1 or 3, of the result.
         resize: One of `conventions.RESIZE_MODES`.
@@ -71,11 +71,11 @@ def _of_decodable_size(content: tf.Tensor, is_png: tf.Tensor) -> tf.Tensor:
 
     size = tf.cond(is_png, png_size, lambda: tf.image.extract_jpeg_shape(content)[:2])
     message = (
-        f"Expected an image of at most {MOST_PIXELS:,} pixels. Received one of these rows and "
+        f"Expected an image of at most {MAX_PIXELS:,} pixels. Received one of these rows and "
         "columns:"
     )
     # Either may be 2³¹ − 1.
-    right = tf.reduce_prod(tf.cast(size, tf.float64)) <= MOST_PIXELS
+    right = tf.reduce_prod(tf.cast(size, tf.float64)) <= MAX_PIXELS
     with tf.control_dependencies([tf.debugging.Assert(right, [message, size])]):
         return tf.identity(content)
 

@@ -19,7 +19,7 @@ from keras_mas.errors import UsageError
 
 from . import warmup
 from .config import config_path, labels_of, read_config
-from .conventions import in_one_line
+from .conventions import STABLE, in_one_line
 from .export import (
     Approval,
     ExportError,
@@ -42,7 +42,6 @@ from .gate import (
     unmeasured_sentence,
     write_blessing,
 )
-from .labels import STABLE
 from .manifest import ManifestError, read_manifest
 from .paths import list_versions, version_path
 from .runtime import LoadedVersion, LoadError, damaged

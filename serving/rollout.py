@@ -30,7 +30,7 @@ from .config import (
     write_config,
 )
 from .control import ControlError, ModelControl
-from .labels import CANARY, LABELS, PREVIOUS, STABLE
+from .conventions import CANARY, LABELS, PREVIOUS, STABLE
 from .paths import list_versions, model_names, remove_versions
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.conventions import LONGEST_SECONDS
+from keras_mas.serving.conventions import MAX_SECONDS
 
 from .wording import did_you_mean
 
@@ -54,7 +54,7 @@ class Bounds:
 
 POSITIVE = Bounds(above=0)
 NOT_NEGATIVE = Bounds(at_least=0)
-SECONDS = Bounds(above=0, at_most=LONGEST_SECONDS)
+SECONDS = Bounds(above=0, at_most=MAX_SECONDS)
 AT_LEAST_ONE = Bounds(at_least=1)
 
 

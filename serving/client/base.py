@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from keras_mas.errors import UsageError
 
-from ..conventions import DEFAULT_SIGNATURE, LONGEST_SECONDS
+from ..conventions import DEFAULT_SIGNATURE, MAX_SECONDS
 from .batches import Arrays, as_array, batches, joined, without_rows
 from .errors import OTHER_ADVICE, ServingError, error_of
 from .retries import retried
@@ -60,10 +60,10 @@ def _which(name: str, version: int | None, label: str | None) -> Which:
 
 
 def _check_timeout(timeout: object) -> None:
-    if not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST_SECONDS:
+    if not isinstance(timeout, int | float) or not 0 < timeout <= MAX_SECONDS:
         raise UsageError(
             "Expected `timeout` to be a positive number of seconds, "
-            f"{LONGEST_SECONDS:,} at most. Received: {timeout!r}."
+            f"{MAX_SECONDS:,} at most. Received: {timeout!r}."
         )
 
 
@@ -110,7 +110,7 @@ class Client(abc.ABC):
         tls: How the connection is encrypted; None for a connection that is not.
 
     Raises:
-        UsageError: If `timeout` is no positive number up to `LONGEST_SECONDS`, `retries` no integer
+        UsageError: If `timeout` is no positive number up to `MAX_SECONDS`, `retries` no integer
             ≥ 0, the port none from 1 to 65535, or the address a URL.
     """
 

@@ -2,7 +2,8 @@
 
 The real `tensorflow_model_server` comes as an image and an apt package, and is not always at hand.
 The stand-in answers the same requests on the same ports with the same messages, and its versions
-and labels come and go by the same rules. It is built on the gRPC interfaces of
+and labels come and go by the same rules: a client that was tried with it meets the same refusals in
+production, to the position at which JSON is wrong. It is built on the gRPC interfaces of
 tensorflow-serving-api, on waitress for HTTP, and on TensorFlow's C++ runtime. Written after the
 source of TensorFlow Serving; the table of cases in `tests/serving_conformance.py` names
 the function behind each.

@@ -22,8 +22,8 @@ from google.protobuf import text_format
 from keras_mas.errors import UsageError
 
 from ..messages import message_classes
-from ..protocol import failed_precondition, invalid_argument, unavailable
 from ..runtime import LoadedVersion
+from .protocol import failed_precondition, invalid_argument, unavailable
 
 Arrays = dict[str, np.ndarray]
 

@@ -18,8 +18,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from ..protocol import MAX_REQUEST_BYTES, Code, RequestError, invalid_argument
 from .models import GRACE_SECONDS, THREADS, ServedModels
+from .protocol import MAX_REQUEST_BYTES, Code, RequestError, invalid_argument
 from .request_log import PredictLog
 from .tensors import write_tensor
 

@@ -18,7 +18,7 @@ from tensorflow_serving.config.model_server_config_pb2 import (
 
 from keras_mas.errors import UsageError
 
-from ..protocol import Code, invalid_argument, not_found
+from .protocol import Code, invalid_argument, not_found
 
 LATEST, ALL = "latest", "all"
 
@@ -49,7 +49,7 @@ def config_of(
     return config
 
 
-def read_config(path: str | os.PathLike) -> ModelServerConfig:
+def read_server_config(path: str | os.PathLike) -> ModelServerConfig:
     """Read a configuration from a file, a `ModelServerConfig` as protobuf text.
 
     Raises:

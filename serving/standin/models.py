@@ -19,7 +19,6 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 from keras_mas.errors import UsageError
 
 from ..conventions import DEFAULT_SIGNATURE
-from ..protocol import Code, RequestError, failed_precondition, invalid_argument, not_found
 from ..runtime import LoadedVersion, LoadError
 from ..warmup import WarmupError, load_warmed_up
 from .batching import Batcher, BatchingParameters
@@ -32,6 +31,7 @@ from .model_config import (
     models_of,
 )
 from .policy import Action, Snapshot, next_action
+from .protocol import Code, RequestError, failed_precondition, invalid_argument, not_found
 from .request_log import LogSettings, PredictLog, RequestLogs, log_settings_of
 
 _State = get_model_status_pb2.ModelVersionStatus.State

@@ -28,15 +28,15 @@ from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2
 from waitress import wasyncore
 from waitress.server import TcpWSGIServer
 
-from .. import json_text, rest_json
 from ..conventions import HTTP_STATUS
-from ..protocol import (
+from . import json_text, rest_json
+from .models import GRACE_SECONDS, THREADS, ServedModels
+from .protocol import (
     MAX_REQUEST_BYTES,
     RequestError,
     invalid_argument,
     unimplemented,
 )
-from .models import GRACE_SECONDS, THREADS, ServedModels
 from .request_log import PredictLog
 from .tensors import write_tensor
 

@@ -11,12 +11,18 @@ from typing import Self
 
 from keras_mas.errors import UsageError
 
-from ..ports import GRPC, REST
-from ..protocol import MAX_REQUEST_BYTES, RequestError
+from ..conventions import GRPC_PORT, REST_PORT
 from .batching import BatchingParameters
 from .grpc import serve_grpc
-from .model_config import ModelServerConfig, aspired_versions, config_of, models_of, read_config
+from .model_config import (
+    ModelServerConfig,
+    aspired_versions,
+    config_of,
+    models_of,
+    read_server_config,
+)
 from .models import ServedModels
+from .protocol import MAX_REQUEST_BYTES, RequestError
 from .request_log import LogSettings
 from .rest import serve_rest
 
@@ -83,8 +89,8 @@ class StandIn:
         models: Mapping[str, str | os.PathLike] | ModelServerConfig | str | os.PathLike,
         *,
         host: str = "127.0.0.1",
-        grpc_port: int = GRPC,
-        rest_port: int = REST,
+        grpc_port: int = GRPC_PORT,
+        rest_port: int = REST_PORT,
         options: ServerOptions | None = None,
     ):
         self.host = host
@@ -194,7 +200,7 @@ def _config_from(
     source: Mapping[str, str | os.PathLike] | ModelServerConfig | str | os.PathLike,
 ) -> ModelServerConfig:
     if isinstance(source, str | os.PathLike):
-        return read_config(source)
+        return read_server_config(source)
     config = source if isinstance(source, ModelServerConfig) else config_of(source)
     if not models_of(config):
         raise UsageError(
@@ -236,7 +242,7 @@ def _follow(
     while not ending.wait(seconds):
         try:
             # Also if it is the same as before: a version that a label waits for may have come.
-            models.reload(read_config(path))
+            models.reload(read_server_config(path))
             said = ""
         except (RequestError, UsageError) as error:
             if str(error) != said:

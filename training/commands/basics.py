@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.ports import GRPC, REST
+from keras_mas.serving.conventions import GRPC_PORT, REST_PORT
 
 from ..load_options import LoadOptions
 from ..options import AT_LEAST_ONE, SECONDS, Bounds, add_options, file_or_folder, number
@@ -40,7 +40,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--server",
         metavar="HOST:PORT",
-        help=f"address (default: 127.0.0.1 and port {REST} for rest, {GRPC} for grpc)",
+        help=f"address (default: 127.0.0.1 and port {REST_PORT} for rest, {GRPC_PORT} for grpc)",
     )
     group.add_argument(
         "--timeout",
@@ -101,7 +101,7 @@ def client_of(args: argparse.Namespace) -> "GrpcClient | RestClient":
 
 def address_of(args: argparse.Namespace) -> str:
     """Return the address of the model server that was asked for."""
-    return args.server or f"127.0.0.1:{GRPC if args.via == 'grpc' else REST}"
+    return args.server or f"127.0.0.1:{GRPC_PORT if args.via == 'grpc' else REST_PORT}"
 
 
 def tls_of(args: argparse.Namespace) -> "Tls | None":

@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from keras_mas.serving.labels import LABELS, STABLE
+from keras_mas.serving.conventions import LABELS, STABLE
 
 from . import basics, rollouts
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from keras_mas.serving.labels import LABELS, STABLE
+from keras_mas.serving.conventions import LABELS, STABLE
 
 from . import basics, rollouts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.ports import GRPC
+from keras_mas.serving.conventions import GRPC_PORT
 
 from ..options import SECONDS, file_or_folder, number
 from .basics import add_tls, print_json, tls_of
@@ -56,8 +56,8 @@ def add_rollout(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--server",
         metavar="HOST:PORT",
-        default=f"127.0.0.1:{GRPC}",
-        help=f"its gRPC port (default: 127.0.0.1:{GRPC})",
+        default=f"127.0.0.1:{GRPC_PORT}",
+        help=f"its gRPC port (default: 127.0.0.1:{GRPC_PORT})",
     )
     how = group.add_mutually_exclusive_group()
     how.add_argument(

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.conventions import LONGEST_SECONDS
-from keras_mas.serving.ports import GRPC, REST
+from keras_mas.serving.conventions import GRPC_PORT, MAX_SECONDS, REST_PORT
 
 from ..options import AT_LEAST_ONE, Bounds, file_or_folder, number
 from ..wording import one_of
@@ -32,7 +31,7 @@ _ALL_ADDRESSES = "0.0.0.0"  # no address that a client can ask
 _DOCKER_SECONDS = 10.0  # a client whose daemon does not answer
 
 _port = number(int, Bounds(at_least=0, at_most=65535))
-_seconds = number(float, Bounds(at_least=0, at_most=LONGEST_SECONDS))
+_seconds = number(float, Bounds(at_least=0, at_most=MAX_SECONDS))
 _fraction = number(float, Bounds(at_least=0, at_most=1))
 
 
@@ -73,10 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument(
-        "--port", type=_port, default=GRPC, help=f"gRPC port, 0 for any free one (default: {GRPC})"
+        "--port",
+        type=_port,
+        default=GRPC_PORT,
+        help=f"gRPC port, 0 for any free one (default: {GRPC_PORT})",
     )
     group.add_argument(
-        "--rest-port", type=_port, default=REST, help=f"REST port, likewise (default: {REST})"
+        "--rest-port",
+        type=_port,
+        default=REST_PORT,
+        help=f"REST port, likewise (default: {REST_PORT})",
     )
     group.add_argument(
         "--host",
@@ -275,9 +280,9 @@ def docker_command(args: argparse.Namespace) -> list[str]:
 
 
 def _base_paths(config: Path) -> list[str]:
-    from keras_mas.serving.standin.model_config import models_of, read_config
+    from keras_mas.serving.standin.model_config import models_of, read_server_config
 
-    return [model.base_path for model in models_of(read_config(config))]
+    return [model.base_path for model in models_of(read_server_config(config))]
 
 
 def _whole(seconds: float) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_mas.serving.conventions import MOST_PIXELS
+from keras_mas.serving.conventions import MAX_PIXELS
 from keras_mas.serving.orientation import EXIF_BYTES, is_served, orientation_of
 
 from .errors import BrokenFileError, DataError
@@ -53,7 +53,7 @@ def read_image(path: Path) -> np.ndarray:
         uint8 array `[height, width, 3]`.
 
     Raises:
-        BrokenFileError: If the content of the file cannot be decoded, has more than `MOST_PIXELS`,
+        BrokenFileError: If the content of the file cannot be decoded, has more than `MAX_PIXELS`,
             or holds floating-point or 32-bit values, whose range is not known.
         DataError: If the machine cannot read the file, or has no memory to decode it. That says
             nothing of the file's content.
@@ -81,9 +81,9 @@ def _decoded(path, file):
 
     try:
         with Image.open(file) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
-                    f"{image.width} × {image.height} pixels, more than {MOST_PIXELS:,}, which take "
+                    f"{image.width} × {image.height} pixels, more than {MAX_PIXELS:,}, which take "
                     "gigabytes"
                 )
             return _upright(image, bytes(file.getbuffer()[:EXIF_BYTES]))

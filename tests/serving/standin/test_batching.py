@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.protocol import RequestError
 from keras_mas.serving.standin.batching import (
     Batcher,
     BatchingParameters,
     read_batching_parameters,
 )
+from keras_mas.serving.standin.protocol import RequestError
 
 
 class Recorder:

@@ -10,15 +10,15 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2
 
-from keras_mas.serving.protocol import RequestError
 from keras_mas.serving.standin import config_of
 from keras_mas.serving.standin.model_config import (
     ModelServerConfig,
     aspired_versions,
-    read_config,
+    read_server_config,
 )
 from keras_mas.serving.standin.models import ServedModels
 from keras_mas.serving.standin.policy import Action, Snapshot, next_action
+from keras_mas.serving.standin.protocol import RequestError
 
 HALF = "half_plus_two"
 LOADED = {"ready": True}
@@ -75,7 +75,7 @@ def test_a_policy_chooses_among_the_versions_of_a_folder(folder, tmp_path, polic
         f'model_config_list {{ config {{ name: "a" base_path: "{folder}" '
         f'model_platform: "tensorflow" model_version_policy {{ {policy} }} }} }}'
     )
-    (model,) = read_config(path).model_config_list.config
+    (model,) = read_server_config(path).model_config_list.config
     found = aspired_versions(model)
     assert list(found) == numbers
     assert 2 not in found or found[2] == folder / "002"

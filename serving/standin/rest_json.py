@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..messages import DATA_TYPES, TYPES
 from . import json_text
 from .json_text import excerpt
-from .messages import DATA_TYPES, TYPES
 from .protocol import RequestError, invalid_argument, unimplemented
 
 

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from keras_mas.serving import rest_json
-from keras_mas.serving.protocol import RequestError
+from keras_mas.serving.standin import rest_json
+from keras_mas.serving.standin.protocol import RequestError
 
 
 def infos(**dtypes):
