@@ -2,6 +2,7 @@
 
 The modules, by what happens in them:
 
+    a model is checked         head_checks
     a version is written       export  signatures  images  orientation  warmup  manifest
     and checked, and judged    publish  answers  gate  runtime
     labels are moved           rollout  config  control

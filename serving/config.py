@@ -3,7 +3,8 @@
 TensorFlow Serving reads it from the file of `--model_config_file`, once or again and again, and
 takes it over its reload API. It is the whole truth each time: a model that it does not name is
 unloaded. So the file may hold other models, written by hand, and only the entries that differ are
-changed here; the rest of the text stays as it is, comments too.
+changed here; the rest of the text stays as it is, comments too. Comments of a list in brackets,
+`config: [{…}, {…}]`, are lost: it is written anew.
 """
 
 import contextlib
@@ -81,7 +82,8 @@ def write_config(path: str | os.PathLike, config: ModelServerConfig) -> None:
     Raises:
         OSError: If it cannot be written; the earlier one stays.
     """
-    text = _with_entries(_read(path) or _HEADING, config)
+    before = _read(path)
+    text = _with_entries(before if before.strip() else _HEADING, config)
     # A link stays one.
     with atomic_file(Path(path).resolve(), "w") as file:
         file.write(text)
@@ -198,8 +200,10 @@ def _with_entries(text: str, config: ModelServerConfig) -> str:
             return edited
     except text_format.ParseError:
         pass
-    # The text is of another form, such as `config: [{…}, {…}]`, or has no list yet.
-    return _HEADING + text_format.MessageToString(config, as_utf8=True)
+    # The text has comments at most, or is of another form, such as `config: [{…}, {…}]`.
+    is_empty = text_format.Parse(text, ModelServerConfig()) == ModelServerConfig()
+    heading = f"{text.rstrip()}\n" if is_empty else _HEADING
+    return heading + text_format.MessageToString(config, as_utf8=True)
 
 
 def _with_entry(text: str, model: ModelConfig) -> str:

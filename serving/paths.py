@@ -161,6 +161,11 @@ def refuse_existing(directory: Path) -> None:
     """
     version = parse_version(directory)
     taken = list_versions(directory.parent).get(version, directory)
+    if taken.is_file():
+        raise UsageError(
+            f"Expected no '{taken}', where version {version} of '{directory.parent.name}' is to "
+            "lie. Received: a file. Move it elsewhere."
+        )
     if taken.exists():
         raise UsageError(
             f"Expected version {version} of '{directory.parent.name}' not to exist. Received: "

@@ -6,6 +6,7 @@ TensorFlow Serving replays `assets.extra/tf_serving_warmup_requests` of a versio
 """
 
 import itertools
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ _PATH = Path("assets.extra") / "tf_serving_warmup_requests"
 
 # The server refuses a version with more.
 _MAX_RECORDS = 1000
+
+# float32 inputs of a larger request would take the memory that a server has for its versions.
+_MAX_BYTES = 256 * 2**20
 
 # Stands for a dimension of unknown size. 224 is customary for images, and every network of
 # keras.applications accepts it.
@@ -59,6 +63,8 @@ def write_warmup(
 ) -> None:
     """Write a request to every signature in every batch size, 1,000 of them at most.
 
+    Of batch sizes whose inputs take more than 256 MiB there is none, but for the smallest.
+
     A request repeats one input, which is written once: the server fills a tensor with the last
     value that the request has. So 32 images take as many bytes as one.
 
@@ -70,7 +76,10 @@ def write_warmup(
     """
     path = Path(directory) / _PATH
     path.parent.mkdir(exist_ok=True)
-    pairs = itertools.product(batch_sizes, signatures)
+    largest_input = max(4 * math.prod(_extents(signature, 1)) for signature in signatures)
+    smallest, *others = sorted(set(batch_sizes))
+    sizes = [smallest, *(size for size in others if size * largest_input <= _MAX_BYTES)]
+    pairs = itertools.product(sizes, signatures)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for size, signature in itertools.islice(pairs, _MAX_RECORDS):
             writer.write(_record(model, signature, size).SerializeToString(deterministic=True))
@@ -148,10 +157,13 @@ def _record(model: str, signature: Signature, size: int) -> prediction_log_pb2.P
     )
 
 
+def _extents(signature: Signature, size: int) -> list[int]:
+    _, *shape = signature.input.shape.as_list()
+    return [size, *(extent or _UNKNOWN_SIZE for extent in shape)]
+
+
 def _repeated(signature: Signature, size: int) -> tensor_pb2.TensorProto:
     """Return a batch of one input, whose values are all `signature.sample`."""
-    _, *shape = signature.input.shape.as_list()
     proto = tf.make_tensor_proto(signature.sample, signature.input.dtype)
-    extents = [size, *(extent or _UNKNOWN_SIZE for extent in shape)]
-    proto.tensor_shape.CopyFrom(tf.TensorShape(extents).as_proto())
+    proto.tensor_shape.CopyFrom(tf.TensorShape(_extents(signature, size)).as_proto())
     return proto

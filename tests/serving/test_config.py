@@ -80,6 +80,15 @@ def test_without_a_file_there_is_no_label(tmp_path):
     assert config_path(tmp_path / "shop") == tmp_path / "models.config"
 
 
+def test_comments_alone_stay_above_the_first_entry(tmp_path):
+    path = tmp_path / "models.config"
+    path.write_text("# Ask the search team.\n")
+    config = with_labels(read_config(path), "shop", "/models/shop", {"stable": 1}, {1})
+    write_config(path, config)
+    assert path.read_text().startswith("# Ask the search team.\nmodel_config_list {")
+    assert read_config(path) == config
+
+
 def test_a_link_to_a_configuration_stays_one(tmp_path):
     (tmp_path / "real").write_text(BY_HAND)
     (tmp_path / "models.config").symlink_to("real")

@@ -1,5 +1,6 @@
 import shutil
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -34,6 +35,15 @@ def test_there_is_a_request_for_every_signature_and_batch_size(tmp_path, make_he
         *(("examples", "examples", (size,)) for size in (2, 5)),
     }
     assert len(requests) == len(shapes)
+
+
+def test_a_batch_of_more_memory_than_a_server_can_spare_is_left_out(tmp_path):
+    volume = keras.Input([None, None, None, 1])  # 224³ stand for it, 45 MB
+    heads = {"scan": keras.Model(volume, keras.layers.GlobalAveragePooling3D()(volume))}
+    options = {"classes": {"scan": ["brain"]}, "warmup_batch_sizes": [32, 1, 2]}
+    version = export_version(heads, tmp_path / "scans" / "1", **options)
+    sizes = [r.inputs["inputs"].tensor_shape.dim[0].size for r in requests_of(version)]
+    assert sizes == [1, 1, 2, 2]  # of each signature, for all heads and for one
 
 
 def test_a_batch_repeats_one_input(models):
