@@ -47,6 +47,8 @@ class Rollout:
             that the configuration has already keeps its own.
 
     Attributes:
+        before: The version under each label before labels were moved, as the server had them if the
+            configuration named none.
         kept: Names of models that the server had, in folders beside `base_path`, and that the
             configuration did not name. Labels that have moved brought them into it, so that the
             server keeps them.
@@ -70,6 +72,7 @@ class Rollout:
         self.config = Path(config) if config is not None else config_path(base_path)
         self.server = server
         self.served_path = served_path or self.base_path
+        self.before: dict[str, int] = {}
         self.kept: list[str] = []
         self.replaced = 0
         if not list_versions(base_path):
@@ -121,7 +124,7 @@ class Rollout:
                 Whatever fails, the configuration is what it was.
         """
         with changing(self.config):
-            labels = self._labels_to_move()
+            self.before = labels = self._labels_to_move()
             if version is None:
                 version = self._next(label, labels)
             self._check_exists(version)
@@ -151,7 +154,7 @@ class Rollout:
             ControlError: As for `promote`.
         """
         with changing(self.config):
-            labels = self._labels_to_move()
+            self.before = labels = self._labels_to_move()
             source = PREVIOUS if label == STABLE else STABLE
             if source not in labels:
                 raise ConfigError(

@@ -313,6 +313,7 @@ def test_labels_that_a_server_has_from_another_file_stay(shop, tmp_path, rollout
         other = Rollout(shop, config=tmp_path / "other.config", server=server.control)
         assert other.promote(3, "canary") == {"stable": 2, "canary": 3, "previous": 1}
         assert server.labels == other.labels and server.has("shop", 1, 2, 3)
+        assert other.before == {"stable": 2, "previous": 1}  # no label of which has moved
         lost = Rollout(shop, config=tmp_path / "lost.config", server=server.control)
         assert lost.rollback("canary") == {"stable": 2, "previous": 1} == server.labels
 

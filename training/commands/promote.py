@@ -45,26 +45,25 @@ def run(args: argparse.Namespace) -> None:
     from ..console import stderr_console
 
     with rollouts.rollout_of(args) as rollout:
-        before = rollout.labels
         labels = rollout.promote(args.version, args.label, check=partial(_check, debug=args.debug))
     rollouts.print_changes(rollout)
     rollouts.print_labels(rollout.name, labels, args.json)
-    _say_if_unmoved(rollout, args.label, before, labels)
-    if labels.get(STABLE) != before.get(STABLE):
+    _say_if_unmoved(rollout, args.label, labels)
+    if labels.get(STABLE) != rollout.before.get(STABLE):
         _say_if_not_blessed(rollout, labels[STABLE])
     removed = rollout.prune(args.keep) if args.keep else []
     if removed:
         stderr_console().print(f"removed versions {', '.join(map(str, removed))}", soft_wrap=True)
 
 
-def _say_if_unmoved(rollout, label, before, labels):
+def _say_if_unmoved(rollout, label, labels):
     from ..console import stderr_console
 
     if label not in labels:
         version = labels[STABLE]
         said = f"version {version} is stable, and so no {label}: a canary is another version"
         stderr_console().print(said, soft_wrap=True)
-    elif labels == before:
+    elif labels == rollout.before:
         stderr_console().print(
             f"{label} is version {labels[label]} already; no label was moved. The latest "
             f"version is {rollout.latest}.",

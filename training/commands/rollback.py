@@ -28,10 +28,9 @@ def run(args: argparse.Namespace) -> None:
     from ..console import stderr_console
 
     with rollouts.rollout_of(args) as rollout:
-        before = rollout.labels
         labels = rollout.rollback(args.label)
     rollouts.print_changes(rollout)
-    if labels == before:
+    if labels == rollout.before:
         said = f"there is no {args.label} to drop; no label was moved"
         stderr_console().print(said, soft_wrap=True)
     rollouts.print_labels(rollout.name, labels, args.json)
