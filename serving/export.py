@@ -128,7 +128,8 @@ def export_version(
             are made.
         input_name: Name of the input in every signature, a Python identifier.
         classes: Mapping from task name to its C class names, all different, for some or all tasks.
-            Default: "0", "1", ….
+            Default: "0", "1", …. Two for a head of one logit, whose sigmoid is the probability of
+            the second.
         resize: If inputs are images `[N, H, W, 1 or 3]` of values from 0 to 255, how others get
             this size, one of `conventions.RESIZE_MODES`; None if they are none.
         manifest: The entry `run` of the manifest, of what JSON can hold.

@@ -149,6 +149,8 @@ def class_names_of(
 ) -> dict[str, list[str]]:
     """Return the class names of every head: those given, or else "0", "1", ….
 
+    A head of one logit may have two: its sigmoid is the probability of the second.
+
     Args:
         heads: Model of every task.
         classes: Class names of some or all tasks.
@@ -173,7 +175,8 @@ def class_names_of(
                 "training order."
             )
         labels[task] = [_class_name(task, name) for name in classes.get(task, range(count))]
-        if len(labels[task]) != count:
+        is_binary = count == 1 and len(labels[task]) == 2
+        if len(labels[task]) != count and not is_binary:
             raise UsageError(
                 f"Expected {count} class names for '{task}', one per logit. "
                 f"Received: {len(labels[task])} in `classes`. Name every class, in training order."
@@ -181,10 +184,9 @@ def class_names_of(
         if count == 1 and task not in classes:
             raise UsageError(
                 f"Expected the head of '{task}' to return a logit for each of its classes. "
-                "Received: a single one, whose softmax is 1 whatever it is. Where a sigmoid tells "
-                "two classes apart, put a zero before its logit: `keras.Model(model.input, "
-                "keras.ops.pad(logit, [[0, 0], [1, 0]]))`. Name the class in `classes` if there is "
-                "but one."
+                "Received: a single one, whose softmax is 1 whatever it is. Name both classes in "
+                "`classes`, such as ['no', 'yes'], if its sigmoid is the probability of the "
+                "second; or the class, if there is but one."
             )
         if repeated := _repeated(labels[task]):
             raise UsageError(

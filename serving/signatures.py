@@ -201,6 +201,8 @@ def _features(trunk: keras.Model) -> _Endpoint:
 def _classification(logits: tf.Tensor, labels: Sequence[str]) -> _Outputs:
     # Under mixed precision the logits are float16, which REST cannot carry.
     logits = tf.cast(logits, tf.float32)
+    if logits.shape[-1] == 1 < len(labels):  # σ(z) is the second entry of the softmax of [0, z]
+        logits = tf.pad(logits, [[0, 0], [1, 0]])
     index = tf.argmax(logits, axis=-1, output_type=tf.int64)
     label = tf.gather(tf.constant(labels), index)
     # Without an order TensorFlow hands what could run beside the other to a second thread, which

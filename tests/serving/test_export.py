@@ -371,7 +371,7 @@ def test_a_version_with_leading_zeros_is_the_same_version(tmp_path, make_heads):
 
 def test_a_file_is_not_overwritten_either(tmp_path, make_heads):
     (tmp_path / "1").write_text("notes")
-    with pytest.raises(UsageError, match="not to exist"):
+    with pytest.raises(UsageError, match="Received: a file. Move it elsewhere"):
         export_version(make_heads(), tmp_path / "1")
     assert (tmp_path / "1").read_text() == "notes"
 
@@ -624,15 +624,14 @@ def test_a_head_with_a_layer_of_ones_own_is_exported(tmp_path):
     assert export_version({"a": head}, tmp_path / "1").is_dir()
 
 
-def test_a_head_of_one_logit_is_refused_and_what_the_error_advises_is_exported(tmp_path):
+def test_the_sigmoid_of_one_logit_is_the_probability_of_the_second_class(tmp_path):
     point = keras.Input((1,))
-    with pytest.raises(UsageError, match="a single one, whose softmax is 1 whatever it is"):
-        export_version({"a": keras.Model(point, keras.layers.Identity()(point))}, tmp_path / "1")
-    assert names_in(tmp_path) == []
-    head = keras.Model(point, keras.ops.pad(point, [[0, 0], [1, 0]]))
-    with contextlib.closing(LoadedVersion(export_version({"a": head}, tmp_path / "1"))) as version:
-        answer = version.run("a", {"inputs": np.array([[np.log(3)]], np.float32)})
-    np.testing.assert_allclose(answer["probabilities"], [[0.25, 0.75]], rtol=1e-6)
+    head = keras.Model(point, keras.layers.Identity()(point))
+    version = export_version({"spam": head}, tmp_path / "1", classes={"spam": ["no", "yes"]})
+    with contextlib.closing(LoadedVersion(version)) as loaded:
+        answer = loaded.run("spam", {"inputs": np.array([[np.log(3)], [-np.log(3)]], np.float32)})
+    np.testing.assert_allclose(answer["probabilities"], [[0.25, 0.75], [0.75, 0.25]], rtol=1e-6)
+    assert answer["label"].tolist() == [b"yes", b"no"]
 
 
 def test_the_folder_of_a_version_is_an_integer(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_mas.errors import UsageError
-from keras_mas.serving.paths import list_versions, parse_version, refuse_existing, version_path
+from keras_mas.serving.paths import list_versions, parse_version, version_path
 
 
 def test_parse_version_is_the_inverse_of_version_path():
@@ -22,12 +22,6 @@ def test_versions_are_folders_with_integer_names_in_numeric_order(tmp_path):
     # As text "10" comes before "9".
     assert list_versions(tmp_path) == {9: tmp_path / "9", 10: tmp_path / "10"}
     assert list(list_versions(tmp_path)) == [9, 10]
-
-
-def test_a_file_in_the_place_of_a_version_is_named(tmp_path):
-    (tmp_path / "4").write_text("mine")
-    with pytest.raises(UsageError, match="Received: a file. Move it elsewhere"):
-        refuse_existing(tmp_path / "4")
 
 
 def test_leading_zeros_are_allowed_as_in_tensorflow_serving(tmp_path):
