@@ -28,7 +28,8 @@ import numpy as np
 from keras_mas.serving.gate import HeldOut
 from keras_mas.serving.manifest import read_manifest
 from keras_mas.serving.paths import list_versions
-from keras_mas.serving.publish import check_version, publish
+from keras_mas.serving.publish import publish
+from keras_mas.serving.published import check_version
 from keras_mas.serving.runtime import LoadedVersion
 
 POINTS = np.array([[0.0, 1.0], [0.5, 0.0], [0.25, 1.0]], np.float32)

@@ -4,7 +4,7 @@ The modules, by what happens in them:
 
     a model is checked         head_checks
     a version is written       export  signatures  images  orientation  warmup  manifest
-    and checked, and judged    publish  answers  gate  runtime
+    and checked, and judged    publish  published  answers  gate  runtime
     labels are moved           rollout  config  control
     requests are sent          client
     and logged ones are read   traffic  logged

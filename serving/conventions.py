@@ -17,6 +17,9 @@ IMAGE_BYTES = "image_bytes"
 IMAGE_BEGINNINGS: dict[str, bytes] = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 """What the files that the signature `encoded` takes begin with."""
 
+EXTRA_ASSETS = "assets.extra"
+"""Folder of a version for files that its graph does not read; TensorFlow Serving fixes the name."""
+
 MAX_PIXELS = 2**26
 """Pixels of the largest image that is decoded: a file of 400 kB may hold 400 million."""
 

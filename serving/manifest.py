@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from .conventions import EXTRA_ASSETS
+
 FORMAT = 1
 """Number of the manifest's format, raised when a key changes its meaning."""
 
-_PATH = Path("assets.extra") / "manifest.json"
+_PATH = Path(EXTRA_ASSETS) / "manifest.json"
 
 
 class ManifestError(RuntimeError):

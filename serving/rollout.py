@@ -110,7 +110,7 @@ class Rollout:
             label: One of `conventions.LABELS`. Where `stable` moves, `previous` points to where it
                 was. Whatever moves, `canary` is dropped if `stable` points to the same version.
             check: Called with the folder of the version before anything changes, as
-                `publish.check_version`; what it raises leaves everything as it is. Also of a
+                `published.check_version`; what it raises leaves everything as it is. Also of a
                 version that answers at the server: its files may have been damaged since.
 
         Returns:

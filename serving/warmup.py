@@ -18,6 +18,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from keras_mas.errors import UsageError
 
+from .conventions import EXTRA_ASSETS
 from .logged import array_of
 from .runtime import LoadedVersion
 from .signatures import Signature
@@ -25,7 +26,7 @@ from .signatures import Signature
 BATCH_SIZES = (1, 32)
 """Batch sizes of the requests, unless others are asked for."""
 
-_PATH = Path("assets.extra") / "tf_serving_warmup_requests"
+_PATH = Path(EXTRA_ASSETS) / "tf_serving_warmup_requests"
 
 # The server refuses a version with more.
 _MAX_RECORDS = 1000

@@ -13,7 +13,8 @@ from keras_mas.serving.conventions import MAX_FORGETTING
 from keras_mas.serving.export import check_exportable
 from keras_mas.serving.gate import HeldOut, losses, unmeasured_sentence
 from keras_mas.serving.paths import version_path
-from keras_mas.serving.publish import blessing_of, is_published, publish
+from keras_mas.serving.publish import publish
+from keras_mas.serving.published import blessing_of, is_published
 
 from .heads import heads_of, unique_heads
 from .listening import Listener, TaskResult

@@ -16,7 +16,8 @@ from keras_mas.serving.export import ExportError, is_exported
 from keras_mas.serving.gate import Bounds, HeldOut, RefusedError
 from keras_mas.serving.manifest import read_manifest
 from keras_mas.serving.paths import list_versions, new_version, remove_versions
-from keras_mas.serving.publish import check_published, check_version, is_published, publish
+from keras_mas.serving.publish import publish
+from keras_mas.serving.published import check_published, check_version, is_published
 from keras_mas.serving.runtime import LoadedVersion, LoadError
 
 # Of four points the pets of `heads()` classify three right. Turned around, they get one right.

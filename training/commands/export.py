@@ -144,7 +144,7 @@ def _numbers(args, learned):
 def _print(base, number, published, force):
     from keras_mas.serving.gate import comparison_sentence
     from keras_mas.serving.paths import version_path
-    from keras_mas.serving.publish import blessing_of
+    from keras_mas.serving.published import blessing_of
 
     from ..console import result_console
 

@@ -94,6 +94,6 @@ def _check(folder: Path, debug: bool = False) -> None:
     from ..start_tensorflow import import_tensorflow
 
     import_tensorflow(debug)
-    from keras_mas.serving.publish import check_version
+    from keras_mas.serving.published import check_version
 
     check_version(folder)
