@@ -22,7 +22,6 @@ from .export import (
     Approval,
     ExportError,
     check_exportable,
-    check_heads,
     description_of,
     export_version,
 )
@@ -37,6 +36,7 @@ from .gate import (
     unmeasured_sentence,
     write_blessing,
 )
+from .head_checks import check_heads
 from .manifest import ManifestError, read_manifest
 from .paths import list_versions, version_path
 from .runtime import LoadedVersion, LoadError
