@@ -28,6 +28,9 @@ from .rest import serve_rest
 
 _LOG = logging.getLogger(__name__)
 
+# How late the handler of a signal may run that did not end the wait.
+_SIGNAL_SECONDS = 0.5
+
 
 class PortError(RuntimeError):
     """The stand-in cannot listen on the port it was given."""
@@ -136,7 +139,10 @@ class StandIn:
 
     def wait(self) -> None:
         """Block until another thread calls `stop`, or a signal's handler raises an exception."""
-        self._stopped.wait()
+        # A signal that comes just before the wait begins, or to another thread, does not end it:
+        # its handler runs when the wait does.
+        while not self._stopped.wait(_SIGNAL_SECONDS):
+            pass
 
     def __enter__(self) -> Self:
         return self.start()

@@ -229,7 +229,7 @@ def _serve_with_process(args: argparse.Namespace, chosen: str) -> None:
                 f"port {args.rest_port}. Ctrl-C stops it.",
                 soft_wrap=True,
             )
-            code = process.wait()
+            code = _exit_code(process)
         except KeyboardInterrupt:
             process.terminate()
             return
@@ -238,6 +238,13 @@ def _serve_with_process(args: argparse.Namespace, chosen: str) -> None:
             f"Expected {name} to serve until it is interrupted. Received: exit code {code}. Its "
             "own messages say why."
         )
+
+
+def _exit_code(process: "subprocess.Popen[bytes]") -> int:
+    while True:
+        # As in `StandIn.wait`, a signal need not end the wait.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=1.0)
 
 
 def server_command(args: argparse.Namespace) -> list[str]:

@@ -1,4 +1,5 @@
 import concurrent.futures
+import signal
 import socket
 import threading
 
@@ -59,6 +60,39 @@ def ask(name, x, **spec):
 
 
 # Requests that succeed.
+
+
+class SignalError(Exception):
+    """What the handler of a signal raises."""
+
+
+def test_a_signal_that_does_not_end_the_wait_is_handled_all_the_same(models):
+    def handle(number, frame):
+        raise SignalError
+
+    def send():
+        # The system gives it to this thread, since the other one has blocked it; so the wait of
+        # that one is not interrupted, as by a signal that comes just before it begins.
+        signal.raise_signal(signal.SIGUSR1)
+        if not ended.wait(10):
+            was_stopped.append(True)
+            server.stop()
+
+    was_stopped: list[bool] = []
+    server, ended = StandIn({"shop": models / "shop"}), threading.Event()
+    before = signal.signal(signal.SIGUSR1, handle)
+    sender = threading.Timer(0.2, send)
+    sender.start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        with pytest.raises(SignalError):
+            server.wait()
+    finally:
+        ended.set()
+        sender.join()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        signal.signal(signal.SIGUSR1, before)
+    assert not was_stopped
 
 
 def test_half_plus_two_in_rows_and_columns(url):
