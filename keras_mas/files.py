@@ -15,6 +15,9 @@ from .errors import UsageError
 # What the name of an unfinished file or folder begins with. TensorFlow Serving ignores such names.
 UNFINISHED = ".tmp-"
 
+# Random bytes at its end, in hexadecimal digits.
+_RANDOM_BYTES = 4
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
@@ -135,7 +138,8 @@ def remove_unfinished(folder: str | os.PathLike, of: str = "") -> None:
         of: Name of the file or folder, which no other process writes now; by default, no other
             process writes to the folder at all.
     """
-    for path in Path(folder).glob(f"{UNFINISHED}{glob.escape(of)}*"):
+    pattern = f"{glob.escape(of)}-{'[0-9a-f]' * 2 * _RANDOM_BYTES}" if of else "*"
+    for path in Path(folder).glob(f"{UNFINISHED}{pattern}"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -143,7 +147,7 @@ def remove_unfinished(folder: str | os.PathLike, of: str = "") -> None:
 
 
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{UNFINISHED}{path.name}-{secrets.token_hex(4)}")
+    return path.with_name(f"{UNFINISHED}{path.name}-{secrets.token_hex(_RANDOM_BYTES)}")
 
 
 def _sync(path: Path) -> None:

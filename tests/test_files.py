@@ -84,10 +84,12 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 
 def test_what_is_left_of_one_file_is_removed_and_of_no_other(tmp_path):
-    for name in (".tmp-[a]-00", ".tmp-a-00", ".tmp-b-00"):
+    # The second is of "a", the third of "[a].bak", and the fourth of "[a]-b".
+    others = [".tmp-a-00112233", ".tmp-[a].bak-00112233", ".tmp-[a]-b-00112233"]
+    for name in (".tmp-[a]-00112233", *others):
         (tmp_path / name).write_text("")
     remove_unfinished(tmp_path, "[a]")
-    assert names(tmp_path) == [".tmp-a-00", ".tmp-b-00"]
+    assert names(tmp_path) == sorted(others)
 
 
 def test_a_folder_that_can_be_made_leaves_no_trace(tmp_path):

@@ -11,9 +11,12 @@ from .recording import Call, own_activation, recording_calls
 from .unchanged import flatten_layers
 
 PROBABILITIES = (
-    *(keras.activations.softmax, keras.activations.sigmoid),
-    *(keras.ops.softmax, keras.ops.sigmoid),
-    *(tf.nn.softmax, tf.nn.sigmoid),
+    keras.activations.softmax,
+    keras.activations.sigmoid,
+    keras.ops.softmax,
+    keras.ops.sigmoid,
+    tf.nn.softmax,
+    tf.nn.sigmoid,
 )
 """Activations that make probabilities of logits."""
 

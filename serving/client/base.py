@@ -30,6 +30,9 @@ _MAX_VERSION = 2**63 - 1
 _LAST_PORT = 65535
 _PORT = re.compile(r":(-?[0-9]+)$")
 
+# What addresses of gRPC begin with that are no HOST:PORT.
+_RESOLVERS = ("unix", "vsock:", "dns:", "ipv4:", "ipv6:", "xds:")
+
 
 class Which(NamedTuple):
     """What a request is about: a model, and if given, its version by number or label."""
@@ -68,11 +71,11 @@ def _check_timeout(timeout: object) -> None:
 
 
 def _check_address(host_port: str) -> None:
-    scheme, is_url, _ = host_port.partition("://")
-    if is_url and scheme in ("http", "https"):
+    if set("/?#@") & set(host_port) and not host_port.startswith(_RESOLVERS):
         raise UsageError(
-            f"Expected the address of a server as HOST:PORT. Received: '{host_port}'. Leave out "
-            f"'{scheme}://' and what follows the port; TLS is an option of its own."
+            "Expected the address of a server as HOST:PORT, such as 'localhost:8501'. Received: "
+            f"'{host_port}'. Leave out 'http://' and what follows the port; TLS is an option of "
+            "its own."
         )
     port = _PORT.search(host_port)
     if port and not 1 <= int(port[1]) <= _LAST_PORT and not host_port.startswith("unix"):

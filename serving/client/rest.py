@@ -38,7 +38,6 @@ class RestClient(Client):
         from .pool import connection_pool  # which a client over gRPC need not wait for
 
         super().__init__(host_port, **options)
-        _check_host_port(host_port)
         files: dict[str, Any] = {}
         if self.tls is not None:
             names = ("ca_certs", "cert_file", "key_file")
@@ -166,15 +165,6 @@ class RestClient(Client):
                 raise late from error
             raise _unavailable(name, self.host_port, error) from error
         return response.status, content
-
-
-def _check_host_port(host_port: str) -> None:
-    """Refuse the address of a page, which would be taken for a host, or for a part of a path."""
-    if set("/?#@") & set(host_port):
-        raise UsageError(
-            "Expected the address of a server as HOST:PORT, such as 'localhost:8501'. Received: "
-            f"'{host_port}'. Leave out 'http://', which `tls` decides, and what follows the port."
-        )
 
 
 def _check_shapes(arrays: Arrays) -> None:

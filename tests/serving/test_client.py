@@ -342,15 +342,17 @@ def test_a_port_is_a_number_of_sixteen_bits(make, address):
 
 
 @pytest.mark.parametrize("make", [RestClient, GrpcClient])
-def test_a_url_is_no_address(make):
-    with pytest.raises(UsageError, match="as HOST:PORT. Received: 'http://shop:8501'. Leave out"):
-        make("http://shop:8501")
-
-
-@pytest.mark.parametrize("address", ["http://shop:8501", "shop:8501/", "shop:8501#", "me@shop:80"])
-def test_the_address_of_a_page_is_none_of_a_server(address):
+@pytest.mark.parametrize(
+    "address", ["http://shop:8501", "https://shop", "shop:8501/", "shop:8501#", "me@shop:80"]
+)
+def test_the_address_of_a_page_is_none_of_a_server(make, address):
     with pytest.raises(UsageError, match=f"as HOST:PORT.* Received: '{address}'. Leave out 'http:"):
-        RestClient(address)
+        make(address)
+
+
+def test_grpc_takes_the_addresses_that_it_resolves():
+    for address in ("unix:///run/serving", "dns:///shop:8500"):
+        GrpcClient(address).close()
 
 
 @pytest.mark.parametrize("address", ["no such host:1", "", "[::1"])

@@ -150,10 +150,10 @@ def test_one_process_changes_a_configuration_at_a_time(tmp_path):
 
 
 def test_what_a_killed_process_left_of_a_configuration_is_removed(tmp_path):
-    for name in (".tmp-models.config-00", ".tmp-other.config-00"):
+    for name in (".tmp-models.config-00112233", ".tmp-other.config-00112233"):
         (tmp_path / name).write_text("half")
     with changing(tmp_path / "models.config"):
-        assert {path.name for path in tmp_path.glob(".tmp-*")} == {".tmp-other.config-00"}
+        assert {path.name for path in tmp_path.glob(".tmp-*")} == {".tmp-other.config-00112233"}
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

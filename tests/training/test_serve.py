@@ -205,3 +205,17 @@ def test_sigterm_ends_the_server_that_was_started(here):
         assert b"Ctrl-C stops it" in command.stderr.readline()
         os.kill(command.pid, signal.SIGTERM)
         assert command.wait(20) == 0
+
+
+def test_the_wait_for_a_server_ends_now_and_then_so_that_signals_are_handled():
+    class Process:
+        waits = 0
+
+        def wait(self, timeout=None):
+            assert timeout is not None  # otherwise a signal that came before it would be lost
+            self.waits += 1
+            if self.waits < 3:
+                raise subprocess.TimeoutExpired("server", timeout)
+            return 7
+
+    assert serve._exit_code(Process()) == 7

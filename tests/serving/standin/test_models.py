@@ -233,6 +233,7 @@ def test_a_version_asked_for_again_while_it_is_unloaded_comes_back(models, base)
             wait_for(served, v2="AVAILABLE", v1="UNLOADING")
             served.reload(config_of({"half": base}, (1,)))
         wait_for(served, v2="END", v1="AVAILABLE")
+        assert ask(served) == 1
 
 
 # Reload and labels.
